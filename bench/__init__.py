@@ -1,0 +1,1 @@
+"""Benchmarks: each compares in one run, prints a table, and ends with one JSON object on stdout."""

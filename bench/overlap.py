@@ -1,0 +1,280 @@
+"""How much of the exchange hides behind compute: fedbcd against parablock over a shaped link (design §6).
+
+    python -m bench.overlap --quick --out overlap.json
+    python -m bench.overlap --clients 1,2 --regime 0.5,1,2 --repeat 3
+
+For each number of clients, a short synchronous run over a link of a guessed rate (two, where there is a delay)
+gives C and M; from them comes the rate at which M is the asked multiple of C. Then both modes run over links of that
+rate, as real processes: one broker, and workers with one compute thread each. What is trained is `bench.workload`,
+the arithmetic is `bench.figures`; this module starts things, prints a table and draws the round times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench import figures, results, runs, workload
+from bench.figures import Averages, FiguresError
+from bench.netns import LinkError
+from bench.network import Kind, choose, network
+from bench.processes import ChildError
+from bench.units import format_rate, parse_duration, parse_rate
+from parablock import config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bench.workload import Workload
+
+_GUESS_S = 0.5  # in which the calibration's link moves a block up and down
+
+Number = TypeVar("Number", int, float)
+
+_console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asked for."""
+
+    clients: tuple[int, ...]
+    ratios: tuple[float, ...]
+    """M over C; of no account where `rate` is given."""
+    rate: float | None
+    delay_s: float
+    kind: Kind
+    steps: int
+    sweeps: int
+    repeat: int
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A plan, what it trains, and the folder that its runs go to."""
+
+    plan: Plan
+    workload: Workload
+    folder: Path
+
+    def run(self, name: str, mode: str, clients: int, rate: float, sweeps: int) -> Averages:
+        """One run of real processes. Raises ChildError, LinkError, FiguresError, ConfigError."""
+        rounds = figures.rounds_for(sweeps, self.workload.blocks)
+        with network(self.plan.kind, [rate] * clients, self.plan.delay_s) as links:
+            settings = workload.settings(self.workload, mode, rounds, clients, self.plan.steps, links.bind)
+            asked = self.folder / f"{name}.toml"
+            asked.write_text(config.to_toml(settings), encoding="utf-8")
+            settings = config.load(asked, self.plan.overrides)
+            finished = runs.run(settings, links, self.folder / name)
+        return figures.averages(finished.read_metrics(), blocks=len(finished.manifest().blocks), clients=clients)
+
+    def rows(self, clients: int) -> list[dict[str, Any]]:
+        """The result rows of one number of clients: one for each regime."""
+        if self.plan.rate is not None:
+            return [self._row(clients, self.plan.rate, None)]
+        guess = 2 * self.workload.block_bytes / _GUESS_S
+        measured = {}
+        for turn, rate in enumerate((guess, 4 * guess) if self.plan.delay_s else (guess,)):
+            _console.print(f"{_clients(clients)}: calibrating at {format_rate(rate)}")
+            measured[rate] = self.run(f"{clients}-calibration-{turn}", "fedbcd", clients, rate, sweeps=1)
+        return [self._row(clients, figures.rate_for(ratio, measured), ratio) for ratio in self.plan.ratios]
+
+    def _row(self, clients: int, rate: float, ratio: float | None) -> dict[str, Any]:
+        found = []
+        for turn in range(self.plan.repeat):
+            pair = []
+            for mode in ("fedbcd", "parablock"):
+                _console.print(f"{_clients(clients)}: {mode} at {format_rate(rate)}")
+                name = f"{clients}-{ratio or 'given'}-{turn}-{mode}"
+                pair.append(self.run(name, mode, clients, rate, self.plan.sweeps))
+            found.append(row(clients, rate, ratio, *pair))
+        return figures.medians(found)
+
+
+def row(clients: int, rate: float, ratio: float | None, fedbcd: Averages, parablock: Averages) -> dict[str, Any]:
+    """One row of the result. compute_s and comm_s are the fedbcd run's; all times are means over rounds."""
+    return {
+        "clients": clients,
+        "regime": ratio,
+        "rate_bytes_s": rate,
+        "compute_s": fedbcd.compute_s,
+        "comm_s": fedbcd.comm_s,
+        "fedbcd_round_s": fedbcd.round_s,
+        "parablock_round_s": parablock.round_s,
+        "parablock_compute_s": parablock.compute_s,
+        "parablock_comm_s": parablock.comm_s,
+        "parablock_exposed_s": parablock.exposed_s,
+        **dataclasses.asdict(figures.overlap(fedbcd, parablock)),
+        "loop_lag_p99_ms": parablock.loop_lag_p99_ms,
+        "rounds": parablock.rounds,
+        "fedbcd_rounds_s": list(fedbcd.round_times_s),
+        "parablock_rounds_s": list(parablock.round_times_s),
+    }
+
+
+def result(rows: list[dict[str, Any]], plan: Plan, block_bytes: int) -> dict[str, Any]:
+    """The JSON object of design §6: the row nearest to M = C with the fewest clients, all rows, the conditions."""
+    headline = min(rows, key=lambda row: (row["clients"], abs((row["regime"] or 1.0) - 1.0)))
+    return {
+        "bench": "overlap",
+        **{key: value for key, value in headline.items() if not isinstance(value, list)},
+        "rows": rows,
+        "link": plan.kind,
+        "delay_s": plan.delay_s,
+        "steps": plan.steps,
+        "block_bytes": block_bytes,
+        "repeat": plan.repeat,
+        "overrides": list(plan.overrides),
+        "machine": results.machine(),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows for people."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "clients": lambda row: str(row["clients"]),
+        "Mbit/s": lambda row: f"{row['rate_bytes_s'] * 8e-6:.1f}",
+        "C": lambda row: f"{row['compute_s']:.3f}",
+        "M": lambda row: f"{row['comm_s']:.3f}",
+        "fedbcd": lambda row: f"{row['fedbcd_round_s']:.3f}",
+        "parablock": lambda row: f"{row['parablock_round_s']:.3f}",
+        "efficiency": lambda row: f"{row['efficiency']:.3f}",
+        "bound": lambda row: f"{row['bound_ratio']:.3f}",
+        "slowdown": lambda row: f"{row['compute_slowdown']:.3f}",
+        "lag ms": lambda row: "" if row["loop_lag_p99_ms"] is None else f"{row['loop_lag_p99_ms']:.1f}",
+    }
+    shown = Table(
+        box=box.SIMPLE, padding=(0, 0), caption="C, M (of the fedbcd run) and round times in seconds, means over rounds"
+    )
+    for name in columns:
+        shown.add_column(name, justify="right")
+    for each in rows:
+        shown.add_row(*(text(each) for text in columns.values()))
+    return shown
+
+
+def plot(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Round times of both modes against max(C, M), one panel a row."""
+    figure = Figure(figsize=(7, 2.6 * len(rows) + 0.6), layout="constrained")
+    panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axes, each in zip(panels, rows, strict=True):
+        bound = max(each["parablock_compute_s"], each["parablock_comm_s"])
+        axes.plot(each["fedbcd_rounds_s"], color="tab:gray", marker="o", markersize=3, label="fedbcd")
+        axes.plot(each["parablock_rounds_s"], color="tab:blue", marker="o", markersize=3, label="parablock")
+        axes.axhline(bound, color="tab:red", linestyle="--", linewidth=1, label="max(C, M)")
+        axes.set_ylim(bottom=0, top=1.25 * max(each["fedbcd_round_s"], each["parablock_round_s"], bound))
+        axes.set_title(f"{_clients(each['clients'])}, {format_rate(each['rate_bytes_s'])}", fontsize=10)
+        axes.set_ylabel("round time (s)")
+        axes.legend(loc="lower right", ncols=3, fontsize=8)
+    panels[-1].set_xlabel("round")
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Exit codes: 0; 1 where a run failed (the ends of the logs are shown); 2 for wrong input."""
+    options = _parser().parse_args(argv)
+    try:
+        results.check_out(options.out)
+        plan = _plan(options)
+    except ValueError as error:
+        print(f"bench.overlap: {error}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children and links end
+    try:
+        with tempfile.TemporaryDirectory(prefix="parablock-overlap-") as temporary:
+            folder = options.keep or Path(temporary)
+            made = workload.make(folder)
+            bench = Bench(plan, made, folder)
+            rows = [row for clients in plan.clients for row in bench.rows(clients)]
+    except KeyboardInterrupt:
+        return 130
+    except config.ConfigError as error:
+        print(f"bench.overlap: {error}", file=sys.stderr)
+        return 2
+    except (ChildError, LinkError, FiguresError, OSError) as error:
+        print(f"bench.overlap failed: {error}", file=sys.stderr)
+        return 1
+    _console.print(table(rows))
+    results.emit(result(rows, plan, made.block_bytes), plot(rows), options.out)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.overlap", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--quick", action="store_true", help="one number of clients, one regime, few rounds: within 60 s")
+    add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
+    add("--clients", help="numbers of clients, a row for each: 1,2 (default: cores less one)")
+    add("--regime", default="1", help="M over C, a row for each: 0.5,1,2 (default: 1)")
+    add("--rate", help="rate of each link instead, as 45mbit or 5MB/s")
+    add("--delay", default="0", help="delay of each way, as 50ms (user-space link)")
+    add("--link", choices=("auto", "kernel", "user"), default="auto", help="what shapes the links")
+    add("--steps", type=int, help="optimizer steps a round, K (default: 2; quick: 1)")
+    add("--sweeps", type=int, help="sweeps over all blocks that are measured (default: 5; quick: 2)")
+    add("--repeat", type=int, default=1, help="pairs of runs, of which the medians are given (default: 1)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
+    add("--keep", type=Path, metavar="DIR", help="keep the runs' folders and logs in this new folder")
+    return parser
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    """Raises ValueError, with what to do, for what cannot be run."""
+    clients = _numbers(options.clients, int, "--clients") if options.clients else (max(1, results.cores() - 1),)
+    ratios = _numbers(options.regime, float, "--regime")
+    steps = options.steps if options.steps is not None else (1 if options.quick else 2)
+    sweeps = options.sweeps if options.sweeps is not None else (2 if options.quick else 5)
+    for name, value in (("--steps", steps), ("--sweeps", sweeps), ("--repeat", options.repeat)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if options.quick and (len(clients) > 1 or len(ratios) > 1 or options.repeat > 1):
+        raise ValueError("--quick is one row within 60 s; leave it out for several clients, regimes or repetitions")
+    delay_s = parse_duration(options.delay)
+    kind, reason = choose(options.link, delay_s)
+    _console.print(reason)
+    config.load(None, options.set)  # a typing mistake is told now
+    if options.keep is not None:
+        try:
+            options.keep.mkdir(parents=True)
+        except OSError as error:
+            raise ValueError(f"cannot make the folder {options.keep}: {error.strerror}; name a new one") from error
+    return Plan(
+        clients=clients,
+        ratios=ratios,
+        rate=parse_rate(options.rate) if options.rate else None,
+        delay_s=delay_s,
+        kind=kind,
+        steps=steps,
+        sweeps=sweeps,
+        repeat=options.repeat,
+        overrides=tuple(options.set),
+    )
+
+
+def _numbers(text: str, kind: type[Number], option: str) -> tuple[Number, ...]:
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 < number < 1e6 for number in numbers):
+        raise ValueError(f"{option} takes numbers above zero, separated by commas; got {text!r}")
+    return numbers
+
+
+def _clients(count: int) -> str:
+    return f"{count} client{'s' * (count != 1)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""A benchmark's result on its way out: the machine that gave it, a line of JSON, a file and a plot beside it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.figure import Figure
+
+
+class OutputError(ValueError):
+    """The result cannot be written where it was asked for."""
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on: processor, cores that may be used, operating system, versions, date (UTC)."""
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "transformers", "pyzmq", "uvloop", "parablock")},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_out(out: Path | None) -> None:
+    """Raise OutputError now, rather than after minutes of work, where `out` cannot be written."""
+    if out is None:
+        return
+    if out.suffix != ".json":
+        raise OutputError(f"--out names the JSON file of the result, got {out}; end it in .json")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise OutputError(f"cannot write to the folder {out.parent}; make it first, or choose another --out")
+
+
+def emit(result: Mapping[str, Any], plot: Figure | None, out: Path | None) -> None:
+    """Write OUT.json and OUT.png where asked, and print the result as one line of JSON, the last on stdout."""
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        if plot is not None:
+            plot.savefig(out.with_suffix(".png"), dpi=120)
+    print(json.dumps(result, allow_nan=False), flush=True)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

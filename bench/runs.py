@@ -1,0 +1,65 @@
+"""One run of parablock as a user would start it: real broker and worker processes, over given links, until it ends.
+
+What is trained and what is made of the metrics is the caller's business.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from bench.processes import Children
+from parablock import config
+from parablock.run_folder import METRICS, RunFolder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bench.network import Network
+
+PATIENCE_S = 90.0
+"""A run without a new row of metrics for this long has failed; starting up, torch included, is within it."""
+
+_LEAVING_S = 20.0
+
+_ENVIRONMENT = {
+    # A client has one compute thread, so that a bench of two clients on two cores measures two clients.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def run(settings: config.Config, links: Network, folder: Path) -> RunFolder:
+    """Start a broker and one worker per link, wait until all have ended well, and return the run's folder.
+
+    settings: with `network.bind` as `links` says; worker i trains on shard i of `data.train`. folder: new; it gets
+    the config, a log per process, and the run in `folder/run`. Raises ChildError, with the ends of the logs, where
+    a process fails or the run stands still.
+    """
+    assert settings.network.bind == links.bind, "the broker must listen where the links lead"
+    assert settings.round.clients == len(links.endpoints), "one link per client"
+    folder.mkdir()
+    config_path, out = folder / "config.toml", folder / "run"
+    config_path.write_text(config.to_toml(settings), encoding="utf-8")
+    metrics = out / METRICS
+
+    def progress() -> int:
+        return metrics.stat().st_size if metrics.exists() else 0
+
+    python = (sys.executable, "-m")
+    with Children(folder) as children:
+        broker_options = (str(config_path), "--out", str(out), *links.flags)
+        broker = children.start("broker", [*links.broker_prefix, *python, "broker", *broker_options], _ENVIRONMENT)
+        workers = []
+        for index, (endpoint, prefix) in enumerate(zip(links.endpoints, links.client_prefixes, strict=True)):
+            name = f"worker-{index}"
+            place = ("--broker", endpoint, "--name", name, "--threads", "1", *links.flags)
+            rows = ("--data", settings.data.train, "--shard", f"{index}/{len(links.endpoints)}")
+            workers.append(children.start(name, [*prefix, *python, "workers", *place, *rows], _ENVIRONMENT))
+        children.wait(broker, progress, PATIENCE_S)
+        for worker in workers:
+            children.wait(worker, progress, _LEAVING_S)
+    return RunFolder.open(out)

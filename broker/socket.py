@@ -1,0 +1,118 @@
+"""The broker's ROUTER socket on the event loop: frames in, frames out, no protocol.
+
+One reader for the life of the socket, driven by readiness and never cancelled; it drains many messages per wake-up,
+so that a burst of chunks costs one pass through the loop. Sending never blocks and never drops in silence: ROUTER is
+mandatory, there is no high-water mark on the way out, and what may be under way is bounded by the credit of the
+transfers instead.
+
+Payloads are sent uncopied: whoever hands over a buffer does not write to it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING, cast
+
+import zmq
+
+from parablock import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_BURST = 64
+"""Messages taken per wake-up, before other callbacks of the loop have their turn."""
+
+_MOST_FRAMES = 4
+
+
+class BindError(ValueError):
+    """The broker cannot listen where it should; the text says why and what to do."""
+
+
+class RouterSocket:
+    """Bound to `endpoint` from its making; `listen` starts the reader. What arrives before that is kept."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._socket.set(zmq.ROUTER_HANDOVER, 1)
+        self._socket.set(zmq.SNDHWM, 0)
+        self._socket.set(zmq.MAXMSGSIZE, wire.MAX_PAYLOAD_BYTES + wire.MAX_HEADER_BYTES)
+        self._socket.set(zmq.LINGER, 3000)
+        self._socket.set(zmq.IPV6, "[" in endpoint)
+        self._socket.set(zmq.TCP_KEEPALIVE, 1)
+        self._socket.set(zmq.TCP_KEEPALIVE_IDLE, 60)
+        self._draining = False
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            if error.errno == errno.EADDRINUSE:
+                raise BindError(
+                    f"{endpoint} is in use, perhaps by another broker; choose another port with "
+                    "--set network.bind=tcp://127.0.0.1:PORT, or * for a free one"
+                ) from error
+            raise BindError(f"cannot listen on {endpoint}: {error.strerror}; expected tcp://ADDRESS:PORT") from error
+        self.endpoint = cast("bytes", self._socket.get(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
+        self._descriptor = cast("int", self._socket.get(zmq.FD))
+
+    def listen(self, on_frames: Callable[[bytes, list[memoryview]], None]) -> None:
+        """From now on call `on_frames(peer, frames)` on the running loop for each message."""
+        self._on_frames = on_frames
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._descriptor, self._drain)
+        self._wake()
+
+    def send(self, peer: bytes, frames: Sequence[bytes | memoryview]) -> bool:
+        """Hand a message to `peer`; false if no such peer is connected (any more)."""
+        try:
+            self._socket.send_multipart([peer, *frames], flags=zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError as error:
+            if error.errno == errno.EHOSTUNREACH:
+                return False
+            raise
+        finally:
+            self._wake()
+        return True
+
+    def close(self) -> None:
+        """Stop reading, let what was sent leave (for at most LINGER), and free the port."""
+        if not self._closed:
+            self._closed = True
+            if self._loop is not None:
+                self._loop.remove_reader(self._descriptor)
+            self._socket.close()
+            self._context.term()
+
+    def _wake(self) -> None:
+        """The descriptor is edge-triggered, and sending may have consumed the edge: look once more."""
+        if not self._draining and self._loop is not None:
+            self._draining = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        self._draining = False
+        for _ in range(_BURST):
+            if self._closed:
+                return
+            try:
+                peer, frames = self._receive()
+            except zmq.Again:
+                return
+            self._on_frames(peer, frames)
+        self._wake()
+
+    def _receive(self) -> tuple[bytes, list[memoryview]]:
+        """One message; of an endless one only as many frames are kept as it takes to see that it is too long."""
+        frames: list[memoryview] = []
+        while True:
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            if len(frames) < _MOST_FRAMES:
+                frames.append(frame.buffer)
+            if not frame.more:
+                return bytes(frames[0]), frames[1:]

@@ -1,0 +1,455 @@
+"""Settings: one frozen tree, read from one TOML file, every key settable on the command line.
+
+This module says which keys exist, their defaults, units, ranges and meanings, and turns text into a checked
+`Config` or into a `ConfigError` that says what to do. It opens no model, no data and no socket. Keys marked
+`local` stay on the machine that reads them: the broker never sends them (paths, and the right to run code).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Scalar = bool | int | float | str
+
+_LONGEST_TEXT = 4096
+
+
+class ConfigError(ValueError):
+    """A setting is wrong. The message names the key, what was expected, what came, and what to do."""
+
+
+def _key(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    local: bool = False,
+) -> Any:
+    """A setting: `low` and `high` are inclusive bounds, `above` an exclusive lower one."""
+    metadata = {"meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "local": local}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the trainable parameters are partitioned."""
+
+    num_blocks: int = _key(0, "decoder layers are grouped into this many blocks; 0: one layer a block", low=0)
+    max_block_mb: float = _key(
+        0.0,
+        "instead of num_blocks: as many layers a block as stay under this size in float32; 0: off",
+        unit="MB (1e6 bytes)",
+        low=0,
+    )
+    embeddings: Literal["join", "own", "freeze"] = _key(
+        "join", "input (and position) embeddings: with the first decoder block, a block of their own, or frozen"
+    )
+    final_norm: Literal["join", "own", "freeze"] = _key(
+        "join", "the norm after the last layer: with the last decoder block, a block of its own, or frozen"
+    )
+    head: Literal["join", "own", "freeze"] = _key(
+        "join", "output head where it is not tied to the embeddings: with the last block, its own, or frozen"
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which block is trained in which round."""
+
+    order: Literal["cyclic", "descending", "random"] = _key(
+        "cyclic", "order of blocks in a sweep: first to last, last to first, or a seeded permutation per sweep"
+    )
+
+
+@dataclass(frozen=True)
+class Solver:
+    """The local optimizer of one block."""
+
+    steps: int = _key(8, "optimizer steps per round, K", low=1)
+    batch_size: int = _key(4, "rows per micro-batch", low=1)
+    accumulate: int = _key(1, "micro-batches per optimizer step", low=1)
+    lr: float = _key(1e-4, "peak learning rate of AdamW", above=0)
+    lr_schedule: Literal["constant", "cosine", "linear"] = _key(
+        "constant", "learning rate over rounds after the warm-up"
+    )
+    lr_final: float = _key(
+        0.0, "where the rate would be one round after the last, as a fraction of lr (cosine, linear)", low=0, high=1
+    )
+    warmup_rounds: int = _key(0, "rounds over which the learning rate rises linearly to lr", low=0)
+    weight_decay: float = _key(0.0, "AdamW's decay; never applied to norms and biases", low=0)
+    beta1: float = _key(0.9, "AdamW's first-moment decay", low=0, high=0.999999)
+    beta2: float = _key(0.999, "AdamW's second-moment decay", low=0, high=0.999999)
+    eps: float = _key(1e-8, "AdamW's denominator term", above=0)
+    clip: float = _key(1.0, "gradient norm of the block is clipped to this; 0: no clipping", low=0)
+    gradient_checkpointing: bool = _key(False, "recompute activations in the backward pass to save memory")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How communication hides behind computation (mode = "parablock")."""
+
+    correction: Literal["shrink", "own", "stale"] = _key(
+        "shrink",
+        "what stands for a block until its mean lands: x + alpha*delta with alpha learnt per block, x + delta, or x",
+    )
+    land: Literal["boundary", "arrival"] = _key(
+        "boundary",
+        "a block lands when round t + max_in_flight ends (reproducible), or at the next step after it arrives",
+    )
+    max_in_flight: int = _key(1, "rounds whose blocks may be on the way while the next one trains", low=1, high=64)
+    smoothing: float = _key(
+        0.5, "weight of the newest observation in a block's alpha (shrink); 1: only the last visit", above=0, high=1
+    )
+
+
+@dataclass(frozen=True)
+class Server:
+    """The optimizer that the broker applies to the mean delta of a block."""
+
+    optimizer: Literal["average", "momentum", "nesterov"] = _key("average", "how the mean delta moves the block")
+    lr: float = _key(1.0, "step size on the mean delta", above=0)
+    momentum: float = _key(0.9, "decay of the momentum buffer (momentum, nesterov)", low=0, high=0.999999)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """When a round closes."""
+
+    clients: int = _key(2, "workers that the run waits for before its first round", low=1, high=100_000)
+    quorum: int = _key(
+        0, "clients that must be there for a round to close, contributions at its deadline; 0: more than half", low=0
+    )
+    deadline_s: float = _key(
+        0.0,
+        "after a round's first contribution, how long it waits for the rest; 0: as long as they are alive",
+        unit="s",
+        low=0,
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where rows come from and how a row becomes tokens."""
+
+    train: str = _key(
+        "builtin",
+        "training rows: a .jsonl, .json, .csv or .parquet file, a hub name as NAME[:CONFIG][@SPLIT], or builtin",
+        local=True,
+    )
+    eval: str = _key("", "held-out rows, as for train; empty: no evaluation", local=True)
+    split: str = _key("train", "split, where the source is a datasets name")
+    format: Literal["prompt", "chat", "text"] = _key(
+        "prompt", "prompt and completion fields, a field of chat messages, or one field of plain text"
+    )
+    prompt: str = _key("prompt", "name of the prompt field (format = prompt)")
+    completion: str = _key("completion", "name of the completion field (format = prompt)")
+    messages: str = _key("messages", "name of the messages field (format = chat)")
+    text: str = _key("text", "name of the text field (format = text)")
+    template: str = _key(
+        "{prompt}", "text before the completion, {prompt} standing for the prompt field and {NAME} for field NAME"
+    )
+    use_chat_template: bool = _key(False, "wrap prompt and completion in the tokenizer's chat template")
+    max_tokens: int = _key(512, "longer rows are truncated (and counted)", unit="tokens", low=2)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out evaluation by the workers, each on its share of the rows."""
+
+    rows: int = _key(64, "held-out rows for the loss; 0: all", low=0)
+    every: int = _key(0, "also evaluate after every so many rounds; 0: only before the first and after the last", low=0)
+    generate: int = _key(0, "held-out rows answered by generation for exact match of `#### N`; 0: none", low=0)
+    max_new_tokens: int = _key(256, "longest generated answer", unit="tokens", low=1)
+    batch_size: int = _key(8, "rows per evaluation batch", low=1)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The link between broker and workers."""
+
+    bind: str = _key(
+        "tcp://127.0.0.1:5557", "where the broker listens; tcp://127.0.0.1:* takes a free port", local=True
+    )
+    chunk_bytes: int = _key(1 << 20, "payload of one message", unit="bytes", low=1 << 10, high=8 << 20)
+    window_bytes: int = _key(
+        4 << 20, "bytes that a receiver grants ahead of what it holds, per transfer", unit="bytes", low=1 << 10
+    )
+    heartbeat_s: float = _key(2.0, "each side says that it is alive this often", unit="s", above=0)
+    timeout_s: float = _key(30.0, "silence after which the other side is taken for gone", unit="s", above=0)
+    resend_s: float = _key(15.0, "a transfer without progress for this long is resumed", unit="s", above=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. Built by `load` and `from_dict`, which check it; never changed afterwards."""
+
+    model: str = _key("builtin", "a local folder or hub name of a Hugging Face causal LM, or the built-in tiny Llama")
+    mode: Literal["parablock", "fedbcd"] = _key(
+        "parablock", "overlapped exchange, or synchronous rounds (the baseline)"
+    )
+    rounds: int = _key(40, "rounds of the run", low=1, high=10_000_000)
+    seed: int = _key(0, "seed of everything random", low=0, high=2**31 - 1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _key(
+        "float32", "dtype of the frozen parameters; the active block always has float32 masters; auto: as stored"
+    )
+    trust_remote_code: bool = _key(
+        False, "run code that comes with a model's repository; only if you trust its authors", local=True
+    )
+    blocks: Blocks = field(default_factory=Blocks)
+    schedule: Schedule = field(default_factory=Schedule)
+    solver: Solver = field(default_factory=Solver)
+    pipeline: Pipeline = field(default_factory=Pipeline)
+    server: Server = field(default_factory=Server)
+    round: Rounds = field(default_factory=Rounds)
+    data: Data = field(default_factory=Data)
+    eval: Evaluation = field(default_factory=Evaluation)
+    network: Network = field(default_factory=Network)
+
+    @property
+    def in_flight(self) -> int:
+        """Rounds that may be on the way while the next one trains: 0 in the synchronous mode."""
+        return self.pipeline.max_in_flight if self.mode == "parablock" else 0
+
+    @property
+    def quorum(self) -> int:
+        """Fewest contributions that a round may close with."""
+        return self.round.quorum or self.round.clients // 2 + 1
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting, as `parablock config --explain` shows it."""
+
+    path: str
+    default: Scalar
+    kind: str
+    unit: str
+    meaning: str
+    local: bool
+
+
+def load(path: Path | str | None, overrides: typing.Iterable[str] = ()) -> Config:
+    """Read `path` (TOML; None: all defaults), then apply `overrides` of the form KEY=VALUE in order.
+
+    Raises ConfigError for an unreadable file, an unknown key, a wrong type, a number out of range, or settings
+    that contradict each other.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the config file {path}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and numbers of 5,000 digits
+            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(tree, override)
+    return from_dict(tree)
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """A checked `Config` from nested dictionaries, as TOML and the wire give them. Raises ConfigError."""
+    config: Config = _build(Config, tree, "")
+    _check_together(config)
+    return config
+
+
+def to_dict(config: Config, *, shared_only: bool = False) -> dict[str, Any]:
+    """Nested dictionaries of plain values; with `shared_only` without the keys that stay on their machine."""
+
+    def walk(node: Any) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for item in dataclasses.fields(node):
+            value = getattr(node, item.name)
+            if dataclasses.is_dataclass(value):
+                result[item.name] = walk(value)
+            elif not (shared_only and item.metadata["local"]):
+                result[item.name] = value
+        return result
+
+    return walk(config)
+
+
+def to_toml(config: Config) -> str:
+    """The config as a TOML file that `load` reads back to an equal tree."""
+    tree = to_dict(config)
+    lines = [f"{name} = {toml_value(value)}" for name, value in tree.items() if not isinstance(value, dict)]
+    for name, table in tree.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]"]
+            lines += [f"{key} = {toml_value(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def keys() -> list[Key]:
+    """Every setting, in the order of the tree."""
+    found: list[Key] = []
+
+    def walk(cls: type[Any], prefix: str) -> None:
+        hints = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(hints[item.name]):
+                walk(hints[item.name], f"{prefix}{item.name}.")
+                continue
+            meta = item.metadata
+            found.append(
+                Key(prefix + item.name, typing.cast("Scalar", item.default), _expected(item, hints[item.name]),
+                    meta["unit"], meta["meaning"], meta["local"])
+            )  # fmt: skip
+
+    walk(Config, "")
+    return found
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path.strip():
+        raise ConfigError(f"--set expects KEY=VALUE, got {override!r}; for example --set solver.lr=1e-4")
+    *tables, name = path.strip().split(".")
+    node = tree
+    for table in tables:
+        node = node.setdefault(table, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {table!r} is a value, not a table")
+    node[name] = _parse(text.strip(), is_text=path.strip() in _text_keys())
+
+
+def _parse(text: str, *, is_text: bool) -> Scalar:
+    """A TOML value where the text is one, else the text itself: paths need no quotes on a command line.
+
+    is_text: the key takes text, so that only quotes are read as TOML; a folder may be called 2024, true or 1#2.
+    """
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    value = parsed.pop("value")
+    if parsed or not isinstance(value, str if is_text else bool | int | float | str):
+        return text
+    return typing.cast("Scalar", value)
+
+
+@functools.cache
+def _text_keys() -> frozenset[str]:
+    return frozenset(key.path for key in keys() if key.kind == "text")
+
+
+def _build(cls: type[Any], tree: Any, prefix: str) -> Any:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{prefix.rstrip('.') or 'a config'} is a table of settings, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    for name in tree:
+        if name not in fields:
+            raise ConfigError(_unknown(f"{prefix}{name}"))
+    values = {}
+    for name, value in tree.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = _build(typing.cast("type[Any]", hint), value, f"{prefix}{name}.")
+        else:
+            values[name] = _check(f"{prefix}{name}", fields[name], hint, value)
+    return cls(**values)
+
+
+def _check(path: str, item: dataclasses.Field[Any], hint: Any, value: Any) -> Scalar:
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if not isinstance(value, str) or value not in choices:
+            raise ConfigError(f"{path} must be one of {', '.join(choices)}; got {value!r}")
+        return value
+    wrong = ConfigError(f"{path} must be {_expected(item, hint)}; got {value!r:.200}")
+    if hint is float and type(value) is int:
+        value = float(value) if abs(value) < 2**1023 else math.inf
+    if type(value) is not hint:
+        raise wrong
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        raise ConfigError(f"{path} has {len(value)} characters; at most {_LONGEST_TEXT} are possible")
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        raise ConfigError(f"{path} must be valid Unicode, got {value!r:.200}; rename the file or folder")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        meta = item.metadata
+        too_low = (meta["low"] is not None and value < meta["low"]) or (
+            meta["above"] is not None and value <= meta["above"]
+        )
+        too_high = meta["high"] is not None and value > meta["high"]
+        if too_low or too_high or not math.isfinite(value):
+            raise wrong
+    return typing.cast("Scalar", value)
+
+
+def _check_together(config: Config) -> None:
+    if config.blocks.num_blocks and config.blocks.max_block_mb:
+        raise ConfigError("blocks.num_blocks and blocks.max_block_mb exclude each other; set one of them to 0")
+    if config.round.quorum > config.round.clients:
+        raise ConfigError(
+            f"round.quorum = {config.round.quorum} can never be reached with round.clients = {config.round.clients}; "
+            "lower the quorum or expect more clients"
+        )
+    if config.solver.warmup_rounds >= config.rounds:
+        raise ConfigError(
+            f"solver.warmup_rounds = {config.solver.warmup_rounds} must be below rounds = {config.rounds}"
+        )
+    if config.network.timeout_s <= 2 * config.network.heartbeat_s:
+        raise ConfigError(
+            f"network.timeout_s = {config.network.timeout_s} must be more than twice "
+            f"network.heartbeat_s = {config.network.heartbeat_s}, or one late heartbeat ends a session"
+        )
+    if config.network.chunk_bytes % 4:
+        raise ConfigError(
+            f"network.chunk_bytes = {config.network.chunk_bytes} must be a multiple of 4, "
+            "so that no float32 value is cut in two"
+        )
+    if config.network.window_bytes < config.network.chunk_bytes:
+        raise ConfigError(
+            f"network.window_bytes = {config.network.window_bytes} is smaller than one chunk "
+            f"(network.chunk_bytes = {config.network.chunk_bytes}); raise it to at least one chunk"
+        )
+
+
+def _expected(item: dataclasses.Field[Any], hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(typing.get_args(hint))
+    meta = item.metadata
+    name = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]
+    bounds = []
+    if meta["above"] is not None:
+        bounds.append(f"above {meta['above']:g}")
+    if meta["low"] is not None:
+        bounds.append(f"at least {meta['low']:g}")
+    if meta["high"] is not None:
+        bounds.append(f"at most {meta['high']:g}")
+    return " ".join([name, ", ".join(bounds)]).strip()
+
+
+def _unknown(path: str) -> str:
+    known = [key.path for key in keys()] + sorted(
+        name for name, hint in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(hint)
+    )
+    same_leaf = [key for key in known if key.split(".")[-1] == path.split(".")[-1]]
+    close = difflib.get_close_matches(path, same_leaf or known, n=1, cutoff=0.0 if same_leaf else 0.5)
+    guess = (close or [""])[0]
+    hint = f" Did you mean {guess}?" if guess else ""
+    return f"there is no setting {path}.{hint} `parablock config --explain` lists them all"
+
+
+def toml_value(value: Scalar) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+        body = "".join(escapes.get(char, char if char.isprintable() else f"\\U{ord(char):08x}") for char in value)
+        return f'"{body}"'
+    return repr(value)

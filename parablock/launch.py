@@ -1,0 +1,211 @@
+"""`parablock run CONFIG.toml --workers N`: the broker and N workers as processes of this machine, until all have ended.
+
+The broker keeps the terminal; the workers write to `logs/` in the run's folder. Whatever ends this command ends them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from parablock import config as settings
+from parablock.run_folder import RunFolder, RunFolderError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+    from parablock.config import Config
+
+EXIT_FAILED, EXIT_INPUT, EXIT_REFUSED, EXIT_LATER = 1, 2, 3, 75
+_ENDPOINT = "endpoint"
+_GRACE_S = 15.0
+_POLL_S = 0.05
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="parablock run", description=__doc__)
+    parser.add_argument("config", nargs="?", type=Path, help="TOML file; without one, the defaults")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key; may be repeated")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="workers, each with its share of the rows")
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/ and the present time)")
+    parser.add_argument("--device", default="auto", help="the workers' device: cpu, cuda, cuda:N or auto")
+    arguments = parser.parse_args(argv)
+    if arguments.workers < 1:
+        print(f"parablock run: --workers is at least 1, got {arguments.workers}", file=sys.stderr)
+        return EXIT_INPUT
+    try:
+        # One machine needs no fixed port, and waits for exactly the workers that it starts.
+        here = ["network.bind=tcp://127.0.0.1:*", f"round.clients={arguments.workers}"]
+        config = settings.load(arguments.config, [*here, *arguments.set])
+    except settings.ConfigError as error:
+        print(f"parablock run: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    out = arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Launch(config, out, arguments.workers, arguments.device).run()
+
+
+class Launch:
+    """A broker and its workers, as child processes."""
+
+    def __init__(self, config: Config, out: Path, workers: int, device: str = "auto") -> None:
+        self._config = config
+        self._out = out
+        self._count = workers
+        self._device = device
+        self._broker: subprocess.Popen[bytes] | None = None
+        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._logs: list[IO[bytes]] = []
+        self._signalled = 0
+        self._told: set[int] = set()  # children that a signal was passed on to
+
+    def run(self) -> int:
+        """The broker's exit code, or that of the worker that ended the run (2: wrong input; 3: refused; 1: a bug)."""
+        try:
+            # Here as well as in the broker: an old run's endpoint is not waited at, and its logs are not written over.
+            RunFolder.check_free(self._out)
+        except RunFolderError as error:
+            print(f"parablock run: {error}", file=sys.stderr)
+            return EXIT_INPUT
+        if (self._out / _ENDPOINT).is_file():  # of a run whose other files were removed
+            (self._out / _ENDPOINT).unlink()
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            if self._start_broker():
+                self._start_workers()
+            return self._wait()
+        finally:
+            self._end()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _start_broker(self) -> bool:
+        """Start it and wait until it listens; false if it ended instead (it has said why)."""
+        overrides = [f"--set={line}" for line in _overrides(self._config)]
+        command = [sys.executable, "-P", "-m", "broker", "--out", str(self._out), *overrides]
+        # A process group of its own: Ctrl-C reaches the children through `_on_signal`, once, and not by the terminal.
+        self._broker = subprocess.Popen(command, process_group=0)
+        self._catch_up(self._broker)
+        while self._broker.poll() is None and not self._signalled:
+            if self._endpoint():
+                return True
+            time.sleep(_POLL_S)
+        return False
+
+    def _endpoint(self) -> str:
+        """Where the broker listens; "" until it has written the whole line."""
+        try:
+            line = (self._out / _ENDPOINT).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+        return line.strip() if line.endswith("\n") else ""
+
+    def _start_workers(self) -> None:
+        endpoint = self._endpoint()
+        threads = max((os.cpu_count() or 1) // self._count, 1)
+        logs = self._out / "logs"
+        logs.mkdir(exist_ok=True)
+        for index in range(self._count):
+            if self._signalled:
+                return
+            name = f"worker-{index}"
+            command = [sys.executable, "-P", "-m", "workers", "--broker", endpoint, "--name", name]
+            command += [f"--data={self._config.data.train}", f"--eval={self._config.data.eval}"]
+            command += ["--shard", f"{index}/{self._count}", "--threads", str(threads), "--device", self._device]
+            if self._config.trust_remote_code:
+                command.append("--trust-remote-code")
+            log = (logs / f"{name}.log").open("wb")
+            self._logs.append(log)
+            # As many numpy threads as torch threads: the cores are shared out once.
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+            self._workers[name] = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0
+            )
+            self._catch_up(self._workers[name])
+
+    def _wait(self) -> int:
+        """Until the broker has ended. A worker that fails meanwhile is shown.
+
+        It ends the run, unless that can go on without it: it had begun, and a quorum is left.
+        """
+        assert self._broker is not None
+        shown: set[str] = set()
+        worst, ended = 0, False
+        while self._broker.poll() is None:
+            for name, process in self._workers.items():
+                code = process.poll()
+                if code is not None and code != 0 and name not in shown and not self._signalled and not ended:
+                    shown.add(name)
+                    worst = max(worst, code if code in (EXIT_INPUT, EXIT_REFUSED) else EXIT_FAILED)
+                    print(f"parablock run: {name} ended with exit code {code}:\n{self._tail(name)}", file=sys.stderr)
+            begun = (self._out / "metrics.jsonl").exists()
+            left = len(self._workers) - len(shown)
+            hopeless = worst > EXIT_FAILED or not begun or left < self._config.quorum
+            if shown and hopeless and not ended and not self._signalled:
+                ended = True
+                self._broker.terminate()  # it tells the other workers
+            time.sleep(_POLL_S)
+        if self._broker.returncode < 0 and not self._signalled and not ended:
+            name = signal.Signals(-self._broker.returncode).name
+            print(f"parablock run: the broker was ended by {name}", file=sys.stderr)
+        if ended:
+            return worst
+        return self._broker.returncode if self._broker.returncode >= 0 else EXIT_LATER
+
+    def _tail(self, name: str) -> str:
+        text = (self._out / "logs" / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+        return "\n".join(f"  {line}" for line in text.splitlines()[-15:])
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Pass it on: the children end in good order at the first one, and at once at the second."""
+        self._signalled += 1
+        for process in self._children():
+            self._told.add(process.pid)
+            process.send_signal(number)
+
+    def _catch_up(self, process: subprocess.Popen[bytes]) -> None:
+        """A signal may have come while the child was being made, and not have reached it."""
+        if self._signalled and process.pid not in self._told:
+            self._told.add(process.pid)
+            process.terminate()
+
+    def _children(self) -> list[subprocess.Popen[bytes]]:
+        processes = [*([self._broker] if self._broker is not None else []), *self._workers.values()]
+        return [process for process in processes if process.poll() is None]
+
+    def _end(self) -> None:
+        """Nothing stays behind: ask where nobody has, wait, and kill what does not listen."""
+        if self._broker is None or self._broker.poll() != 0:
+            for process in self._children():
+                if process.pid not in self._told:
+                    process.terminate()  # a broker that failed has told its workers nothing
+        deadline = time.monotonic() + _GRACE_S
+        while self._children() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        for process in self._children():
+            process.kill()
+            process.wait()
+        for log in self._logs:
+            log.close()
+
+
+def _overrides(config: Config) -> list[str]:
+    """The whole config as KEY=VALUE lines."""
+    lines = []
+    for name, value in settings.to_dict(config).items():
+        if isinstance(value, dict):
+            lines += [f"{name}.{key}={settings.toml_value(entry)}" for key, entry in value.items()]
+        else:
+            lines.append(f"{name}={settings.toml_value(value)}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

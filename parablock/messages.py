@@ -1,0 +1,261 @@
+"""What broker and workers say to each other: one frozen dataclass per message, with the bounds of every field.
+
+A message is data only. `parablock.wire` turns it into a header frame and back, and checks each field against the
+bounds written here, so that a handler never meets a value of the wrong type, sign or size.
+
+The conversation, W a worker and B the broker:
+
+    W Hello            B Terms            the settings of the run; the worker now loads its model and data
+    W Join             B Welcome          same model, same blocks, same tokenizer; or B Refused
+                       B Start            train from this round on
+    W Offer, Chunk ... B Credit ...       a contribution goes up; Credit says what is held and what more may come
+    W Abstain                             no contribution to this round (the loss diverged)
+                       B Commit, Chunk... the round is closed; the new block comes down, W Credit ...
+                       B Rejected         a contribution was not counted, and why
+    W Landed                              the block is in the model; what the round took
+    W Evaluated                           a share of the held-out rows
+    W Heartbeat        B Heartbeat        alive, and where
+    W Leave            B Goodbye          done, or interrupted
+                       B Rejoin           the broker does not know this session (any more): join again
+                       B Stopped          the broker goes down before the end of the run
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+PROTOCOL = 1
+"""Version of the messages. Both sides must speak the same."""
+
+MAX_BLOCKS = 8192
+MAX_BLOCK_BYTES = 1 << 40
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Bounds of an integer, inclusive."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Real:
+    """Bounds of a finite float, inclusive."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Text:
+    """Longest text in characters, and what it may consist of: `name` (letters, digits, . _ -), `hex`, or `any`."""
+
+    longest: int
+    alphabet: str = "any"
+
+
+@dataclass(frozen=True)
+class Items:
+    """Most items of a tuple."""
+
+    most: int
+
+
+Round = Annotated[int, Whole(-1, 2**31)]
+BlockIndex = Annotated[int, Whole(0, MAX_BLOCKS - 1)]
+Bytes = Annotated[int, Whole(0, MAX_BLOCK_BYTES)]
+Count = Annotated[int, Whole(0, 2**53)]
+Seconds = Annotated[float, Real(-1e12, 1e12)]
+Number = Annotated[float, Real(-1e38, 1e38)]
+Name = Annotated[str, Text(64, "name")]
+Digest = Annotated[str, Text(64, "hex")]
+Reason = Annotated[str, Text(1000)]
+
+
+# From a worker
+
+
+@dataclass(frozen=True)
+class Hello:
+    """First words. `session` tells one process of a name from the next."""
+
+    name: Name
+    session: Digest
+    protocol: Annotated[int, Whole(0, 2**31)]
+
+
+@dataclass(frozen=True)
+class Join:
+    """The worker has loaded everything; the digests say what.
+
+    versions: per block, the number of the round that made it plus one; 0 for the base model's.
+    """
+
+    manifest: Digest
+    base: Digest
+    tokenizer: Digest
+    rows: Count
+    versions: Annotated[tuple[Annotated[int, Whole(0, 2**31)], ...], Items(MAX_BLOCKS)]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A contribution: `nbytes` of float32 delta follow in chunks. `weight` is the tokens trained on."""
+
+    round: Round
+    block: BlockIndex
+    nbytes: Bytes
+    weight: Annotated[int, Whole(1, 2**53)]
+    loss: Number
+
+
+@dataclass(frozen=True)
+class Abstain:
+    round: Round
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A round as one client saw it. Times are readings of its monotonic clock.
+
+    waiting: when training stood still for this block. alpha: the share of the own delta that the guess kept.
+    drift: ‖Δ_i − Δ̄‖ / ‖Δ̄‖, 0 where the client took no part. An interval that did not take place is (0, 0).
+    """
+
+    round: Round
+    computing: Annotated[tuple[Seconds, ...], Items(2)]
+    uploading: Annotated[tuple[Seconds, ...], Items(2)]
+    downloading: Annotated[tuple[Seconds, ...], Items(2)]
+    waiting: Annotated[tuple[Seconds, ...], Items(2)]
+    alpha: Number
+    drift: Number
+    staleness: Annotated[int, Whole(0, 2**31)]
+    loop_lag_ms: Number
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Sums over a client's share of the held-out rows. `round` is the last one that the model holds; −1: none."""
+
+    round: Round
+    rows: Count
+    loss_sum: Number
+    tokens: Count
+    correct: Count
+    answered: Count
+
+
+@dataclass(frozen=True)
+class Leave:
+    reason: Reason
+
+
+# From the broker
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The run's settings as JSON (without those that stay on their machine)."""
+
+    config: Annotated[str, Text(32_768)]
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """The worker is on the roster."""
+
+    clients: Count
+
+
+@dataclass(frozen=True)
+class Refused:
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Start:
+    """Train from `round` on; `clients` take part.
+
+    next: the first round that was not committed when this was said; every commit from there on will be told.
+    pending: rounds before that whose blocks are on their way, because the worker held older versions.
+    """
+
+    round: Round
+    clients: Annotated[int, Whole(1, 2**31)]
+    next: Round
+    pending: Annotated[tuple[Round, ...], Items(MAX_BLOCKS)]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A round is closed. `contributors` were counted (0: the block stays as it was); `counted`: this worker too."""
+
+    round: Round
+    block: BlockIndex
+    nbytes: Bytes
+    contributors: Count
+    counted: bool
+
+
+@dataclass(frozen=True)
+class Rejected:
+    round: Round
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Rejoin:
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Goodbye:
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Stopped:
+    reason: Reason
+
+
+# From both
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Bytes [offset, offset + len(payload)) of a transfer: of a contribution upwards, of a new block downwards."""
+
+    round: Round
+    block: BlockIndex
+    offset: Bytes
+    crc32: Annotated[int, Whole(0, 2**32 - 1)]
+
+
+@dataclass(frozen=True)
+class Credit:
+    """The receiver of a transfer holds its first `held` bytes and takes more up to `until`."""
+
+    round: Round
+    block: BlockIndex
+    held: Bytes
+    until: Bytes
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """`clock` is the sender's monotonic clock; `round` and `step` where its training is; `state` its machine's."""
+
+    clock: Seconds
+    round: Round
+    step: Count
+    state: Name
+
+
+FromWorker = Hello | Join | Offer | Abstain | Landed | Evaluated | Leave | Chunk | Credit | Heartbeat
+FromBroker = (
+    Terms | Welcome | Refused | Start | Commit | Rejected | Rejoin | Goodbye | Stopped | Chunk | Credit | Heartbeat
+)
+Message = FromWorker | FromBroker

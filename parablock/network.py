@@ -1,0 +1,37 @@
+"""Where broker and workers may meet: the form of an endpoint, and which ones are allowed without encryption."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+_ENDPOINT = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:]+\]|[^:/\s]+):(?P<port>[0-9]{1,5}|\*)")
+
+
+class EndpointError(ValueError):
+    """An address cannot be used; the text says what was expected and what to do."""
+
+
+def check_endpoint(endpoint: str, *, allow_plain_tcp: bool, any_port: bool = False) -> None:
+    """Raise EndpointError unless `endpoint` is tcp://HOST:PORT on this machine, or plain TCP was allowed.
+
+    any_port: PORT may be *, as it may where one listens.
+    """
+    match = _ENDPOINT.fullmatch(endpoint)
+    port = match["port"] if match is not None else ""
+    if match is None or not (any_port if port == "*" else 0 < int(port) < 65536):
+        raise EndpointError(f"an endpoint is tcp://HOST:PORT with a port from 1 to 65535; got {endpoint!r}")
+    if not allow_plain_tcp and not _is_loopback(match["host"].strip("[]")):
+        raise EndpointError(
+            f"{endpoint} is beyond this machine, and the connection is not encrypted yet: use tcp://127.0.0.1:PORT "
+            "(through a tunnel such as ssh -L between machines), or --allow-plain-tcp on a private test network"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

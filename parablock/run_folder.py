@@ -1,0 +1,365 @@
+"""The run folder: what a run leaves on disk, and how it is read back.
+
+    runs/NAME/
+        config.toml     every setting as resolved
+        manifest.json   which parameter belongs to which block
+        metrics.jsonl   one object per round or evaluation
+        events.jsonl    one object per thing that happened
+        trace.json      who did what when (parablock.trace)
+        blocks/         the newest version of each block, NNNN.safetensors
+        report/         the page that `parablock report` writes
+        model/          what `parablock export` writes
+
+It makes the folder, appends to the two logs, and keeps blocks so that a reader finds an old version or a new
+one and never half of either. What the rows mean, and the broker's journal, are not its business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from parablock import config as settings
+from parablock.append_file import AppendFile
+from parablock.manifest import Block, Manifest, Slot
+
+if TYPE_CHECKING:
+    from parablock.config import Config
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.toml"
+MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+TRACE = "trace.json"
+BLOCKS = "blocks"
+JOURNAL = "journal.sqlite"
+TENSOR = "block"  # the only tensor in a block's file
+
+
+class RunFolderError(ValueError):
+    """A run folder cannot be made or read. The message names the path and says what to do."""
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """One block as its file holds it, with its checksum already verified.
+
+    values: float32, shape (numel,), in the manifest's layout. round: the round that made this version, -1
+    where none did. manifest_digest: `Manifest.digest` of the model that it belongs to.
+    """
+
+    index: int
+    version: int
+    round: int
+    manifest_digest: str
+    values: np.ndarray[Any, np.dtype[np.float32]]
+
+
+class RunFolder:
+    """An open run folder. One process writes to it; any number may read, also while it is being written."""
+
+    def __init__(self, path: Path) -> None:
+        """Use `create` or `open`; this checks nothing."""
+        self.path = path
+        self._logs: dict[str, AppendFile] = {}
+
+    @classmethod
+    def create(cls, path: Path | str, config: Config) -> RunFolder:
+        """Make the folder of a new run and write its config. An existing folder without a run in it is fine.
+
+        Raises RunFolderError where `path` already holds a run, is a file, or cannot be written.
+        """
+        path = Path(path)
+        cls.check_free(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            # Exclusive: of two brokers given the same folder at the same moment, one is refused.
+            with (path / CONFIG).open("x", encoding="utf-8") as file:
+                file.write(settings.to_toml(config))
+            (path / BLOCKS).mkdir()
+        except FileExistsError as error:
+            raise _already_a_run(path, CONFIG) from error
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write the run folder {path}: {error.strerror or error}; choose another --out"
+            ) from error
+        return cls(path)
+
+    @staticmethod
+    def check_free(path: Path | str) -> None:
+        """Raise RunFolderError where `path` cannot become a new run's folder: it is a file, or holds a run."""
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"{path} is a file, not a folder; choose another --out")
+        for name in (CONFIG, METRICS, EVENTS, TRACE, JOURNAL, BLOCKS):
+            if (path / name).exists():
+                raise _already_a_run(path, name)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """The folder of a finished or running run. Raises RunFolderError where there is none."""
+        path = Path(path)
+        if not path.exists():
+            raise RunFolderError(f"there is no run folder {path}; give the folder that the run's --out named")
+        if not (path / CONFIG).is_file():
+            raise RunFolderError(
+                f"{path} is not a run folder (it has no {CONFIG}); give the folder that the run's --out named"
+            )
+        return cls(path)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the logs. Reading still works; another append opens them again."""
+        for file in self._logs.values():
+            file.close()
+        self._logs.clear()
+
+    @property
+    def trace_path(self) -> Path:
+        return self.path / TRACE
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report" / "index.html"
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model"
+
+    def config(self) -> Config:
+        """The settings of the run. Raises ConfigError where the file was damaged or edited into nonsense."""
+        return settings.load(self.path / CONFIG)
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one object to metrics.jsonl. NaN and infinities are written as null."""
+        self._append(METRICS, row)
+
+    def append_event(self, row: Mapping[str, Any]) -> None:
+        """Append one object to events.jsonl. NaN and infinities are written as null."""
+        self._append(EVENTS, row)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl in order; a last row that was cut off is left out, with a logged warning.
+
+        Raises RunFolderError for any other line that is not a JSON object.
+        """
+        return self._read(METRICS)
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """All rows of events.jsonl, read as `read_metrics` reads."""
+        return self._read(EVENTS)
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        file = self._logs.get(name)
+        if file is None:
+            _cut_torn_line(self.path / name)
+            file = self._logs[name] = AppendFile(self.path / name)
+        file.append(json.dumps(_finite(row), allow_nan=False, ensure_ascii=False) + "\n")
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
+        # A row and its newline are one write, so what follows the last newline is a row that was cut off.
+        *complete, torn = lines
+        if torn:
+            logger.warning("%s: its last line was cut off and is left out (%d bytes)", path, len(torn))
+        rows = []
+        for number, line in enumerate(complete, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise RunFolderError(f"{path}, line {number} is not valid JSON ({error}); mend or delete it") from error
+            if not isinstance(row, dict):
+                raise RunFolderError(f"{path}, line {number} is not a JSON object; mend or delete it")
+            rows.append(row)
+        return rows
+
+    def write_manifest(self, manifest: Manifest, weights: str = "") -> None:
+        """Keep the partition of the model (names, shapes, offsets) for people and for tools.
+
+        weights: `models.weights_digest` of the base model, by which an export knows it again; "" where unknown.
+        """
+        temporary = self.path / f".{MANIFEST}.partial"
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump({"digest": manifest.digest, "weights": weights, **asdict(manifest)}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _rename(temporary, self.path / MANIFEST)
+
+    @property
+    def has_manifest(self) -> bool:
+        """Whether `write_manifest` was called: not yet in a run that still waits for its first worker."""
+        return (self.path / MANIFEST).exists()
+
+    def manifest(self) -> Manifest:
+        """The partition that `write_manifest` kept. Raises RunFolderError where it is missing or damaged."""
+        return self._read_manifest()[0]
+
+    def weights_digest(self) -> str:
+        """What `write_manifest` was told of the base model's weights. Raises as `manifest` does."""
+        return self._read_manifest()[1]
+
+    def _read_manifest(self) -> tuple[Manifest, str]:
+        path = self.path / MANIFEST
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            blocks = tuple(
+                Block(block["index"], block["name"], tuple(_slot(slot) for slot in block["slots"]))
+                for block in tree["blocks"]
+            )
+            manifest = Manifest(blocks, tuple(tree["frozen"]))
+            weights = str(tree["weights"])
+            intact = manifest.digest == tree["digest"]
+        except OSError as error:
+            raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{path} is damaged: {error!r}; take it from a backup of the run") from error
+        if not intact:
+            raise RunFolderError(f"{path} is damaged: its digest does not match; take it from a backup of the run")
+        return manifest, weights
+
+    def save_block(
+        self,
+        index: int,
+        version: int,
+        values: bytes | bytearray | memoryview | np.ndarray[Any, np.dtype[np.float32]],
+        digest: str,
+        *,
+        round: int = -1,
+    ) -> Path:
+        """Replace block `index` on disk by `values`; on return the new version survives a power cut.
+
+        values: the flat float32 vector, or its little-endian bytes. digest: `Manifest.digest` of the model.
+        round: the round that made this version. Returns the file's path. Raises OSError where the disk
+        refuses.
+        """
+        if isinstance(values, np.ndarray):
+            assert values.dtype == np.float32, f"a block is kept in float32, got {values.dtype}"
+            assert values.ndim == 1, f"a block is one flat vector, got the shape {values.shape}"
+            vector = np.ascontiguousarray(values)
+        else:
+            vector = np.frombuffer(values, dtype="<f4")
+        path = self.path / BLOCKS / f"{index:04d}.safetensors"
+        temporary = path.with_name(f".{path.name}.partial")
+        metadata = {
+            "index": str(index),
+            "version": str(version),
+            "round": str(round),
+            "manifest": digest,
+            "sha256": _sha256(vector),
+        }
+        try:
+            save_file({TENSOR: vector}, temporary, metadata=metadata)
+        except SafetensorError as error:  # its name for a disk that is full
+            temporary.unlink(missing_ok=True)
+            raise OSError(f"cannot write {temporary}: {error}") from error
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        _rename(temporary, path)
+        return path
+
+    def read_blocks(self) -> Iterator[StoredBlock]:
+        """Every stored block by rising index, one in memory at a time.
+
+        Raises RunFolderError, naming the file, where one is damaged.
+        """
+        paths = (self.path / BLOCKS).glob("[0-9]*.safetensors")
+        for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
+            yield _read_block(path)
+
+    def load_blocks(self) -> dict[int, tuple[int, np.ndarray[Any, np.dtype[np.float32]]]]:
+        """Version and values of every stored block, by its index. Raises as `read_blocks` does."""
+        return {block.index: (block.version, block.values) for block in self.read_blocks()}
+
+
+def _already_a_run(path: Path, name: str) -> RunFolderError:
+    return RunFolderError(f"{path} already holds a run ({name}); choose another --out, or delete it")
+
+
+def _read_block(path: Path) -> StoredBlock:
+    advice = "restore it from a backup of the run"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            values: np.ndarray[Any, np.dtype[np.float32]] = file.get_tensor(TENSOR)
+    except (SafetensorError, OSError) as error:
+        raise RunFolderError(f"{path} cannot be read as a block: {error}; {advice}") from error
+    try:
+        index, version, round = (int(metadata[key]) for key in ("index", "version", "round"))
+        digest, expected = metadata["manifest"], metadata["sha256"]
+    except (KeyError, ValueError) as error:
+        raise RunFolderError(f"{path} was not written by parablock (metadata: {error!r})") from error
+    if index != int(path.stem):
+        raise RunFolderError(f"{path} holds block {index}; was it renamed? {advice.capitalize()}")
+    if values.dtype != np.float32 or values.ndim != 1:
+        raise RunFolderError(f"{path} holds {values.dtype} of shape {values.shape}, not a flat float32 vector")
+    found = _sha256(values)
+    if found != expected:
+        raise RunFolderError(
+            f"{path} is damaged: sha256 of its data is {found[:16]}…, written was {expected[:16]}…; {advice}"
+        )
+    return StoredBlock(index, version, round, digest, values)
+
+
+def _sha256(vector: np.ndarray[Any, np.dtype[np.float32]]) -> str:
+    return hashlib.sha256(vector.astype("<f4", copy=False).data.cast("B")).hexdigest()
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Put a file that is already on disk in its place, and the folder's entry on disk as well."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _slot(tree: dict[str, Any]) -> Slot:
+    return Slot(tree["name"], tuple(tree["shape"]), tree["dtype"], tree["offset"])
+
+
+def _finite(value: Any) -> Any:
+    """The same value with null for what JSON has no number for."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what a killed writer left after the last newline, or the next row would be glued to it."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            logger.warning("%s: its last line was cut off and is dropped (%d bytes)", path, len(content) - whole)
+            file.truncate(whole)

@@ -1,0 +1,64 @@
+"""Which block is trained in which round: a pure function of order, seed and round.
+
+With f rounds in flight, any f + 1 consecutive rounds train different blocks, also across the border of two sweeps,
+so that a block never lands while it is being trained. Where there are too few blocks for that (`gap_holds` is
+false) the correction falls back to the delta rule; see `parablock.correction`.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from parablock.config import Config
+
+
+class Schedule:
+    """The sequence of blocks. A sweep is `num_blocks` rounds in which each block comes exactly once."""
+
+    def __init__(self, order: str, num_blocks: int, in_flight: int, seed: int) -> None:
+        assert num_blocks >= 1
+        assert in_flight >= 0
+        self.num_blocks = num_blocks
+        self.gap_holds = num_blocks > in_flight
+        self._order = order
+        self._gap = in_flight if self.gap_holds else 0
+        self._seed = seed
+        self._sweeps: list[list[int]] = []
+
+    @classmethod
+    def of(cls, config: Config, num_blocks: int) -> Schedule:
+        return cls(config.schedule.order, num_blocks, config.in_flight, config.seed)
+
+    def block(self, round: int) -> int:
+        """The index of the block that round `round` (from 0) trains."""
+        sweep, position = divmod(round, self.num_blocks)
+        match self._order:
+            case "cyclic":
+                return position
+            case "descending":
+                return self.num_blocks - 1 - position
+            case "random":
+                while len(self._sweeps) <= sweep:
+                    self._sweeps.append(self._draw(len(self._sweeps)))
+                return self._sweeps[sweep][position]
+        raise AssertionError(f"no such order: {self._order}")
+
+    def _draw(self, sweep: int) -> list[int]:
+        """A permutation whose first blocks keep their distance from the last ones of the sweep before.
+
+        Position p may not repeat any of the last (gap - p) blocks. There is always a choice: of the B - p blocks
+        that are left, at most gap - p are barred, and B > gap.
+        """
+        rng = random.Random(f"parablock/schedule/{self._seed}/{sweep}")
+        before = self._sweeps[-1] if self._sweeps else []
+        left = list(range(self.num_blocks))
+        drawn: list[int] = []
+        for position in range(self.num_blocks):
+            reach = self._gap - position
+            barred = set(before[-reach:]) if reach > 0 else set()
+            choice = rng.choice([block for block in left if block not in barred])
+            left.remove(choice)
+            drawn.append(choice)
+        return drawn

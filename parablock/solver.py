@@ -1,0 +1,285 @@
+"""The local optimizer: some steps of AdamW on one block of a model whose other parameters stand still.
+
+Only the active block has gradients, float32 masters and optimizer state, and the backward pass ends at its
+lowest layer (BAdam, arXiv 2404.02827, is the same idea on one machine). The solver owns the model's
+parameters: whoever wants a block's values reads them here, and whoever has new ones writes them here, on the
+thread that trains. Which block is trained, on what, and what stands for it afterwards is the caller's part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from parablock.blocks import decoder_layers, read_block, write_block
+from parablock.loss import answer_loss, answer_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from parablock import config
+    from parablock.batch import Batch
+    from parablock.manifest import Block, Manifest, Slot
+
+FLOAT16_LOSS_SCALE = 2.0**10
+"""Gradients below 6e-8 are zero in float16. A power of two is undone exactly, in the masters' gradients."""
+
+
+class Diverged(ArithmeticError):
+    """Training gave a loss, a gradient or a value that is not finite. The block is as it was before."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a round of training did to a block."""
+
+    start: torch.Tensor  # the block before: float32, on the CPU, of shape (block.numel,)
+    delta: torch.Tensor  # what training added to it: like start
+    loss: float  # in nats per answer token, mean over the round's tokens, each before its step; 0 without any
+    tokens: int  # answer tokens trained on
+    steps: int  # optimizer steps
+    grad_norm: float  # of the whole block, before clipping, mean over the steps
+
+
+class BlockSolver:
+    """A model, block by block.
+
+    A block of float32 parameters is kept in the model itself. Of a block with parameters of less precision a
+    float32 copy is kept on the host from its first writing on: the model's rounded values would forget what
+    is smaller than their last bit.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, manifest: Manifest, settings: config.Solver, device: torch.device
+    ) -> None:
+        # Never in training mode: dropout is noise that fine-tuning over few epochs gains nothing from, and
+        # without it a run is a function of its data: one client equals serial descent bit for bit.
+        self._model = model.to(device).eval().requires_grad_(False)
+        self._manifest = manifest
+        self._settings = settings
+        self._masters: dict[int, torch.Tensor] = {}  # by block; only of blocks that are not float32 throughout
+        self._active: int | None = None
+
+    def read(self, block: int) -> torch.Tensor:
+        """The block's exact values: float32, on the CPU, of shape (block.numel,), a copy."""
+        assert block != self._active, f"block {block} is being trained; its values are the optimizer's"
+        if block in self._masters:
+            return self._masters[block].clone()
+        return read_block(self._model, self._manifest.blocks[block])
+
+    def write(self, block: int, values: torch.Tensor) -> None:
+        """Set the block. values: like those that `read` gives; copied.
+
+        Safe between two steps of another block (`after_step`): no graph is alive then.
+        """
+        assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
+        write_block(self._model, self._manifest.blocks[block], values)
+        if any(slot.dtype != "float32" for slot in self._manifest.blocks[block].slots):
+            self._masters[block] = values.to("cpu", copy=True)
+
+    def train(
+        self,
+        block: int,
+        batches: Sequence[Sequence[Batch]],
+        lr: float,
+        after_step: Callable[[int], None] | None = None,
+    ) -> Trained:
+        """Train the block on `batches`, one optimizer step for each element, then put its old values back.
+
+        batches[k]: the micro-batches of step k, on the host. The step's loss is the mean over all their
+        answer tokens, as if they were one batch; a step without any changes nothing. lr: the learning rate of
+        every step. after_step: called with k after step k, here; it may `read` and `write` other blocks.
+
+        The optimizer's state is new in every round: what it had learnt about the block was about another
+        model. Raises Diverged. However this ends, the block has its old values and no gradient is left.
+        """
+        assert self._active is None, f"block {self._active} is being trained"
+        assert batches, "a round has at least one step"
+        start = self.read(block)
+        self._active = block
+        try:
+            return self._steps(self._manifest.blocks[block], start, batches, lr, after_step)
+        finally:
+            for parameter in self._parameters(self._manifest.blocks[block]):
+                parameter.requires_grad_(False)
+                parameter.grad = None
+            self._active = None
+            write_block(self._model, self._manifest.blocks[block], start)
+
+    def _steps(
+        self,
+        block: Block,
+        start: torch.Tensor,
+        batches: Sequence[Sequence[Batch]],
+        lr: float,
+        after_step: Callable[[int], None] | None,
+    ) -> Trained:
+        parameters = [parameter.requires_grad_() for parameter in self._parameters(block)]
+        masters = _masters(block, parameters, start)
+        optimizer = _adamw(block, masters, self._settings, lr)
+        losses: list[torch.Tensor] = []  # summed over the step's tokens; kept on the device, as are the norms:
+        norms: list[torch.Tensor] = []  # to look at one before the round ends would wait for the device
+        tokens = 0
+        with self._checkpointing():
+            for step, micro_batches in enumerate(batches):
+                count = sum(answer_tokens(batch) for batch in micro_batches)
+                losses.append(self._backward(micro_batches, count, parameters, masters))
+                norms.append(_clip(masters, self._settings.clip))
+                optimizer.step()
+                optimizer.zero_grad()
+                _copy_down(masters, parameters)
+                tokens += count
+                if after_step is not None:
+                    after_step(step)
+        delta = torch.cat([master.detach().flatten() for master in masters]).cpu().sub_(start)
+        step_losses, step_norms = torch.stack(losses).cpu(), torch.stack(norms).cpu()
+        _check_finite(block, step_losses, step_norms, delta, lr)
+        return Trained(
+            start=start,
+            delta=delta,
+            loss=step_losses.double().sum().item() / max(1, tokens),
+            tokens=tokens,
+            steps=len(batches),
+            grad_norm=step_norms.double().mean().item(),
+        )
+
+    def _backward(
+        self,
+        micro_batches: Sequence[Batch],
+        tokens: int,
+        parameters: list[torch.Tensor],
+        masters: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Leave the gradient of the step's mean loss in the masters; returns the loss summed over tokens."""
+        scale = FLOAT16_LOSS_SCALE if self._model.dtype == torch.float16 else 1.0
+        total = torch.zeros((), device=parameters[0].device)
+        for batch in micro_batches:
+            loss, counted = answer_loss(self._model, batch)
+            if counted == 0:
+                continue
+            (loss / tokens * scale).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            _move_up(parameters, masters)
+        if scale != 1.0:
+            for master in masters:
+                if master.grad is not None:
+                    master.grad /= scale
+        return total
+
+    def _parameters(self, block: Block) -> list[nn.Parameter]:
+        return [self._model.get_parameter(slot.name) for slot in block.slots]
+
+    @contextlib.contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Within it, if the settings ask, each decoder layer keeps only its input and is run again backwards.
+
+        Not through transformers' own switch, which acts in training mode only, and with it comes dropout.
+        Non-reentrant, so that layers below the active block, where no gradient goes, are not run again.
+        """
+        if not self._settings.gradient_checkpointing:
+            yield
+            return
+        layers = list(decoder_layers(self._model))
+        for layer in layers:
+            layer.forward = functools.partial(_rerun_backwards, layer.forward)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward  # what the class defines shows again
+
+
+def _rerun_backwards(forward: Callable[..., object], *arguments: object, **named: object) -> object:
+    # Nothing random runs in evaluation mode, so that there is no state of the generators to keep.
+    call = functools.partial(forward, **named)
+    return checkpoint(call, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _masters(block: Block, parameters: list[torch.Tensor], start: torch.Tensor) -> list[torch.Tensor]:
+    """What the optimizer steps on: a float32 parameter itself, else a copy from `start` on its device."""
+
+    def master(slot: Slot, parameter: torch.Tensor) -> torch.Tensor:
+        if parameter.dtype == torch.float32:
+            return parameter
+        values = start[slot.offset : slot.offset + slot.numel].view(slot.shape)
+        return values.to(parameter.device, copy=True)
+
+    return [master(slot, parameter) for slot, parameter in zip(block.slots, parameters, strict=True)]
+
+
+def _move_up(parameters: list[torch.Tensor], masters: list[torch.Tensor]) -> None:
+    """Add the parameters' gradients to their masters', in float32."""
+    for parameter, master in zip(parameters, masters, strict=True):
+        if master is parameter or parameter.grad is None:
+            continue
+        gradient = parameter.grad.float()
+        parameter.grad = None
+        if master.grad is None:
+            master.grad = gradient
+        else:
+            master.grad += gradient
+
+
+def _copy_down(masters: list[torch.Tensor], parameters: list[torch.Tensor]) -> None:
+    """Round the masters to their parameters' dtype, into the model."""
+    with torch.no_grad():
+        for master, parameter in zip(masters, parameters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
+
+
+def _adamw(block: Block, masters: list[torch.Tensor], settings: config.Solver, lr: float) -> torch.optim.AdamW:
+    decayed: list[torch.Tensor] = []
+    rest: list[torch.Tensor] = []
+    for slot, master in zip(block.slots, masters, strict=True):
+        # Norms and biases set a scale and an origin: to pull those to zero changes what is computed without
+        # making it any smoother. A mixture of experts has its biases stacked, so the name counts too.
+        plain = len(slot.shape) <= 1 or slot.name.endswith("bias")
+        (rest if plain else decayed).append(master)
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        fused=True,
+    )
+
+
+def _clip(masters: list[torch.Tensor], limit: float) -> torch.Tensor:
+    """Scale the gradients down to a norm of at most `limit` (0: leave them); returns the norm before."""
+    gradients = [master.grad for master in masters if master.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=masters[0].device)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if limit:
+        torch.nn.utils.clip_grads_with_norm_(masters, limit, norm)
+    return norm
+
+
+def _check_finite(block: Block, losses: torch.Tensor, norms: torch.Tensor, delta: torch.Tensor, lr: float) -> None:
+    """Raise Diverged at the first step whose loss or gradient is not finite, or where the delta is not."""
+    advice = f"lower solver.lr (this round's rate was {lr:g}), or set solver.clip to a smaller norm"
+    for step, (loss, norm) in enumerate(zip(losses.tolist(), norms.tolist(), strict=True)):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(
+                f"block {block.index} ({block.name}) diverged in step {step} of {len(losses)}: "
+                f"the loss, summed over tokens, is {loss:g}, the gradient's norm {norm:g}; {advice}"
+            )
+    if not bool(torch.isfinite(delta).all()):
+        raise Diverged(
+            f"block {block.index} ({block.name}) diverged in step {len(losses) - 1} of {len(losses)}: "
+            f"its loss and gradient were finite, the values after it are not; {advice}"
+        )

@@ -1,0 +1,209 @@
+"""Frames: one msgpack header and at most one payload of raw bytes, both ways.
+
+Encoding is total. Decoding trusts nothing: sizes are checked before anything is parsed, the header's keys and types
+against the message's dataclass, a payload against its checksum, and whatever does not fit is a `WireError` that says
+why. Nothing is ever unpickled or inflated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import typing
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import msgpack
+
+from parablock import messages
+from parablock.messages import Chunk, Items, Message, Real, Text, Whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+MAX_HEADER_BYTES = 64 << 10
+MAX_PAYLOAD_BYTES = 8 << 20
+"""One chunk at most; `network.chunk_bytes` is bounded by it."""
+
+Buffer = memoryview
+
+
+class WireError(ValueError):
+    """Frames that are no message of this protocol. The text says what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A message and the frame around it. run: the run's identity ("" before Terms); epoch: the broker's incarnation."""
+
+    run: str
+    epoch: int
+    message: Message
+    payload: Buffer | None = None
+
+
+_ALPHABETS = {"name": re.compile(r"[A-Za-z0-9._-]+"), "hex": re.compile(r"[0-9a-f]+"), "any": re.compile(r"(?s).*")}
+_LISTS = frozenset([*range(0x90, 0xA0), 0xDC, 0xDD])  # first bytes, in msgpack's specification
+_CONTAINERS = _LISTS | frozenset([*range(0x80, 0x90), 0xDE, 0xDF])  # and of maps
+_RUN = Text(64, "name")
+_EPOCH = Whole(0, 2**63)
+
+
+def encode(envelope: Envelope) -> list[bytes | Buffer]:
+    """The frames of a message: [header] or [header, payload]. The payload is passed on, not copied.
+
+    A field out of its bounds is our own bug, and shows here rather than as the other side's refusal.
+    """
+    message = envelope.message
+    for name, check in _CHECKS[type(message).__name__].items():
+        try:
+            check(name, getattr(message, name))
+        except WireError as error:
+            raise AssertionError(f"{type(message).__name__}: {error}") from error
+    header: dict[str, Any] = {"v": messages.PROTOCOL, "k": type(message).__name__}
+    header["r"], header["e"] = envelope.run, envelope.epoch
+    for item in dataclasses.fields(message):
+        header[item.name] = getattr(message, item.name)
+    packed: bytes = msgpack.packb(header)
+    assert len(packed) <= MAX_HEADER_BYTES, f"our own header has {len(packed)} bytes"
+    assert (envelope.payload is not None) == isinstance(message, Chunk), "chunks, and only chunks, have a payload"
+    return [packed] if envelope.payload is None else [packed, envelope.payload]
+
+
+def decode(frames: Sequence[bytes | Buffer]) -> Envelope:
+    """The message in `frames`, checked. The payload is a view of the frame, not a copy. Raises WireError."""
+    if not 1 <= len(frames) <= 2:
+        raise WireError(f"expected a header frame and at most one payload frame, got {len(frames)} frames")
+    if len(frames[0]) > MAX_HEADER_BYTES:
+        raise WireError(f"a header has at most {MAX_HEADER_BYTES} bytes, got {len(frames[0])}")
+    header = _unpack(frames[0])
+    version = header.pop("v", None)
+    if type(version) is not int or version != messages.PROTOCOL:
+        raise WireError(f"expected protocol version {messages.PROTOCOL}, got {version!r:.20}")
+    kind = header.pop("k", None)
+    checks = _CHECKS.get(kind) if isinstance(kind, str) else None
+    if checks is None:
+        raise WireError(f"there is no message of kind {kind!r:.40}")
+    run = _text(_RUN, "r", header.pop("r", None), empty=True)
+    epoch = _whole(_EPOCH, "e", header.pop("e", None))
+    if header.keys() != checks.keys():
+        raise WireError(f"{kind} has the fields {', '.join(checks)}; got {', '.join(header):.200}")
+    values = {name: check(f"{kind}.{name}", header[name]) for name, check in checks.items()}
+    message = cast("Message", _KINDS[kind](**values))
+    return Envelope(run, epoch, message, _payload(message, frames))
+
+
+def chunk(round: int, block: int, offset: int, payload: Buffer) -> Chunk:
+    """The header that goes with `payload`."""
+    return Chunk(round=round, block=block, offset=offset, crc32=zlib.crc32(payload))
+
+
+def _unpack(frame: bytes | Buffer) -> dict[str, Any]:
+    """The fields of a header: a map from text to scalars and flat lists.
+
+    What is nested deeper is refused before it is built: a list announces its length, memory is set aside for it at
+    once, and a thousand long lists inside each other, all of them unfinished, fit into a few kilobytes.
+    """
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=MAX_HEADER_BYTES, max_str_len=MAX_HEADER_BYTES, max_bin_len=0, max_ext_len=0
+    )
+    unpacker.feed(frame)
+    header: dict[str, Any] = {}
+    try:
+        for _ in range(unpacker.read_map_header()):
+            name = _scalar(unpacker, frame)
+            if type(name) is not str or name in header:
+                raise WireError(f"the names of a header's fields are text, each once; got {name!r:.40}")
+            if frame[unpacker.tell()] in _LISTS:
+                header[name] = tuple(_scalar(unpacker, frame) for _ in range(unpacker.read_array_header()))
+            else:
+                header[name] = _scalar(unpacker, frame)
+    except WireError:
+        raise
+    except (ValueError, IndexError, msgpack.UnpackException) as error:
+        raise WireError(f"the header is not a map in valid msgpack: {type(error).__name__}") from error
+    if unpacker.tell() != len(frame):
+        raise WireError(f"the header ends after {unpacker.tell()} of {len(frame)} bytes")
+    return header
+
+
+def _scalar(unpacker: msgpack.Unpacker, frame: bytes | Buffer) -> Any:
+    if frame[unpacker.tell()] in _CONTAINERS:
+        raise WireError("a field of a header is a scalar or a flat list of scalars, got one that is nested")
+    return unpacker.unpack()
+
+
+def _payload(message: Message, frames: Sequence[bytes | Buffer]) -> Buffer | None:
+    if not isinstance(message, Chunk):
+        if len(frames) == 2:
+            raise WireError(f"{type(message).__name__} has no payload, got one of {len(frames[1])} bytes")
+        return None
+    if len(frames) == 1:
+        raise WireError("Chunk has a payload, got none")
+    payload = memoryview(frames[1])
+    if not 1 <= payload.nbytes <= MAX_PAYLOAD_BYTES:
+        raise WireError(f"a payload has 1 to {MAX_PAYLOAD_BYTES} bytes, got {payload.nbytes}")
+    if zlib.crc32(payload) != message.crc32:
+        raise WireError("the payload does not match its checksum")
+    return payload
+
+
+def _whole(bounds: Whole, name: str, value: Any) -> int:
+    if type(value) is not int or not bounds.low <= value <= bounds.high:
+        raise WireError(f"{name} is a whole number from {bounds.low} to {bounds.high}, got {value!r:.40}")
+    return value
+
+
+def _real(bounds: Real, name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value) or not bounds.low <= value <= bounds.high:
+        raise WireError(f"{name} is a finite number from {bounds.low} to {bounds.high}, got {value!r:.40}")
+    return float(value)
+
+
+def _text(bounds: Text, name: str, value: Any, *, empty: bool = False) -> str:
+    if type(value) is not str or len(value) > bounds.longest:
+        raise WireError(f"{name} is text of at most {bounds.longest} characters, got {value!r:.40}")
+    if not (empty and not value) and not _ALPHABETS[bounds.alphabet].fullmatch(value):
+        raise WireError(f"{name} has characters outside its alphabet ({bounds.alphabet}): {value!r:.40}")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if type(value) is not bool:
+        raise WireError(f"{name} is true or false, got {value!r:.40}")
+    return value
+
+
+def _tuple(bounds: Items, item: Callable[[str, Any], Any], name: str, value: Any) -> tuple[Any, ...]:
+    if type(value) is not tuple or len(value) > bounds.most:
+        raise WireError(f"{name} is a list of at most {bounds.most} items, got {value!r:.40}")
+    return tuple(item(name, entry) for entry in value)
+
+
+def _check_of(hint: Any) -> Callable[[str, Any], Any]:
+    if hint is bool:
+        return _flag
+    assert typing.get_origin(hint) is Annotated, f"a field of a message has bounds: {hint}"
+    base, bounds = typing.get_args(hint)
+    match bounds:
+        case Whole():
+            return lambda name, value: _whole(bounds, name, value)
+        case Real():
+            return lambda name, value: _real(bounds, name, value)
+        case Text():
+            return lambda name, value: _text(bounds, name, value)
+        case Items():
+            item = _check_of(typing.get_args(base)[0])  # of tuple[item, ...]
+            return lambda name, value: _tuple(bounds, item, name, value)
+    raise AssertionError(f"no check for {hint}")
+
+
+def _checks_of(kind: type[Any]) -> dict[str, Callable[[str, Any], Any]]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {item.name: _check_of(hints[item.name]) for item in dataclasses.fields(kind)}
+
+
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}
+_CHECKS = {name: _checks_of(kind) for name, kind in _KINDS.items()}

@@ -1,0 +1,1 @@
+"""The tests: one module per module of the packages, and `python -m tests` for everything that CI runs."""

@@ -1,0 +1,740 @@
+"""The coordinator by itself: who may say what and when, what is refused and why, when a round closes, what goes out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+import pytest
+
+from parablock import config as settings
+from parablock import wire
+from parablock.coordinator import (
+    ALLOWED,
+    Committed,
+    Coordinator,
+    Effect,
+    Event,
+    Fold,
+    Folded,
+    Malformed,
+    Note,
+    Over,
+    Phase,
+    Received,
+    Reported,
+    Send,
+    SessionState,
+    Stop,
+    Tick,
+    Unfit,
+)
+from parablock.messages import (
+    PROTOCOL,
+    Abstain,
+    Chunk,
+    Commit,
+    Credit,
+    Evaluated,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Join,
+    Leave,
+    Message,
+    Offer,
+    Refused,
+    Rejected,
+    Rejoin,
+    Start,
+    Stopped,
+    Terms,
+    Welcome,
+)
+from parablock.wire import Envelope
+from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of
+
+M = TypeVar("M")
+MANIFEST = manifest_of()
+NBYTES = [4 * size for size in SIZES]
+EVALUATED = Evaluated(0, 1, 0.5, 1, 0, 0)
+
+
+def peer_of(name: str) -> bytes:
+    return name.encode()
+
+
+class Desk:
+    """A coordinator, and what it has said to whom."""
+
+    def __init__(self, clients: int = 2, rounds: int = 6, **config: Any) -> None:
+        self.config = config_of(clients, rounds, **config)
+        self.coordinator = Coordinator(self.config, MANIFEST, BASE, TOKENIZER, RUN, 1)
+        self.now = 100.0
+        self.effects: list[Effect] = []  # of the last event
+        self.notes: list[Note] = []  # of all
+
+    def handle(self, event: Event, after_s: float = 0.0) -> list[Effect]:
+        self.now += after_s
+        self.effects = self.coordinator.handle(event, self.now)
+        self.notes += self.of(Note)
+        return self.effects
+
+    def say(
+        self, name: str, message: Message, payload: bytes | None = None, run: str = RUN, epoch: int = 1
+    ) -> list[Message]:
+        """A message from `name`; what is answered to it."""
+        view = None if payload is None else memoryview(payload)
+        self.handle(Received(peer_of(name), Envelope(run, epoch, message, view)))
+        return self.to(name)
+
+    def to(self, name: str) -> list[Message]:
+        return [e.envelope.message for e in self.effects if isinstance(e, Send) and e.peer == peer_of(name)]
+
+    def of(self, kind: type[M]) -> list[M]:
+        return [effect for effect in self.effects if isinstance(effect, kind)]
+
+    def hello(self, name: str, token: str = "") -> list[Message]:
+        return self.say(name, Hello(name, token or f"{ord(name[0]):x}", PROTOCOL))
+
+    def join(self, name: str, versions: tuple[int, ...] = (0, 0, 0, 0), rows: int = 10) -> list[Message]:
+        return self.say(name, Join(MANIFEST.digest, BASE, TOKENIZER, rows, versions))
+
+    def gather(self, *names: str) -> None:
+        for name in names:
+            self.hello(name)
+            self.join(name)
+
+    def upload(self, name: str, round: int = 0, block: int | None = None, fill: int = 0) -> None:
+        """A whole contribution."""
+        block = round % 4 if block is None else block
+        self.say(name, Offer(round, block, NBYTES[block], 1, 0.5))
+        for start in range(0, NBYTES[block], 1024):
+            self.chunk(name, round, block, start, min(1024, NBYTES[block] - start), fill)
+
+    def chunk(self, name: str, round: int, block: int, offset: int, nbytes: int, fill: int = 0) -> list[Message]:
+        payload = bytes([fill]) * nbytes
+        return self.say(name, wire.chunk(round, block, offset, memoryview(payload)), payload)
+
+    def commit(self, *names: str, round: int = 0) -> Committed:
+        """The round is contributed to by all of `names`, folded and committed."""
+        for name in names:
+            self.upload(name, round)
+        (fold,) = self.of(Fold)
+        assert fold.round == round
+        self.handle(Folded(round, memoryview(bytes([round]) * NBYTES[round % 4])))
+        (committed,) = self.of(Committed)
+        return committed
+
+    def confirm(self, name: str, round: int) -> None:
+        """Say that a block has arrived whole."""
+        self.say(name, Credit(round, round % 4, NBYTES[round % 4], NBYTES[round % 4]))
+
+
+@pytest.fixture
+def desk() -> Desk:
+    """Two clients, a and b, that have started."""
+    desk = Desk()
+    desk.gather("a", "b")
+    assert desk.coordinator.phase is Phase.RUNNING
+    return desk
+
+
+def kinds(messages: list[Message]) -> list[type[Any]]:
+    return [type(message) for message in messages]
+
+
+# At the door
+
+
+def test_the_run_starts_when_all_clients_have_joined() -> None:
+    desk = Desk()
+    (terms,) = desk.hello("a")
+    assert isinstance(terms, Terms)
+    assert settings.from_dict(json.loads(terms.config)) == desk.config
+    assert desk.coordinator.clients == [], "who has only greeted is not on the roster"
+    assert desk.join("a") == [Welcome(1)]
+    assert desk.coordinator.phase is Phase.GATHERING
+    desk.hello("c")
+    desk.hello("b")
+    assert desk.join("b") == [Welcome(2), Start(0, 2, 0, ())]
+    assert desk.to("a") == [Start(0, 2, 0, ())]
+    assert desk.to("c") == [], "it is still preparing"
+    assert desk.coordinator.clients == ["a", "b"]
+    assert desk.coordinator.members(0) == {"a", "b"}
+
+
+def test_local_settings_stay_with_the_broker() -> None:
+    desk = Desk(data={"train": "/home/secret/shard.jsonl"})
+    (terms,) = desk.hello("a")
+    assert isinstance(terms, Terms)
+    assert "secret" not in terms.config
+
+
+def test_another_version_of_the_protocol_is_refused() -> None:
+    (refused,) = Desk().say("a", Hello("a", "aa", PROTOCOL + 1))
+    assert isinstance(refused, Refused)
+    assert f"speaks protocol {PROTOCOL}, the worker {PROTOCOL + 1}" in refused.reason
+
+
+@pytest.mark.parametrize(
+    ("join", "says"),
+    [
+        (Join("0", BASE, TOKENIZER, 1, (0,) * 4), "differs from the broker's in its blocks"),
+        (Join(MANIFEST.digest, "0", TOKENIZER, 1, (0,) * 4), "differs from the broker's in its weights;"),
+        (Join(MANIFEST.digest, BASE, "0", 1, (0,) * 4), "differs from the broker's in its tokenizer;"),
+        (Join(MANIFEST.digest, "0", "0", 1, (0,) * 4), "in its weights, its tokenizer; load the same model"),
+        (Join(MANIFEST.digest, BASE, TOKENIZER, 0, (0,) * 4), "no training rows"),
+        (Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 3), "versions of 3 blocks, the run has 4"),
+    ],
+    ids=["manifest", "weights", "tokenizer", "weights and tokenizer", "rows", "versions"],
+)
+def test_a_worker_that_does_not_match_is_refused_and_told_what_differs(join: Join, says: str) -> None:
+    desk = Desk()
+    desk.hello("a")
+    (refused,) = desk.say("a", join)
+    assert isinstance(refused, Refused)
+    assert says in refused.reason
+    assert desk.of(Note) == [Note("refused", "a", refused.reason)]
+    assert desk.coordinator.clients == []
+
+
+def test_a_greeting_and_a_join_may_be_repeated() -> None:
+    desk = Desk()
+    assert kinds(desk.hello("a")) == kinds(desk.hello("a")) == [Terms]
+    assert desk.join("a") == desk.join("a") == [Welcome(1)]
+    assert desk.coordinator.clients == ["a"]
+    desk.gather("b")
+    assert desk.join("a") == [Start(0, 2, 0, ())], "the start was lost on the way"
+
+
+def test_a_name_belongs_to_the_newest_process() -> None:
+    desk = Desk()
+    desk.gather("a")
+    desk.handle(Received(b"other", Envelope("", 0, Hello("a", "0the", PROTOCOL))))
+    assert desk.to("a") == [Refused("another worker has joined under the name a")]
+    assert desk.of(Note) == [Note("replaced", "a", "another worker has joined under this name")]
+    assert kinds(desk.to("other")) == [Terms]
+    assert kinds(desk.join("a")) == [Rejoin], "the first one is a stranger now"
+
+
+def test_a_session_keeps_its_name() -> None:
+    desk = Desk()
+    desk.hello("a")
+    (refused,) = desk.say("a", Hello("b", "61", PROTOCOL))
+    assert refused == Refused("the worker broke the protocol: a Hello of b from the session of a")
+
+
+# What may be said when
+
+
+@pytest.mark.parametrize("message", [Heartbeat(0.0, 0, 0, "training"), Offer(0, 0, 1200, 1, 0.5), EVALUATED])
+def test_a_stranger_is_told_to_join_again(message: Message) -> None:
+    assert kinds(Desk().say("a", message)) == [Rejoin]
+
+
+def test_a_stranger_that_leaves_may_go() -> None:
+    assert Desk().say("a", Leave("done")) == [Goodbye("you were not on the roster")]
+
+
+@pytest.mark.parametrize(("run", "epoch"), [("run-0", 1), (RUN, 0), (RUN, 2), ("", 1)])
+def test_a_message_of_another_run_or_epoch_is_not_taken(desk: Desk, run: str, epoch: int) -> None:
+    assert kinds(desk.say("a", Offer(0, 0, NBYTES[0], 1, 0.5), run=run, epoch=epoch)) == [Rejoin]
+    assert desk.coordinator.clients == ["a", "b"], "it may be late; the session is not to blame"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Heartbeat(0.0, 0, 0, "training"),
+        Heartbeat(0.0, -1, 0, "waiting"),
+        Offer(0, 0, NBYTES[0], 1, 0.5),
+        Abstain(0, "diverged"),
+        Credit(0, 0, 0, 0),
+        EVALUATED,
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_a_session_that_was_forgotten_is_told_to_join_again(message: Message) -> None:
+    desk = Desk()
+    desk.hello("a")
+    assert kinds(desk.say("a", message)) == [Rejoin]
+    assert desk.join("a") == [Welcome(1)], "it is not to blame"
+
+
+def test_a_heartbeat_while_it_prepares_is_answered() -> None:
+    desk = Desk()
+    desk.hello("a")
+    assert desk.say("a", Heartbeat(1.0, -1, 0, "preparing")) == [Heartbeat(desk.now, 0, 0, "gathering")]
+    assert desk.of(Reported) == [Reported("a", Heartbeat(1.0, -1, 0, "preparing"))]
+
+
+@pytest.mark.parametrize("message", [Terms("{}"), Welcome(1), Start(0, 1, 0, ()), Commit(0, 0, 0, 0, False)])
+def test_what_only_a_broker_says_breaks_the_protocol(desk: Desk, message: Message) -> None:
+    (refused,) = desk.say("a", message)
+    reason = f"broke the protocol: {type(message).__name__} from a session that is active"
+    assert refused == Refused(f"the worker {reason}")
+    assert desk.of(Note) == [Note("dropped", "a", reason)]
+    assert desk.coordinator.clients == ["b"]
+
+
+@pytest.mark.parametrize("message", [Offer(0, 0, NBYTES[0], 1, 0.5), Abstain(0, ""), Credit(0, 0, 0, 0), EVALUATED])
+def test_a_session_that_has_not_started_takes_no_part(message: Message) -> None:
+    desk = Desk()
+    desk.gather("a")
+    assert SessionState.JOINED not in ALLOWED[type(message)]
+    (refused,) = desk.say("a", message)
+    assert isinstance(refused, Refused)
+    assert f"{type(message).__name__} from a session that is joined" in refused.reason
+    assert desk.coordinator.clients == []
+
+
+def test_frames_that_are_no_message_end_the_session(desk: Desk) -> None:
+    desk.handle(Malformed(b"a", "the header is not valid msgpack"))
+    assert desk.to("a") == [Refused("the worker broke the protocol: the header is not valid msgpack")]
+    assert desk.coordinator.clients == ["b"]
+    desk.handle(Malformed(b"nobody", "no"))
+    assert desk.of(Note) == [Note("dropped", "", "a stranger broke the protocol: no")]
+
+
+# Contributions
+
+
+def test_a_contribution_is_taken_chunk_by_chunk_within_its_credit(desk: Desk) -> None:
+    assert desk.say("a", Offer(0, 0, 1200, 7, 0.5)) == [Credit(0, 0, 0, 1200)]
+    assert desk.chunk("a", 0, 0, 1024, 176) == [Credit(0, 0, 0, 1200)], "too early: the first one was lost"
+    assert desk.chunk("a", 0, 0, 0, 1024) == [Credit(0, 0, 1024, 1200)]
+    assert desk.say("a", Offer(0, 0, 1200, 7, 0.5)) == [Credit(0, 0, 1024, 1200)], "resumed"
+    assert desk.chunk("a", 0, 0, 1024, 176) == [Credit(0, 0, 1200, 1200)]
+    assert desk.chunk("a", 0, 0, 1024, 176) == [Credit(0, 0, 1200, 1200)], "repeated"
+    assert not desk.of(Fold), "b has not answered"
+
+
+def test_all_contributions_are_folded_in_roster_order_and_committed(desk: Desk) -> None:
+    desk.upload("b", fill=2)
+    desk.upload("a", fill=1)
+    (fold,) = desk.of(Fold)
+    assert (fold.round, fold.block) == (0, 0)
+    assert [(c.client, bytes(c.pieces[0][:1])) for c in fold.contributions] == [("a", b"\1"), ("b", b"\2")]
+    desk.handle(Folded(0, memoryview(bytes(1200))))
+    (committed,) = desk.of(Committed)
+    assert committed == Committed(0, 0, ("a", "b"), 0, 0.5, 2400, 2400, "2 contributions; 2 of 2 clients have answered")
+    assert kinds(desk.to("a")) == kinds(desk.to("b")) == [Commit, Chunk, Chunk]
+    assert desk.to("a")[0] == Commit(0, 0, 1200, 2, True)
+    assert desk.coordinator.next_round == 1
+
+
+def test_the_loss_is_weighted_by_tokens(desk: Desk) -> None:
+    for name, weight, loss in (("a", 1, 4.0), ("b", 3, 2.0)):
+        desk.say(name, Offer(0, 0, 1200, weight, loss))
+        desk.chunk(name, 0, 0, 0, 1024)
+        desk.chunk(name, 0, 0, 1024, 176)
+    desk.handle(Folded(0, memoryview(bytes(1200))))
+    assert desk.of(Committed)[0].loss == 2.5
+
+
+@pytest.mark.parametrize(
+    ("offer", "says"),
+    [
+        (Offer(0, 1, NBYTES[0], 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 1 of 1200 bytes"),
+        (Offer(0, 0, 1204, 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 0 of 1204 bytes"),
+        (Offer(2, 2, NBYTES[2], 1, 0.5), "a contribution to round 2 while round 0 is open"),
+        (Offer(6, 2, NBYTES[2], 1, 0.5), "a contribution to round 6 while round 0 is open"),
+    ],
+    ids=["block", "size", "too far ahead", "after the last"],
+)
+def test_an_impossible_offer_breaks_the_protocol(desk: Desk, offer: Offer, says: str) -> None:
+    (refused,) = desk.say("a", offer)
+    assert refused == Refused(f"the worker broke the protocol: {says}")
+    assert desk.coordinator.clients == ["b"]
+
+
+def test_a_round_after_the_last_cannot_be_contributed_to() -> None:
+    desk = Desk(rounds=1)
+    desk.gather("a", "b")
+    (refused,) = desk.say("a", Offer(1, 1, NBYTES[1], 1, 0.5))
+    assert isinstance(refused, Refused)
+
+
+def test_a_second_contribution_to_a_round_breaks_the_protocol(desk: Desk) -> None:
+    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
+    (refused,) = desk.say("a", Offer(0, 0, 1200, 2, 0.5))
+    assert refused == Refused("the worker broke the protocol: a second, different contribution to round 0")
+
+
+@pytest.mark.parametrize(
+    ("block", "offset", "nbytes", "says"),
+    [(3, 0, 1000, "a chunk of 1000 bytes at 0"), (3, 2048, 512, "beyond the credit of 2048")],
+    ids=["size", "credit"],
+)
+def test_an_impossible_chunk_breaks_the_protocol(block: int, offset: int, nbytes: int, says: str) -> None:
+    desk = Desk(schedule={"order": "descending"})
+    desk.gather("a", "b")
+    desk.say("a", Offer(0, block, NBYTES[block], 1, 0.5))
+    (refused,) = desk.chunk("a", 0, block, offset, nbytes)
+    assert isinstance(refused, Refused)
+    assert says in refused.reason
+    assert desk.coordinator.clients == ["b"]
+    assert desk.join("a") == [Rejoin("the broker does not know this session; say Hello again")]
+
+
+def test_a_chunk_without_its_offer_is_passed_over(desk: Desk) -> None:
+    assert desk.chunk("a", 0, 0, 0, 1024) == []
+    desk.say("b", Offer(0, 0, 1200, 1, 0.5))
+    assert desk.chunk("a", 0, 0, 0, 1024) == [], "of a round that others have offered to"
+    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
+    assert desk.chunk("a", 0, 1, 0, 1024) == [], "of another block"
+    assert desk.coordinator.clients == ["a", "b"]
+
+
+def test_abstaining_is_an_answer(desk: Desk) -> None:
+    desk.upload("a")
+    desk.chunk("b", 0, 0, 0, 1024)
+    assert desk.say("b", Abstain(0, "the loss is not finite")) == []
+    assert desk.of(Note) == [Note("abstained", "b", "round 0: the loss is not finite")]
+    (fold,) = desk.of(Fold)
+    assert [c.client for c in fold.contributions] == ["a"]
+    assert desk.say("b", Abstain(0, "the loss is not finite")) == [], "repeated while it is folded"
+    desk.handle(Folded(0, memoryview(bytes(1200))))
+    assert desk.to("b")[0] == Commit(0, 0, 1200, 1, False)
+    assert desk.say("b", Abstain(0, "the loss is not finite")) == [], "repeated after the commit"
+    assert not desk.of(Note)
+
+
+def test_who_has_abstained_cannot_contribute(desk: Desk) -> None:
+    desk.say("a", Abstain(0, "diverged"))
+    assert kinds(desk.say("a", Offer(0, 0, 1200, 1, 0.5))) == [Rejected]
+
+
+def test_an_acknowledged_contribution_is_not_taken_back(desk: Desk) -> None:
+    desk.upload("a")
+    desk.say("a", Abstain(0, "no"))
+    assert not desk.of(Note)
+    desk.upload("b")
+    assert len(desk.of(Fold)[0].contributions) == 2
+
+
+def test_a_round_to_which_everybody_abstains_changes_nothing() -> None:
+    desk = Desk()
+    desk.gather("a", "b")
+    desk.say("a", Abstain(0, "diverged"))
+    desk.say("b", Abstain(0, "diverged"))
+    (committed,) = desk.of(Committed)
+    assert (committed.contributors, committed.loss, committed.bytes_down) == ((), None, 0)
+    assert desk.to("a") == [Commit(0, 0, 0, 0, False)]
+    desk.say("a", Credit(0, 0, 0, 0))
+    desk.handle(Tick(), after_s=5.0)
+    assert kinds(desk.to("a")) == [], "it has said that it knows"
+    assert kinds(desk.to("b")) == [Commit], "it has not"
+
+
+def test_an_unfit_contribution_is_rejected_and_the_round_goes_on(desk: Desk) -> None:
+    desk.upload("a")
+    desk.upload("b")
+    desk.handle(Unfit(0, {"b": "the update holds values that are not finite"}))
+    assert desk.to("b") == [Rejected(0, "the update holds values that are not finite")]
+    assert desk.of(Note) == [Note("rejected", "b", "round 0: the update holds values that are not finite")]
+    (fold,) = desk.of(Fold)
+    assert [c.client for c in fold.contributions] == ["a"]
+    assert kinds(desk.say("b", Offer(0, 0, 1200, 1, 0.5))) == [Rejected], "once is enough"
+
+
+def test_what_is_offered_while_a_round_is_folded_is_taken_if_it_is_opened_again() -> None:
+    """It must not be refused: with the unfit one gone, the round may need it."""
+    desk = Desk(clients=3, quorum=2, deadline_s=5.0)
+    desk.gather("a", "b", "c")
+    desk.say("c", Offer(0, 0, 1200, 1, 0.5))
+    desk.upload("a")
+    desk.upload("b")
+    assert not desk.of(Fold)
+    desk.handle(Tick(), after_s=5.0)
+    assert len(desk.of(Fold)) == 1
+    assert desk.say("c", Offer(0, 0, 1200, 1, 0.5)) == []
+    assert desk.chunk("c", 0, 0, 0, 1024) == []
+    desk.handle(Unfit(0, {"a": "not finite"}))
+    assert not desk.of(Fold), "one is less than the quorum"
+    assert desk.to("c") == [Credit(0, 0, 0, 1200)], "go on"
+    desk.upload("c")
+    (fold,) = desk.of(Fold)
+    assert [c.client for c in fold.contributions] == ["b", "c"]
+
+
+def test_the_deadline_counts_anew_when_the_only_contribution_was_unfit() -> None:
+    desk = Desk(quorum=1, deadline_s=5.0)
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.handle(Tick(), after_s=5.0)
+    assert len(desk.of(Fold)) == 1
+    desk.handle(Unfit(0, {"a": "not finite"}))
+    desk.handle(Tick(), after_s=0.5)
+    assert not desk.of(Fold)
+    desk.upload("b")
+    assert [c.client for c in desk.of(Fold)[0].contributions] == ["b"]
+
+
+def test_a_straggler_is_told_that_the_round_has_closed() -> None:
+    desk = Desk(clients=3, deadline_s=5.0)
+    desk.gather("a", "b", "c")
+    desk.say("c", Offer(0, 0, 1200, 1, 0.5))
+    desk.chunk("c", 0, 0, 0, 1024)
+    desk.upload("a")
+    desk.upload("b", round=1)
+    assert desk.coordinator.deadline() == desk.now + 5.0
+    desk.upload("b")
+    desk.handle(Tick(), after_s=4.9)
+    assert not desk.of(Fold)
+    desk.handle(Tick(), after_s=0.2)
+    assert len(desk.of(Fold)) == 1
+    desk.handle(Folded(0, memoryview(bytes(1200))))
+    rejected, commit = desk.to("c")[:2]
+    assert isinstance(rejected, Rejected)
+    assert "the deadline of 5 s has passed with 2 contributions" in rejected.reason
+    assert commit == Commit(0, 0, 1200, 2, False)
+    assert desk.of(Committed)[0].late == 1
+    assert desk.of(Committed)[0].bytes_up == 2400 + 1024
+    assert desk.say("c", Offer(0, 0, 1200, 1, 0.5)) == [], "the commit is on its way, and says it"
+    desk.confirm("c", 0)
+    assert desk.say("c", Offer(0, 0, 1200, 1, 0.5)) == [
+        Rejected(0, "the round was closed before the contribution came")
+    ]
+
+
+def test_a_deadline_that_has_passed_is_not_due_again() -> None:
+    desk = Desk(clients=2, quorum=2, deadline_s=1.0)
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.handle(Tick(), after_s=1.0)
+    due = desk.coordinator.deadline()
+    assert due is not None
+    assert due > desk.now, "the broker would spin"
+
+
+# Blocks on their way down
+
+
+def test_a_block_comes_down_within_the_credit(desk: Desk) -> None:
+    for round in range(3):
+        desk.commit("a", "b", round=round)
+    desk.commit("a", "b", round=3)
+    commit, first, second = desk.to("a")
+    assert commit == Commit(3, 3, 2560, 2, True)
+    assert [m.offset for m in (first, second) if isinstance(m, Chunk)] == [0, 1024], "two chunks are the window"
+    (third,) = desk.say("a", Credit(3, 3, 1024, 2560))
+    assert isinstance(third, Chunk)
+    assert third.offset == 2048
+    assert desk.say("a", Credit(3, 3, 1024, 2560)) == []
+    assert desk.say("a", Credit(3, 2, 2560, 2560)) == [], "of another block"
+    assert desk.say("a", Credit(3, 3, 2560, 2560)) == []
+    assert desk.say("a", Credit(3, 3, 2560, 2560)) == [], "repeated"
+
+
+def test_an_impossible_credit_breaks_the_protocol(desk: Desk) -> None:
+    desk.commit("a", "b")
+    (refused,) = desk.say("a", Credit(0, 0, 0, 5000))
+    assert isinstance(refused, Refused)
+    assert "credit of 0 held, up to 5000, for a transfer of 1200 bytes" in refused.reason
+
+
+def test_what_is_not_confirmed_is_sent_again(desk: Desk) -> None:
+    desk.commit("a", "b")
+    desk.say("a", Credit(0, 0, 1024, 1200))
+    desk.confirm("b", 0)
+    assert desk.coordinator.deadline() == desk.now + 3.0
+    desk.handle(Tick(), after_s=3.0)
+    commit, chunk = desk.to("a")
+    assert commit == Commit(0, 0, 1200, 2, True)
+    assert isinstance(chunk, Chunk)
+    assert chunk.offset == 1024, "only what is missing"
+    assert desk.to("b") == []
+
+
+def test_who_falls_too_far_behind_joins_again_for_the_newest_blocks() -> None:
+    desk = Desk(rounds=12)
+    desk.gather("a", "b", "c")
+    for round in range(7):
+        desk.commit(*sorted(desk.coordinator.members(round)), round=round)
+        desk.confirm("a", round)
+        desk.confirm("b", round)
+    assert desk.coordinator.clients == ["a", "b"], "six blocks wait for c: four blocks and two in flight"
+    assert desk.notes[-1] == Note("behind", "c", "6 blocks wait for its link")
+    desk.hello("c")
+    said = desk.join("c")
+    assert [m.round for m in said if isinstance(m, Commit)] == [3, 4, 5, 6]
+
+
+# Coming and going
+
+
+def test_without_a_client_nothing_is_due() -> None:
+    assert Desk().coordinator.deadline() is None
+
+
+def test_a_silent_client_is_lost_and_the_others_go_on() -> None:
+    desk = Desk(clients=2, quorum=1)
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.handle(Tick(), after_s=3.0)
+    desk.say("a", Heartbeat(0.0, 1, 0, "training"))
+    assert desk.coordinator.deadline() == desk.now + 3.0
+    desk.handle(Tick(), after_s=3.0)
+    assert desk.of(Note) == [Note("lost", "b", "nothing heard for 6 s")]
+    assert len(desk.of(Fold)) == 1
+
+
+def test_a_start_is_repeated_with_each_heartbeat(desk: Desk) -> None:
+    assert desk.say("a", Heartbeat(0.0, -1, 0, "waiting")) == [
+        Start(0, 2, 0, ()),
+        Heartbeat(desk.now, 0, 0, "running"),
+    ]
+
+
+def test_a_late_worker_gets_only_the_blocks_that_it_lacks() -> None:
+    desk = Desk(clients=2, rounds=12)
+    desk.gather("a", "b")
+    for round in range(5):
+        desk.commit("a", "b", round=round)
+    desk.hello("c")
+    said = desk.join("c", versions=(1, 2, 0, 4))  # block 0 has changed since, block 2 never came
+    assert said[0] == Welcome(3)
+    assert said[-1] == Start(round=7, clients=3, next=5, pending=(2, 4))
+    assert [message for message in said if isinstance(message, Commit)] == [
+        Commit(2, 2, NBYTES[2], 2, False),
+        Commit(4, 0, NBYTES[0], 2, False),
+    ]
+    assert desk.coordinator.members(6) == {"a", "b"}, "nobody waits for it before it can be there"
+    assert desk.coordinator.members(7) == {"a", "b", "c"}
+    assert kinds(desk.say("c", Offer(6, 2, NBYTES[2], 1, 0.5))) == [Rejected]
+
+
+def test_a_worker_that_the_quorum_needs_begins_at_once(desk: Desk) -> None:
+    desk.commit("a", "b")
+    desk.say("b", Leave("interrupted"))
+    assert desk.to("b") == [Goodbye("until the next time")]
+    assert desk.of(Note) == [Note("left", "b", "interrupted")]
+    desk.upload("a", round=1)
+    assert not desk.of(Fold), "one of two waits for the other"
+    desk.hello("c")
+    assert desk.join("c")[-1] == Start(1, 2, 1, (0,))
+
+
+def test_nobody_starts_after_the_last_round() -> None:
+    desk = Desk(clients=2, rounds=2)
+    desk.gather("a", "b")
+    desk.commit("a", "b", round=0)
+    desk.hello("c")
+    assert desk.join("c")[-1] == Start(2, 3, 1, (0,))
+
+
+def test_those_that_begin_later_make_a_quorum_so_that_the_run_goes_on() -> None:
+    desk = Desk(clients=2)
+    desk.gather("a", "b", "c")
+    assert desk.coordinator.present() == {"a", "b", "c"}
+    assert desk.coordinator.members(0) == {"a", "b"}
+    desk.say("b", Leave("interrupted"))
+    desk.upload("a")
+    assert len(desk.of(Fold)) == 1
+
+
+def test_the_same_process_comes_back_and_goes_on_with_its_upload() -> None:
+    desk = Desk(clients=3, quorum=2)
+    desk.gather("a", "b", "c")
+    for name in "abc":
+        desk.say(name, Offer(0, 0, 1200, 1, 0.5))
+        desk.chunk(name, 0, 0, 0, 1024, fill=9)
+    desk.hello("a")
+    assert desk.of(Note) == [Note("rejoining", "a", "the worker greets again")]
+    assert desk.join("a")[-1] == Start(2, 3, 0, ())
+    assert desk.say("a", Offer(0, 0, 1200, 1, 0.5)) == [Credit(0, 0, 1024, 1200)], "begun as a member"
+    desk.chunk("a", 0, 0, 1024, 176, fill=9)
+    for name in "bc":
+        desk.chunk(name, 0, 0, 1024, 176)
+    (fold,) = desk.of(Fold)
+    assert [c.client for c in fold.contributions] == ["a", "b", "c"]
+    assert b"".join(fold.contributions[0].pieces) == bytes([9]) * 1200
+
+
+@pytest.mark.parametrize("way", ["replaced", "left"])
+def test_another_process_of_the_name_begins_its_upload_anew(desk: Desk, way: str) -> None:
+    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
+    desk.chunk("a", 0, 0, 0, 1024, fill=1)
+    if way == "left":
+        desk.say("a", Leave("interrupted"))
+    other = b"a'"
+    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4)):
+        desk.handle(Received(other, Envelope(RUN, 1, message)))
+    payload = memoryview(bytes([2]) * 1024)
+    desk.handle(Received(other, Envelope(RUN, 1, wire.chunk(0, 0, 0, payload), payload)))
+    assert desk.effects == [], "its offer was lost"
+    desk.handle(Received(other, Envelope(RUN, 1, Offer(0, 0, 1200, 1, 0.5))))
+    assert desk.to("a'") == [Credit(0, 0, 0, 1200)]
+
+
+def test_a_lost_process_leaves_no_half_upload_to_another(desk: Desk) -> None:
+    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
+    desk.chunk("a", 0, 0, 0, 1024, fill=1)
+    desk.handle(Tick(), after_s=6.0)
+    other = b"a'"
+    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4)):
+        desk.handle(Received(other, Envelope(RUN, 1, message)))
+    tail = memoryview(bytes([2]) * 176)
+    desk.handle(Received(other, Envelope(RUN, 1, wire.chunk(0, 0, 1024, tail), tail)))
+    assert desk.effects == [], "a mixed contribution"
+    desk.handle(Received(other, Envelope(RUN, 1, Offer(0, 0, 1200, 1, 0.5))))
+    assert desk.to("a'") == [Credit(0, 0, 0, 1200)]
+
+
+def test_what_a_process_had_contributed_counts_though_it_has_died(desk: Desk) -> None:
+    desk.upload("a", fill=1)
+    desk.handle(Received(b"a'", Envelope("", 0, Hello("a", "0the", PROTOCOL))))
+    desk.handle(Received(b"a'", Envelope(RUN, 1, Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4))))
+    assert desk.to("a'")[-1] == Start(0, 2, 0, ())
+    desk.handle(Received(b"a'", Envelope(RUN, 1, Offer(0, 0, 1200, 5, 0.1))))
+    assert desk.to("a'") == [Rejected(0, "a contribution that an earlier process of this name sent is counted")]
+    desk.upload("b")
+    (fold,) = desk.of(Fold)
+    assert bytes(fold.contributions[0].pieces[0][:1]) == b"\1"
+
+
+# The end
+
+
+def test_the_run_is_over_when_every_client_has_the_last_block_and_has_left() -> None:
+    desk = Desk(rounds=1)
+    desk.gather("a", "b")
+    desk.commit("a", "b")
+    assert desk.coordinator.phase is Phase.DRAINING
+    desk.hello("c")
+    assert desk.join("c")[-1] == Start(1, 3, 1, (0,)), "who comes now still gets the model"
+    desk.say("a", EVALUATED)
+    assert desk.of(Reported) == [Reported("a", EVALUATED)]
+    for name in "abc":
+        assert not desk.of(Over)
+        desk.say(name, Leave("done"))
+    assert desk.of(Over) == [Over(True, "every round is committed and every client has left")]
+    assert desk.coordinator.phase is Phase.OVER
+    assert desk.hello("a") == [], "nobody is at home"
+
+
+def test_the_run_is_over_when_the_last_client_is_lost_while_it_drains() -> None:
+    desk = Desk(rounds=1)
+    desk.gather("a", "b")
+    desk.commit("a", "b")
+    desk.handle(Tick(), after_s=6.0)
+    assert desk.of(Over)[0].complete
+
+
+def test_a_run_that_ends_while_nobody_is_there_is_complete() -> None:
+    desk = Desk(rounds=1)
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.upload("b")
+    for name in "ab":
+        desk.say(name, Leave("interrupted"))
+    desk.handle(Folded(0, memoryview(bytes(1200))))
+    assert desk.of(Over)[0].complete
+
+
+def test_stopping_tells_everybody(desk: Desk) -> None:
+    desk.handle(Stop("interrupted (SIGTERM)"))
+    assert desk.to("a") == desk.to("b") == [Stopped("interrupted (SIGTERM)")]
+    assert desk.of(Over) == [Over(False, "interrupted (SIGTERM)")]

@@ -1,0 +1,182 @@
+"""The block correction: which share of the own update a guess keeps, how it is learnt, and what replaces it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from parablock.config import Pipeline
+from parablock.correction import Corrector, Guess, replacement
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Vector = npt.NDArray[np.float32]
+
+NUMEL = (1 << 16) + 7  # over the border of a piece
+
+
+def vector(seed: int, numel: int = 100, scale: float = 1.0) -> Vector:
+    values: Vector = (scale * np.random.default_rng(seed).standard_normal(numel)).astype(np.float32)
+    return values
+
+
+def observe(corrector: Corrector, step: Vector, delta: Vector, *, block: int = 0, alone: bool = False) -> float:
+    """One visit in which the broker moved the block by `step`; the drift."""
+    start = np.zeros_like(delta)
+    return corrector.learn(corrector.guess(block, start, delta), start + step, alone=alone)
+
+
+# Alpha
+
+
+@pytest.mark.parametrize(("correction", "alpha"), [("own", 1.0), ("stale", 0.0)])
+@pytest.mark.parametrize("clients", [1, 4])
+def test_own_and_stale_never_learn(correction: Any, alpha: float, clients: int) -> None:
+    corrector = Corrector(Pipeline(correction=correction), clients)
+    assert corrector.alpha(0) == alpha
+    observe(corrector, vector(0), 2 * vector(0))
+    assert corrector.alpha(0) == alpha
+
+
+@pytest.mark.parametrize("clients", [2, 4, 9])
+def test_shrink_begins_at_one_over_the_root_of_the_clients(clients: int) -> None:
+    assert Corrector(Pipeline(), clients).alpha(3) == 1 / math.sqrt(clients)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_the_first_observation_is_taken_whole(share: float) -> None:
+    corrector = Corrector(Pipeline(smoothing=0.1), 4)
+    observe(corrector, np.float32(share) * vector(0), vector(0))
+    assert corrector.alpha(0) == pytest.approx(share, rel=1e-6)
+
+
+def test_alpha_is_the_least_squares_share() -> None:
+    step, delta = vector(0, NUMEL) + np.float32(0.5) * vector(1, NUMEL), vector(1, NUMEL)
+    corrector = Corrector(Pipeline(), 4)
+    observe(corrector, step, delta)
+    solution = np.linalg.lstsq(delta.astype(np.float64)[:, None], step.astype(np.float64), rcond=None)[0]
+    assert 0.4 < solution[0] < 0.6
+    assert corrector.alpha(0) == pytest.approx(float(solution[0]), rel=1e-5)
+
+
+def test_later_observations_are_smoothed() -> None:
+    corrector = Corrector(Pipeline(smoothing=0.25), 4)
+    expected = None
+    for seen in (0.2, 0.6, 1.0, 0.0):
+        observe(corrector, np.float32(seen) * vector(0), vector(0))
+        expected = seen if expected is None else 0.25 * seen + 0.75 * expected
+        assert corrector.alpha(0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_block_has_an_alpha_of_its_own() -> None:
+    corrector = Corrector(Pipeline(), 4)
+    observe(corrector, np.float32(0.25) * vector(0), vector(0), block=2)
+    assert corrector.alpha(2) == pytest.approx(0.25, rel=1e-6)
+    assert corrector.alpha(1) == 0.5
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(-3.0, 0.0), (3.0, 1.0)])
+def test_alpha_stays_between_nothing_and_the_whole_update(factor: float, expected: float) -> None:
+    corrector = Corrector(Pipeline(), 4)
+    observe(corrector, np.float32(factor) * vector(0), vector(0))
+    assert corrector.alpha(0) == expected
+
+
+def test_an_update_of_nothing_teaches_nothing() -> None:
+    corrector = Corrector(Pipeline(), 4)
+    assert observe(corrector, vector(0), np.zeros(100, np.float32)) == pytest.approx(1.0)
+    assert corrector.alpha(0) == 0.5
+
+
+def test_a_single_client_keeps_exactly_its_own_update() -> None:
+    corrector = Corrector(Pipeline(), 1)
+    for seed in range(5):
+        start, delta = vector(seed), vector(seed + 10, scale=1e-3)
+        guess = corrector.guess(0, start, delta)
+        assert guess.alpha == 1.0
+        assert guess.value.tobytes() == (start + delta).tobytes()
+        # The mean was rounded on its way: the observation is not exactly 1, and must not count.
+        assert corrector.learn(guess, guess.value, alone=True) < 1e-3
+
+
+def test_a_client_that_is_joined_by_others_is_not_single_any_more() -> None:
+    corrector = Corrector(Pipeline(smoothing=1.0), 1)
+    observe(corrector, vector(0), vector(0), alone=True)
+    assert corrector.alpha(0) == 1.0
+    observe(corrector, np.float32(0.5) * vector(0), vector(0), alone=False)
+    assert corrector.alpha(0) == pytest.approx(0.5, rel=1e-6)
+    observe(corrector, np.float32(0.25) * vector(0), vector(0), alone=True)  # a round in which the others were late
+    assert corrector.alpha(0) == pytest.approx(0.25, rel=1e-6)
+
+
+def test_one_of_several_does_not_become_single_by_contributing_alone() -> None:
+    corrector = Corrector(Pipeline(), 4)
+    observe(corrector, np.float32(0.25) * vector(0), vector(0), alone=True)
+    assert corrector.alpha(0) == pytest.approx(0.25, rel=1e-6)
+
+
+def test_a_run_has_clients_and_a_correction_that_config_knows() -> None:
+    with pytest.raises(AssertionError):
+        Corrector(Pipeline(), 0)
+    with pytest.raises(AssertionError, match="no such correction: other"):
+        Corrector(Pipeline(correction="other"), 2).alpha(0)  # type: ignore[arg-type]
+
+
+# Guesses
+
+
+@pytest.mark.parametrize(("correction", "factor"), [("own", 1.0), ("stale", 0.0), ("shrink", 0.5)])
+def test_a_guess_is_the_start_and_alpha_of_the_update(correction: Any, factor: float) -> None:
+    start, delta = vector(0), vector(1)
+    guess = Corrector(Pipeline(correction=correction), 4).guess(5, start, delta)
+    assert (guess.block, guess.alpha) == (5, factor)
+    assert guess.value.dtype == np.float32
+    assert guess.start is start
+    assert guess.delta is delta
+    assert guess.value.tobytes() == (start + np.float32(factor) * delta).tobytes()
+
+
+# Drift
+
+
+def test_the_drift_is_the_distance_from_the_mean_relative_to_it() -> None:
+    step, delta = vector(0, NUMEL), vector(1, NUMEL)
+    apart = np.linalg.norm(delta.astype(np.float64) - step.astype(np.float64)) / np.linalg.norm(step.astype(np.float64))
+    assert observe(Corrector(Pipeline(), 4), step, delta) == pytest.approx(float(apart), rel=1e-5)
+
+
+def test_the_drift_of_the_mean_itself_is_nothing() -> None:
+    assert observe(Corrector(Pipeline(), 4), vector(0), vector(0)) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_drift_is_always_a_number_that_can_be_told() -> None:
+    zero, one, tiny = np.zeros(100, np.float32), vector(0), vector(1, scale=1e-15)
+    corrector = Corrector(Pipeline(), 4)
+    assert observe(corrector, zero, zero) == 0.0
+    assert observe(corrector, zero, one) == 1e9
+    assert observe(corrector, tiny, one) == 1e9
+
+
+@pytest.mark.parametrize(("step", "delta"), [(1e25, 1e25), (1e25, 1.0), (1.0, 1e25), (1e25, -1e25)])
+def test_a_run_that_blows_up_teaches_nothing_and_is_told_as_such(step: float, delta: float) -> None:
+    # Squares of such values are beyond float32; an alpha that is not a number would reach the model.
+    corrector = Corrector(Pipeline(), 4)
+    assert observe(corrector, np.float32(step) * vector(0), np.float32(delta) * vector(1)) == 1e9
+    assert corrector.alpha(0) == 0.5
+
+
+# Replacement
+
+
+def test_the_delta_rule_keeps_what_a_later_round_added() -> None:
+    held, guess, landed = (np.array(values, np.float32) for values in ([7.0, 5.0], [4.0, 4.0], [1.0, 6.0]))
+    assert replacement(held, guess, landed).tolist() == [4.0, 7.0]
+
+
+def test_a_guess_is_not_changed() -> None:
+    with pytest.raises(AttributeError):
+        Guess(0, vector(0), vector(1), 1.0, vector(2)).alpha = 0.5  # type: ignore[misc]

@@ -1,0 +1,206 @@
+"""The whole system as real processes over loopback: broker, two workers, a run's folder, report, evaluation, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from parablock import export, models, report
+from parablock.run_folder import RunFolder
+from parablock.trace import read_trace
+from tests.processes import Processes, blocks, finished, run, wait_for
+from workers import evaluate_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def overlapped(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return finished(tmp_path_factory.mktemp("overlapped") / "run", mode="parablock")
+
+
+@pytest.fixture(scope="module")
+def synchronous(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return finished(tmp_path_factory.mktemp("synchronous") / "run", mode="fedbcd")
+
+
+@pytest.mark.parametrize("which", ["overlapped", "synchronous"])
+def test_every_round_is_told_and_stored(which: str, request: pytest.FixtureRequest) -> None:
+    folder: RunFolder = request.getfixturevalue(which)
+    rows = folder.read_metrics()
+    rounds = [row for row in rows if row["kind"] == "round"]
+    evaluations = [row for row in rows if row["kind"] == "evaluation"]
+    assert [row["round"] for row in rounds] == list(range(6))
+    assert [row["round"] for row in evaluations] == [-1, 5]
+    for row in rounds:
+        assert row["contributors"] == ["worker-0", "worker-1"]
+        assert row["compute_s"] > 0
+        assert row["comm_s"] > 0
+        assert row["bytes_up"] == row["bytes_down"] > 0
+        assert row["late"] == 0
+    assert all(row["rows"] == 16 and row["tokens"] > 0 and row["answered"] == 4 for row in evaluations)
+    assert evaluations[1]["eval_loss"] < evaluations[0]["eval_loss"]
+    newest = {row["block"]: row["round"] + 1 for row in rounds}
+    assert {index: version for index, (version, _) in blocks(folder).items()} == newest
+
+
+def test_staleness_is_the_pipelines(overlapped: RunFolder, synchronous: RunFolder) -> None:
+    def staleness(folder: RunFolder) -> list[float]:
+        return [row["staleness"] for row in folder.read_metrics() if row["kind"] == "round"]
+
+    assert staleness(overlapped) == [1.0] * 5 + [0.0]  # after the last round nothing trains while it is exchanged
+    assert staleness(synchronous) == [0.0] * 6
+
+
+def test_the_same_seed_gives_identical_blocks(overlapped: RunFolder, tmp_path: Path) -> None:
+    again = finished(tmp_path / "again", mode="parablock")
+    assert blocks(again) == blocks(overlapped)
+
+
+def test_another_seed_gives_other_blocks(overlapped: RunFolder, tmp_path: Path) -> None:
+    other = finished(tmp_path / "other", mode="parablock", seed=1)
+    assert blocks(other) != blocks(overlapped)
+
+
+def test_report_is_one_page_that_opens_without_a_network(overlapped: RunFolder) -> None:
+    assert report.main([str(overlapped.path)]) == 0
+    page = overlapped.report_path.read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "src=" not in page
+    assert "<link" not in page
+
+
+def test_exported_folder_loads_and_gives_the_runs_own_loss(
+    overlapped: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    assert export.main([str(overlapped.path), "--out", str(out)]) == 0
+    capsys.readouterr()
+    settings = ["--set", "eval.rows=16", "--set", "eval.generate=0", "--json"]
+    data = ["--data", "builtin", "--set", f"data.template={overlapped.config().data.template}"]
+    assert evaluate_command.main([str(out), *data, *settings]) == 0
+    exported = json.loads(capsys.readouterr().out)
+    last = [row for row in overlapped.read_metrics() if row["kind"] == "evaluation"][-1]
+    assert exported["loss"] == pytest.approx(last["eval_loss"], abs=1e-4)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    tokens = tokenizer("2 + 2", return_tensors="pt")
+    with torch.inference_mode():
+        assert model(**tokens).logits.isfinite().all()
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(overlapped: RunFolder) -> None:
+    before = (overlapped.path / "metrics.jsonl").read_bytes()
+    done = run(overlapped.path)
+    assert done.returncode == 2
+    assert "already" in done.stderr
+    assert (overlapped.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_no_training_text_leaves_the_worker(tmp_path: Path) -> None:
+    """Neither the run's folder nor the broker's output holds a planted sentence or the name of its file."""
+    planted = "the heron counts seventeen lanterns"
+    data = tmp_path / "secret-ledger.jsonl"
+    rows = [{"prompt": f"{planted} {number}?", "completion": f"#### {number}"} for number in range(40)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with Processes(tmp_path, rounds=3, **{"data.eval": ""}) as processes:
+        for index in range(2):
+            processes.worker(index, data=str(data))
+        assert processes.broker.wait(timeout=120) == 0
+    told = processes.broker_log.read_text(encoding="utf-8", errors="replace")
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            told += path.read_bytes().decode("utf-8", errors="replace")
+    assert "heron" not in told
+    assert "secret-ledger" not in told
+
+
+def test_interrupt_ends_everything_in_good_order(tmp_path: Path) -> None:
+    with Processes(tmp_path, rounds=5000) as processes:
+        workers = [processes.worker(index) for index in range(2)]
+        wait_for(lambda: len(RunFolder.open(processes.out).read_metrics()) >= 2)
+        workers[0].send_signal(signal.SIGINT)
+        assert workers[0].wait(timeout=30) == 75
+        processes.broker.send_signal(signal.SIGTERM)
+        assert processes.broker.wait(timeout=30) == 75
+        assert workers[1].wait(timeout=30) == 75
+    assert "broker stopped" in processes.said(1)
+    folder = RunFolder.open(processes.out)
+    assert read_trace(folder.trace_path)
+    json.loads(folder.trace_path.read_text(encoding="utf-8"))
+    kinds = {event["kind"] for event in folder.read_events()}
+    assert {"joined", "started", "committed", "left"} <= kinds
+
+
+def test_a_killed_worker_is_missed_and_a_new_one_catches_up(tmp_path: Path) -> None:
+    settings = {"rounds": 400, "round.quorum": 1, "network.heartbeat_s": 0.2, "network.timeout_s": 1.0}
+    with Processes(tmp_path, **settings) as processes:
+        workers = [processes.worker(index) for index in range(2)]
+        folder = processes.out
+        wait_for(lambda: len(RunFolder.open(folder).read_metrics()) >= 4)
+        os.kill(workers[1].pid, signal.SIGKILL)
+        wait_for(lambda: any(event["kind"] == "lost" for event in RunFolder.open(folder).read_events()))
+        alone = len(RunFolder.open(folder).read_metrics())
+        wait_for(lambda: len(RunFolder.open(folder).read_metrics()) > alone + 2)
+        processes.worker(1)
+        wait_for(lambda: RunFolder.open(folder).read_metrics()[-1].get("contributors") == ["w0", "w1"])
+        processes.broker.send_signal(signal.SIGINT)
+        assert processes.broker.wait(timeout=30) == 75
+    rounds = [row for row in RunFolder.open(folder).read_metrics() if row["kind"] == "round"]
+    assert [row["round"] for row in rounds] == list(range(len(rounds)))
+    assert any(row["contributors"] == ["w0"] for row in rounds)
+
+
+def test_a_worker_of_another_model_is_refused_at_the_door(tmp_path: Path) -> None:
+    with Processes(tmp_path) as processes:
+        other = models.load("builtin", dtype="float32", seed=99)
+        other.model.save_pretrained(tmp_path / "other")
+        other.tokenizer.save_pretrained(tmp_path / "other")
+        worker = processes.worker(0, "--model", str(tmp_path / "other"))
+        assert worker.wait(timeout=60) == 3
+        assert "differs from the broker's in its weights" in processes.said(0)
+
+
+def test_a_worker_before_the_broker_waits_and_says_so(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    with Processes(tmp_path, rounds=2) as idle:  # only to have workers without a broker on that port
+        worker = idle.worker(0, endpoint=endpoint)
+        wait_for(lambda: "does not answer yet" in idle.said(0))
+        second = tmp_path / "second"
+        second.mkdir()
+        with Processes(second, rounds=2, **{"network.bind": endpoint, "round.clients": 1}) as processes:
+            assert processes.broker.wait(timeout=90) == 0
+            assert worker.wait(timeout=30) == 0
+
+
+def test_bad_input_is_told_and_nothing_is_left_running(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(4 * '{"question": "1 + 1?", "answer": "2"}\n', encoding="utf-8")
+    done = run(tmp_path / "run", **{"data.train": str(data)})
+    assert done.returncode == 2
+    assert "data.prompt" in done.stderr
+    assert "question" in done.stderr
+
+
+def test_a_port_in_use_is_told(tmp_path: Path) -> None:
+    with Processes(tmp_path) as processes:
+        endpoint = processes.endpoint()
+        command = [sys.executable, "-m", "broker", "--out", str(tmp_path / "b"), f"--set=network.bind={endpoint}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2
+        assert "in use" in done.stderr
+        assert not (tmp_path / "b").exists()

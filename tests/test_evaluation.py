@@ -1,0 +1,199 @@
+"""Held-out scores: the loss against a plain sum, generation against a token-by-token loop, and whose rows count."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from parablock import builtin
+from parablock.config import Data, Evaluation
+from workers.evaluation import Scores, evaluate, number
+from workers.rows import Row, Rows, load_rows
+
+CPU = torch.device("cpu")
+TOKENIZER = builtin.tokenizer()
+EOS = TOKENIZER.eos_token_id
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return builtin.model(0)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return load_rows("builtin", Data(), tokenizer=TOKENIZER, seed=0, held_out=True, limit=24)
+
+
+def plain_loss(model: torch.nn.Module, rows: list[Row]) -> tuple[float, int]:
+    """Row by row, without padding or batches."""
+    total, count = 0.0, 0
+    for row in rows:
+        tokens = torch.from_numpy(row.tokens).long()
+        with torch.no_grad():
+            losses = functional.cross_entropy(model(tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
+        counted = torch.from_numpy(row.counted[1:])
+        total, count = total + losses[counted].sum().item(), count + int(counted.sum())
+    return total, count
+
+
+def plain_answer(model: torch.nn.Module, row: Row, length: int) -> list[int]:
+    """Greedy, token by token, without a cache."""
+    tokens = row.tokens[: row.prompt].tolist()
+    with torch.no_grad():
+        for _ in range(length):
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[row.prompt :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_the_loss_is_that_of_a_plain_sum_over_rows(model: torch.nn.Module, rows: Rows, batch_size: int) -> None:
+    scores = evaluate(model, TOKENIZER, rows, Evaluation(rows=0, batch_size=batch_size), CPU)
+    total, count = plain_loss(model, list(rows))
+    assert scores.tokens == count
+    assert scores.loss_sum == pytest.approx(total, rel=1e-5)
+    assert scores.loss == pytest.approx(math.log(259), rel=0.2)  # random weights know nothing
+    assert (scores.answered, scores.exact_match) == (0, None)
+
+
+def test_shares_of_several_workers_add_up_to_the_first_rows(model: torch.nn.Module, rows: Rows) -> None:
+    settings = Evaluation(rows=9, generate=4, max_new_tokens=2)
+    shares = [
+        load_rows("builtin", Data(), tokenizer=TOKENIZER, seed=0, held_out=True, shard=(shard, 3), limit=24)
+        for shard in range(3)
+    ]
+    scores = [evaluate(model, TOKENIZER, share, settings, CPU) for share in shares]
+    total = scores[0] + scores[1] + scores[2]
+    assert (total.tokens, total.answered) == (plain_loss(model, list(rows)[:9])[1], 4)
+    assert total.loss == pytest.approx(plain_loss(model, list(rows)[:9])[0] / total.tokens, rel=1e-5)
+
+
+class Recorder:
+    """A tokenizer that keeps the answers that it was asked to decode."""
+
+    def __init__(self, eos_token_id: int) -> None:
+        self.eos_token_id = eos_token_id
+        self.answers: list[list[int]] = []
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        self.answers.append(tokens)
+        return ""
+
+
+def test_generation_in_batches_is_that_of_one_row_at_a_time(rows: Rows) -> None:
+    model = builtin.model(4)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(5)  # sharp enough that rounding decides nothing
+    answers = [plain_answer(model, row, 12) for row in rows]
+    # A model of random weights does not end, so a token that it says in some answers stands for the end.
+    end = next(token for answer in answers for token in answer[3:] if 2 < sum(token in other for other in answers) < 20)
+    expected = [answer[: answer.index(end)] if end in answer else answer for answer in answers]
+    recorder = Recorder(end)
+    settings = Evaluation(generate=24, max_new_tokens=12, batch_size=7)
+    scores = evaluate(model, recorder, rows, settings, CPU)  # type: ignore[arg-type]
+    assert sorted(recorder.answers) == sorted(expected)
+    assert len({len(answer) for answer in expected}) > 2
+    assert (scores.answered, scores.correct) == (24, 0)
+
+
+def test_a_right_answer_is_counted_and_a_wrong_one_not() -> None:
+    model = builtin.model(0)
+    said = {b"a": b"7#### 1,000.0", b"bb": b"7#### 12 left", b"c": b"no idea"}
+
+    def row(place: int, prompt: bytes, answer: str) -> Row:
+        tokens = np.array([*prompt, *answer.encode(), EOS], dtype=np.int32)
+        return Row(place, tokens, np.arange(len(tokens)) >= len(prompt), len(prompt), answer)
+
+    def generate(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: object) -> torch.Tensor:
+        del generation_config
+        answers = []
+        for ids, mask in zip(input_ids, attention_mask, strict=True):
+            text = said[bytes(ids[mask.bool()].tolist())]
+            answers.append([*ids.tolist(), *text, EOS, *b"#### 5", *[256] * 20][:40])
+        return torch.tensor(answers)
+
+    model.generate = generate
+    rows = [
+        row(0, b"a", "so #### $1000"),
+        row(1, b"bb", "#### 13"),
+        row(2, b"c", "#### 5"),
+        row(3, b"d", "no number, so not asked"),
+        row(4, b"a", "#### 1"),
+    ]
+    loaded = Rows(tuple(rows), 256, 5, 0, {})
+    scores = evaluate(model, TOKENIZER, loaded, Evaluation(generate=4, batch_size=2), CPU)
+    assert (scores.correct, scores.answered) == (1, 3)
+    assert scores.exact_match == pytest.approx(1 / 3)
+
+
+def test_the_model_is_left_in_its_mode_also_after_an_interruption(rows: Rows) -> None:
+    model = builtin.model(0)
+    model.train()
+    model.model.layers[1].eval()
+    before = [module.training for module in model.modules()]
+    steps: list[tuple[int, int]] = []
+    evaluate(
+        model, TOKENIZER, rows, Evaluation(rows=10, generate=3, batch_size=4, max_new_tokens=1), CPU,
+        lambda done, total: steps.append((done, total)),
+    )  # fmt: skip
+    assert [module.training for module in model.modules()] == before
+    assert steps == [(0, 13), (4, 13), (8, 13), (10, 13), (13, 13)]
+
+    def interrupt(done: int, _total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, TOKENIZER, rows, Evaluation(), CPU, interrupt)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_evaluation_moves_no_weight_and_no_random_state(model: torch.nn.Module, rows: Rows) -> None:
+    before = [value.clone() for value in model.parameters()]
+    state = torch.random.get_rng_state()
+    evaluate(model, TOKENIZER, rows, Evaluation(generate=4, max_new_tokens=3), CPU)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, old) for value, old in zip(model.parameters(), before, strict=True))
+    assert all(value.grad is None for value in model.parameters())
+
+
+def test_no_rows_give_empty_scores(model: torch.nn.Module) -> None:
+    scores = evaluate(model, TOKENIZER, Rows((), 0, 0, 0, {}), Evaluation(generate=4), CPU)
+    assert scores == Scores(0.0, 0, 0, 0)
+    assert math.isnan(scores.loss)
+    assert math.isnan(scores.perplexity)
+    assert scores.exact_match is None
+
+
+def test_perplexity_is_the_exponential_of_the_loss() -> None:
+    assert Scores(6.0, 3, 0, 0).perplexity == pytest.approx(math.e**2)
+    assert Scores(1e6, 1, 0, 0).perplexity == math.inf
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("#### 18", "18"),
+        ("She has <<1+1=2>>2 left.\n#### 2", "2"),
+        ("#### 1\n#### 2", "2"),
+        ("####1,234", "1234"),
+        ("#### $5.00", "5"),
+        ("#### $-5", "-5"),
+        ("#### -5.", "-5"),
+        ("#### .5 km", "0.5"),
+        ("#### 007", "7"),
+        ("#### 12apples", "12"),
+        ("18", None),
+        ("#### none", None),
+        ("####", None),
+        ("#### 1 #### x", None),
+    ],
+)
+def test_the_number_after_the_last_mark(text: str, expected: str | None) -> None:
+    assert number(text) == (None if expected is None else Decimal(expected))

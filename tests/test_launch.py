@@ -1,0 +1,466 @@
+"""`parablock run` and `quickstart`: children that do well, fail, hang or are interrupted, and nothing left of any.
+
+The children are real processes. Where their own work does not matter they are small fakes: `python -m broker` finds
+the folder `broker` of the working directory before the installed package.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from parablock import config as settings
+from parablock import launch, quickstart
+from parablock.launch import Launch
+from parablock.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from parablock.config import Config
+
+BROKER = """
+import json, os, signal, sys, time
+from pathlib import Path
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+def listen():
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "broker.json").write_text(json.dumps(sys.argv[1:]))
+    (out / "endpoint").write_text("tcp://127.0.0.1:5557\\n")
+def until(ready, seconds=20):
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "nothing came"
+        time.sleep(0.01)
+def marks():
+    return len(list(out.glob("worker-*.json")))
+"""
+WORKER = """
+import json, os, signal, sys, time
+from pathlib import Path
+name = sys.argv[sys.argv.index("--name") + 1]
+out = Path("run")
+def mark():
+    threads = os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]
+    part = out / f"{name}.part"
+    part.write_text(json.dumps({"argv": sys.argv[1:], "threads": threads}))
+    part.rename(out / f"{name}.json")
+def asked(number, frame):
+    (out / f"{name}.asked").write_text(signal.Signals(number).name)
+    sys.exit(75)
+"""
+HANG = "time.sleep(60)\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory in which `broker` and `workers` can be replaced; the run's folder is `run`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def fakes(place: Path, broker: str, worker: str = "mark()\n") -> None:
+    for package, source in (("broker", BROKER + broker), ("workers", WORKER + worker)):
+        (place / package).mkdir()
+        (place / package / "__init__.py").touch()
+        (place / package / "__main__.py").write_text(source, encoding="utf-8")
+
+
+def started(place: Path, workers: int = 2, **overrides: object) -> tuple[int, Launch]:
+    """A launch to its end: its exit code, and what is left of it."""
+    config = settings.load(None, [f"{key}={value}" for key, value in overrides.items()])
+    run = Launch(config, place / "run", workers, "cpu")
+    with unchanged_signals():
+        code = run.run()
+    for process in [run._broker, *run._workers.values()]:
+        assert process is None or process.poll() is not None
+    assert all(log.closed for log in run._logs)
+    return code, run
+
+
+@contextmanager
+def unchanged_signals() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def option(argv: list[str], name: str) -> str:
+    """The value of `--name VALUE` or `--name=VALUE`."""
+    for position, argument in enumerate(argv):
+        if argument == name:
+            return argv[position + 1]
+        if argument.startswith(name + "="):
+            return argument.partition("=")[2]
+    raise AssertionError(f"{name} is not among {argv}")
+
+
+# What the children are told
+
+
+texts = st.text(max_size=20)
+
+
+@given(texts, texts, st.floats(1e-300, 1e300), st.booleans(), st.integers(0, 2**31 - 1))
+def test_the_broker_is_told_every_setting(train: str, template: str, lr: float, trust: bool, seed: int) -> None:
+    config = settings.from_dict(
+        {
+            "seed": seed,
+            "trust_remote_code": trust,
+            "solver": {"lr": lr, "gradient_checkpointing": not trust},
+            "data": {"train": train, "template": template},
+            "server": {"optimizer": "nesterov"},
+        }
+    )
+    assert settings.load(None, launch._overrides(config)) == config
+    assert len(launch._overrides(config)) == len(settings.keys())
+
+
+def test_every_child_gets_its_part(place: Path) -> None:
+    fakes(place, "listen()\nuntil(lambda: marks() == 3)\n")
+    overrides = {
+        "data.train": "-häuser = 1.jsonl",
+        "data.eval": "",
+        "data.template": '"Q: {prompt}\\nA: "',
+        "network.bind": "tcp://127.0.0.1:*",
+    }
+    code, run = started(place, workers=3, **overrides)
+    assert code == 0
+
+    argv = json.loads((place / "run" / "broker.json").read_text())
+    sets = [argument.removeprefix("--set=") for argument in argv if argument.startswith("--set=")]
+    assert settings.load(None, sets) == run._config
+    for index in range(3):
+        told: dict[str, Any] = json.loads((place / "run" / f"worker-{index}.json").read_text())
+        assert option(told["argv"], "--broker") == "tcp://127.0.0.1:5557"
+        assert option(told["argv"], "--shard") == f"{index}/3"
+        assert option(told["argv"], "--data") == "-häuser = 1.jsonl"
+        assert option(told["argv"], "--eval") == ""
+        assert option(told["argv"], "--device") == "cpu"
+        # The cores are shared out once, and numpy gets as many threads as torch.
+        threads = str(max((os.cpu_count() or 1) // 3, 1))
+        assert [option(told["argv"], "--threads"), *told["threads"]] == [threads] * 3
+        assert "--trust-remote-code" not in told["argv"]
+
+
+@pytest.mark.parametrize("trust", ["true", "false"])
+def test_code_from_others_runs_only_where_the_user_says_so(place: Path, trust: str) -> None:
+    fakes(place, "listen()\nuntil(lambda: marks() == 1)\n")
+    assert started(place, workers=1, trust_remote_code=trust)[0] == 0
+    told = json.loads((place / "run" / "worker-0.json").read_text())
+    assert ("--trust-remote-code" in told["argv"]) == (trust == "true")
+
+
+# How it ends
+
+
+def test_a_broker_that_ends_at_once_gives_its_exit_code_and_starts_no_worker(place: Path) -> None:
+    fakes(place, "sys.exit(2)\n")
+    code, run = started(place)
+    assert code == 2
+    assert run._workers == {}
+    assert not (place / "run").exists()
+
+
+def test_the_broker_itself_refuses_an_address_beyond_this_machine(tmp_path: Path) -> None:
+    # The real one, in the real command.
+    command = [sys.executable, "-m", "parablock.cli", "run", "--out", str(tmp_path / "run")]
+    command.append("--set=network.bind=tcp://0.0.0.0:*")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "parablock broker: tcp://0.0.0.0:* is beyond this machine" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+ENDS_WHEN_ASKED = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+FAILS = "print('\\n'.join(f'line {n}' for n in range(20)))\nsys.exit(%d) if name == 'worker-0' else None\n"
+WAITS = "signal.signal(signal.SIGTERM, asked)\nmark()\n" + HANG
+
+
+def test_a_worker_with_wrong_input_ends_the_run_and_is_shown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begins = "(out / 'metrics.jsonl').touch()\n"
+    fakes(place, ENDS_WHEN_ASKED + "out.mkdir()\n" + begins + "listen()\n" + HANG, FAILS % 3 + WAITS)
+    code, _ = started(place, **{"round.quorum": 1})
+    assert code == 3
+    told = capsys.readouterr().err
+    assert "parablock run: worker-0 ended with exit code 3:\n  line 5\n" in told
+    assert "line 4\n" not in told  # its last lines only
+    assert (place / "run" / "logs" / "worker-0.log").read_text().startswith("line 0\n")
+
+
+@pytest.mark.parametrize(("begun", "quorum"), [(False, 1), (True, 2)])
+def test_a_worker_that_fails_ends_a_run_that_cannot_go_on(place: Path, begun: bool, quorum: int) -> None:
+    begins = "out.mkdir()\n(out / 'metrics.jsonl').touch()\n" if begun else ""
+    fakes(place, ENDS_WHEN_ASKED + begins + "listen()\n" + HANG, FAILS % 1 + WAITS)
+    code, _ = started(place, **{"round.quorum": quorum, "round.clients": 2})
+    assert code == 1
+
+
+def test_a_run_outlives_one_of_its_workers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    waits = "until(lambda: marks() == 1)\nuntil(lambda: (out / 'told').exists())\n"
+    begins = "out.mkdir()\n(out / 'metrics.jsonl').touch()\nlisten()\n"
+    fakes(place, begins + waits, "if name == 'worker-0':\n    sys.exit('out of memory')\nmark()\n")
+    capsys.readouterr()
+
+    class Told(io.StringIO):
+        """Stands for stderr: lets the broker end once the failure has been shown."""
+
+        def write(self, text: str) -> int:
+            if "out of memory" in text:
+                (place / "run" / "told").touch()
+            return super().write(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", Told())
+        assert started(place, **{"round.quorum": 1})[0] == 0
+
+
+def test_a_broker_that_is_killed_is_told_and_its_workers_are_asked_to_end(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fakes(
+        place,
+        "listen()\nuntil(lambda: marks() == 2)\nos.kill(os.getpid(), signal.SIGKILL)\n",
+        "signal.signal(signal.SIGTERM, asked)\nmark()\n" + HANG,
+    )
+    assert started(place)[0] == 75
+    assert "parablock run: the broker was ended by SIGKILL" in capsys.readouterr().err
+    assert [(place / "run" / f"worker-{n}.asked").read_text() for n in range(2)] == ["SIGTERM"] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_passed_on_and_the_children_end_in_good_order(
+    place: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = number.name
+    fakes(
+        place,
+        f"signal.signal(signal.{name}, lambda *_: sys.exit(75))\nlisten()\nuntil(lambda: marks() == 2)\n"
+        f"os.kill(os.getppid(), signal.{name})\n" + HANG,
+        f"signal.signal(signal.{name}, asked)\nmark()\n" + HANG,
+    )
+    assert started(place)[0] == 75
+    assert [(place / "run" / f"worker-{n}.asked").read_text() for n in range(2)] == [name] * 2
+    assert capsys.readouterr().err == ""  # the user has ended them, that is no failure
+
+
+def test_a_signal_before_the_broker_listens_starts_no_worker(place: Path) -> None:
+    fakes(place, "os.kill(os.getppid(), signal.SIGTERM)\n" + HANG)
+    code, run = started(place)
+    assert code == 75
+    assert run._workers == {}
+
+
+def test_what_does_not_listen_is_killed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_GRACE_S", 0.1)
+    fakes(
+        place,
+        "listen()\nuntil(lambda: marks() == 1)\nsys.exit(75)\n",
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nmark()\n" + HANG,
+    )
+    code, run = started(place, workers=1)
+    assert code == 75
+    assert run._workers["worker-0"].returncode == -signal.SIGKILL
+
+
+def test_nothing_stays_behind_where_the_workers_cannot_be_started(place: Path) -> None:
+    fakes(place, "out.mkdir()\n(out / 'logs').touch()\nlisten()\n" + HANG)
+    run = Launch(settings.load(None), place / "run", 1)
+    with unchanged_signals(), pytest.raises(FileExistsError):
+        run.run()
+    assert run._broker is not None
+    assert run._broker.returncode == -signal.SIGTERM
+
+
+# What was there before
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fakes(place, "raise AssertionError('not to be started')\n")
+    RunFolder.create(place / "run", settings.load(None)).close()
+    (place / "run" / "logs").mkdir()
+    (place / "run" / "logs" / "worker-0.log").write_text("precious")
+    (place / "run" / "endpoint").write_text("tcp://127.0.0.1:5557\n")
+    code, run = started(place)
+    assert (code, run._broker) == (2, None)
+    assert "parablock run: " in (told := capsys.readouterr().err)
+    assert "already holds a run" in told
+    assert (place / "run" / "logs" / "worker-0.log").read_text() == "precious"
+    assert (place / "run" / "endpoint").exists()
+
+
+def test_an_old_endpoint_is_not_waited_at(place: Path) -> None:
+    fakes(place, "sys.exit(2)\n")
+    (place / "run").mkdir()
+    (place / "run" / "endpoint").write_text("tcp://127.0.0.1:5557\n")
+    code, run = started(place)
+    assert (code, run._workers) == (2, {})
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("", ""), ("tcp://127.0.0.1:55", ""), ("tcp://x:5557\n", "tcp://x:5557")]
+)
+def test_an_endpoint_is_read_once_it_is_whole(tmp_path: Path, written: str, read: str) -> None:
+    run = Launch(settings.load(None), tmp_path, 1)
+    assert run._endpoint() == ""
+    (tmp_path / "endpoint").write_text(written)
+    assert run._endpoint() == read
+
+
+# The command
+
+
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_at_least_one_worker_is_needed(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--workers", workers]) == 2
+    assert capsys.readouterr().err == f"parablock run: --workers is at least 1, got {workers}\n"
+
+
+def test_the_number_of_workers_is_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        launch.main(["--workers", "two"])
+    assert caught.value.code == 2
+    assert "argument --workers: invalid int value: 'two'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [launch.main, quickstart.main])
+def test_a_wrong_setting_is_told_before_anything_starts(
+    main: Any, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--set", "solver.stepz=1"]) == 2
+    name = "run" if main is launch.main else "quickstart"
+    assert capsys.readouterr().err.startswith(f"parablock {name}: there is no setting solver.stepz.")
+    assert list(place.iterdir()) == []
+
+
+def test_a_run_on_one_machine_waits_for_its_own_workers_on_a_free_port(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Config, Path, int, str]] = []
+
+    def run(self: Launch) -> int:
+        asked.append((self._config, self._out, self._count, self._device))
+        return 3
+
+    monkeypatch.setattr(Launch, "run", run)
+    (place / "run.toml").write_text('rounds = 5\n[network]\nbind = "tcp://127.0.0.1:5557"\n[round]\nclients = 7\n')
+    assert launch.main(["run.toml", "--workers", "3", "--set", "seed=4", "--device", "cpu"]) == 3
+    config, out, workers, device = asked[0]
+    assert (config.rounds, config.seed, config.round.clients, config.network.bind) == (5, 4, 3, "tcp://127.0.0.1:*")
+    assert (workers, device) == (3, "cpu")
+    assert out.parts[0] == "runs"
+    launch.main(["--out", "elsewhere", "--set", "network.bind=tcp://127.0.0.1:7777"])
+    config, out, workers, device = asked[1]
+    assert (str(out), workers, device, config.network.bind) == ("elsewhere", 2, "auto", "tcp://127.0.0.1:7777")
+
+
+# Quickstart
+
+
+def round_row(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "kind": "round", "round": number, "block": 0, "block_name": "layer 0", "time_s": 1.0 + number, "loss": 1.0,
+        "compute_s": 1.0, "comm_s": 2.0, "exposed_s": 0.5, "wait_s": 0.5, "round_s": 1.5, "bytes_up": 1,
+        "bytes_down": 1, "contributors": ["worker-0"], "late": 0, "staleness": 1.0, "drift": 0.5, "alpha": 0.5,
+    } | changes  # fmt: skip
+
+
+def evaluation(number: int, loss: float | None, match: float | None) -> dict[str, Any]:
+    return {
+        "kind": "evaluation", "round": number, "time_s": 1.0 + number, "eval_loss": loss, "perplexity": None,
+        "exact_match": match, "rows": 8, "tokens": 80, "answered": 8,
+    }  # fmt: skip
+
+
+def shown(path: Path, rows: list[dict[str, Any]]) -> str:
+    """The summary of a run with these metrics, as text."""
+    with RunFolder.create(path, settings.load(None)) as folder:
+        for row in rows:
+            folder.append_metrics(row)
+        console = Console(file=io.StringIO(), width=300)
+        console.print(quickstart.summary(folder))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    return {line[0]: line[1:] for line in lines if line}
+
+
+def test_the_summary_compares_the_first_evaluation_with_the_last(tmp_path: Path) -> None:
+    rows = [evaluation(-1, 4.0, 0.0), round_row(0, round_s=100.0), round_row(1), evaluation(1, 3.0, 0.5)]
+    rows += [round_row(2, round_s=2.5, exposed_s=0.0), evaluation(2, 1.2345, 0.123)]
+    text = shown(tmp_path / "run [a]", rows)
+    table = cells(text)
+    assert table["held-out loss"] == ["4.000", "1.234"]
+    assert table["exact match"] == ["0.0%", "12.3%"]
+    assert table["mean round time"] == ["", "2.00 s over 3 rounds"]  # the first one warms up
+    assert table["communication hidden"] == ["", "83%"]
+    assert table["report"] == ["", str(tmp_path / "run [a]" / "report" / "index.html")]
+    assert str(tmp_path / "run [a]") in text.splitlines()[0]
+
+
+def test_the_summary_shows_what_there_is(tmp_path: Path) -> None:
+    assert set(cells(shown(tmp_path / "none", []))) == {"report"}
+    table = cells(shown(tmp_path / "one", [evaluation(-1, None, None), round_row(0, round_s=3.0, comm_s=None)]))
+    assert table["held-out loss"] == table["exact match"] == ["–", "–"]
+    assert table["mean round time"] == ["", "3.00 s over 1 rounds"]
+    assert table["communication hidden"] == ["", "–"]
+    table = cells(shown(tmp_path / "untimed", [round_row(0, round_s=None), round_row(1, round_s=None)]))
+    assert table["mean round time"] == ["", "– over 2 rounds"]
+
+
+def test_the_quickstart_ends_with_a_report_and_its_summary(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [evaluation(-1, 4.0, 0.0), round_row(0), round_row(1), evaluation(1, 2.0, 0.5)]
+    fakes(
+        place,
+        f"""
+from parablock import config
+from parablock.run_folder import RunFolder
+sets = [argument.removeprefix("--set=") for argument in sys.argv if argument.startswith("--set=")]
+with RunFolder.create(out, config.load(None, sets)) as folder:
+    for row in {rows!r}:
+        folder.append_metrics(row)
+listen()
+until(lambda: marks() == 2)
+""",
+    )
+    assert quickstart.main(["--out", "run", "--set", "seed=4"]) == 0
+    assert "communication hidden" in capsys.readouterr().out
+    folder = RunFolder.open(place / "run")
+    assert folder.report_path.is_file()
+    config = folder.config()
+    assert (config.seed, config.round.clients, config.network.bind) == (4, 2, "tcp://127.0.0.1:*")
+    assert (config.model, config.data.train, config.eval.generate) == ("builtin", "builtin", 256)
+
+
+def test_a_quickstart_that_fails_gives_the_exit_code_and_no_summary(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fakes(place, "sys.exit(75)\n")
+    assert quickstart.main([]) == 75
+    assert "held-out loss" not in capsys.readouterr().out
+
+
+def test_a_quickstart_without_a_run_to_report_on_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fakes(place, "listen()\nuntil(lambda: marks() == 2)\n")
+    assert quickstart.main(["--out", "run"]) == 2
+    told = capsys.readouterr()
+    assert "run is not a run folder" in told.err
+    assert "communication hidden" not in told.out

@@ -1,0 +1,54 @@
+"""The learning rate over rounds: its ends, its middle, and that it never leaves its bounds."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parablock.config import Solver
+from parablock.learning_rate import learning_rate
+
+schedules = st.sampled_from(["constant", "cosine", "linear"])
+
+
+def test_constant_is_the_same_in_every_round() -> None:
+    settings = Solver(lr=3e-4, lr_schedule="constant", lr_final=0.1)
+    assert {learning_rate(settings, round, 20) for round in range(20)} == {3e-4}
+
+
+def test_warm_up_rises_by_equal_steps_and_reaches_the_peak_in_the_round_after() -> None:
+    settings = Solver(lr=1.0, lr_schedule="constant", warmup_rounds=3)
+    rates = [learning_rate(settings, round, 6) for round in range(6)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+
+
+def test_linear_falls_by_equal_steps() -> None:
+    settings = Solver(lr=1.0, lr_schedule="linear", lr_final=0.2)
+    assert [learning_rate(settings, round, 4) for round in range(4)] == pytest.approx([1.0, 0.8, 0.6, 0.4])
+
+
+def test_cosine_is_half_way_in_the_middle_and_flat_at_both_ends() -> None:
+    settings = Solver(lr=1.0, lr_schedule="cosine", lr_final=0.0)
+    rates = [learning_rate(settings, round, 100) for round in range(100)]
+    assert rates[50] == pytest.approx(0.5)
+    assert rates[0] - rates[1] < 0.001 < 0.015 < rates[50] - rates[51]
+    assert 0 < rates[99] < 0.001
+
+
+@given(schedules, st.integers(1, 60), st.integers(0, 59), st.floats(0, 1))
+def test_starts_below_or_at_the_peak_reaches_it_and_ends_where_asked(
+    schedule: str, rounds: int, warmup: int, final: float
+) -> None:
+    warmup = min(warmup, rounds - 1)
+    settings = Solver(lr=2e-3, lr_schedule=schedule, lr_final=final, warmup_rounds=warmup)  # type: ignore[arg-type]
+    rates = [learning_rate(settings, round, rounds) for round in range(rounds)]
+    assert rates[warmup] == pytest.approx(2e-3)
+    assert all(low < high for low, high in itertools.pairwise(rates[: warmup + 1]))
+    assert all(high >= low - 1e-15 for high, low in itertools.pairwise(rates[warmup:]))
+    assert all(0 <= rate <= 2e-3 + 1e-15 for rate in rates)
+    if schedule != "constant":  # the rate that would be next is where it was asked to end
+        assert rates[-1] >= final * 2e-3 - 1e-12
+        assert rates[-1] == pytest.approx(final * 2e-3, abs=2e-3 * 1.6 / (rounds - warmup))

@@ -1,0 +1,99 @@
+"""Endpoints: which addresses are addresses, and which ones may be used without encryption."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parablock.network import EndpointError, check_endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://127.0.0.1:5557",
+        "tcp://127.0.0.1:1",
+        "tcp://127.0.0.1:65535",
+        "tcp://127.8.9.10:5557",
+        "tcp://localhost:5557",
+        "tcp://[::1]:5557",
+    ],
+)
+@pytest.mark.parametrize("allow_plain_tcp", [False, True])
+def test_this_machine_may_always_be_used(endpoint: str, allow_plain_tcp: bool) -> None:
+    check_endpoint(endpoint, allow_plain_tcp=allow_plain_tcp)
+
+
+def test_any_port_only_where_one_listens() -> None:
+    check_endpoint("tcp://127.0.0.1:*", allow_plain_tcp=False, any_port=True)
+    with pytest.raises(EndpointError, match="port from 1 to 65535"):
+        check_endpoint("tcp://127.0.0.1:*", allow_plain_tcp=False)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://10.0.0.1:5557",
+        "tcp://0.0.0.0:5557",
+        "tcp://*:5557",
+        "tcp://broker.example.org:5557",
+        "tcp://localhost.example.org:5557",
+        "tcp://127.0.0.1.example.org:5557",
+        "tcp://127.1:5557",
+        "tcp://[::]:5557",
+        "tcp://[2001:db8::1]:5557",
+    ],
+)
+def test_beyond_this_machine_only_where_plain_tcp_was_allowed(endpoint: str) -> None:
+    check_endpoint(endpoint, allow_plain_tcp=True)
+    with pytest.raises(EndpointError) as caught:
+        check_endpoint(endpoint, allow_plain_tcp=False)
+    assert str(caught.value).startswith(f"{endpoint} is beyond this machine")
+    assert "ssh -L" in str(caught.value)
+    assert "--allow-plain-tcp" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "127.0.0.1:5557",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:",
+        "tcp://:5557",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:00000",
+        "tcp://127.0.0.1:65536",
+        "tcp://127.0.0.1:655360",
+        "tcp://127.0.0.1:-1",
+        "tcp://127.0.0.1:port",
+        "tcp://127.0.0.1:５５５７",  # digits, but not those of an address
+        "tcp://127.0.0.1:5557\n",
+        " tcp://127.0.0.1:5557",
+        "tcp://a b:5557",
+        "tcp://::1:5557",
+        "TCP://127.0.0.1:5557",
+        "udp://127.0.0.1:5557",
+        "ipc:///tmp/socket",
+        "inproc://x",
+        "tcp://127.0.0.1:5557/path",
+    ],
+)
+@pytest.mark.parametrize("allow_plain_tcp", [False, True])
+def test_what_is_no_endpoint_is_refused_with_its_form(endpoint: str, allow_plain_tcp: bool) -> None:
+    with pytest.raises(
+        EndpointError, match=r"an endpoint is tcp://HOST:PORT with a port from 1 to 65535; got "
+    ) as caught:
+        check_endpoint(endpoint, allow_plain_tcp=allow_plain_tcp)
+    assert repr(endpoint) in str(caught.value)
+
+
+@given(st.text() | st.from_regex(r"tcp://[^\n]*:[0-9]+", fullmatch=True))
+def test_whatever_comes_is_taken_or_is_an_endpoint_error(endpoint: str) -> None:
+    here = endpoint.startswith(("tcp://127.", "tcp://localhost:", "tcp://["))
+    try:
+        check_endpoint(endpoint, allow_plain_tcp=False)
+    except EndpointError:
+        return
+    assert here

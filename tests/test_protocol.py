@@ -1,0 +1,347 @@
+"""The two machines joined: clean runs, chosen mishaps, and some hundred histories in which much goes wrong at once.
+
+The invariants are asserted after each event by `tests.network`; the tests say what must come of a history as a whole.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from parablock import coordinator as broker
+from parablock import participant as worker
+from parablock.aggregation import ServerOptimizer, weighted_mean
+from parablock.messages import Abstain, Chunk, Commit, Hello, Landed, Offer, Rejected, Rejoin, Start
+from parablock.participant import End
+from parablock.wire import Envelope
+from tests.network import RUN, Faults, Habits, Incident, Network, config_of
+
+STEADY = Habits(seconds=(1.0, 1.0))
+
+
+def ended(network: Network) -> Network:
+    network.run().check_ended()
+    return network
+
+
+def contributors(network: Network) -> list[str]:
+    return ["".join(committed.contributors) for committed in network.committed]
+
+
+# Clean runs
+
+
+@pytest.mark.parametrize("mode", ["fedbcd", "parablock"])
+@pytest.mark.parametrize("clients", [1, 3])
+def test_without_mishaps_everybody_trains_every_round_and_each_counts(mode: str, clients: int) -> None:
+    config = config_of(clients, rounds=9, mode=mode)
+    network = ended(Network(config, dict.fromkeys("abc"[:clients], STEADY)))
+    assert contributors(network) == ["abc"[:clients]] * 9
+    assert all(process.trained == list(range(9)) for process in network.processes)
+    assert all(process.uploaded == list(range(9)) for process in network.processes)
+    assert all(process.arrived == set(range(9)) for process in network.processes)
+    assert not any(process.dismissed for process in network.processes)
+    sent = Counter(type(message) for *_, message in network.sent)
+    assert sent[Offer] == sent[Commit] == 9 * clients, "nothing is said twice"
+    assert sent[Rejected] == sent[Rejoin] == sent[Landed] == 0
+    assert network.now < 20.0
+
+
+def test_the_overlap_hides_the_link() -> None:
+    """Rounds of a second over a link of up to half a second a message: the synchronous mode pays for it each round."""
+    seconds = {}
+    for mode in ("fedbcd", "parablock"):
+        faults = Faults(delay_s=(0.2, 0.2))
+        network = ended(Network(config_of(2, rounds=12, mode=mode), {"a": STEADY, "b": STEADY}, faults))
+        seconds[mode] = network.over_at
+    assert seconds["parablock"] < seconds["fedbcd"] - 6.0
+
+
+def test_the_order_of_arrival_does_not_change_a_bit() -> None:
+    outcomes = set()
+    for seed in range(6):
+        habits = {name: Habits(seconds=(0.1, 2.0)) for name in "abcd"}
+        faults = Faults(delay_s=(0.001, 0.4), ordered=False)
+        network = Network(config_of(4, rounds=8, server={"optimizer": "nesterov"}), {}, faults, seed)
+        for name, kind in habits.items():
+            network.join(name, kind)  # at once, so that their tokens, and with them their deltas, are always the same
+        outcomes.add(tuple(ended(network).values))
+    assert len(outcomes) == 1
+
+
+def test_the_fold_is_the_weighted_mean_of_what_was_made() -> None:
+    network = ended(Network(config_of(3, rounds=5), dict.fromkeys("abc", STEADY)))
+    optimizer = ServerOptimizer(network.config.server)
+    x = [np.zeros(block.numel, np.float32) for block in network.manifest.blocks]
+    for fold in network.folds:
+        x[fold.block] = optimizer.step(fold.block, x[fold.block], weighted_mean(fold.contributions, x[fold.block].size))
+        assert x[fold.block].tobytes() == network.values[fold.round]
+        weights = np.array([network.made[name, fold.round][0].weight for name in "abc"], np.float64)
+        deltas = [np.frombuffer(network.made[name, fold.round][0].values, np.float32) for name in "abc"]
+        mean = np.average(np.array(deltas, np.float64), axis=0, weights=weights)
+        folded = weighted_mean(fold.contributions, mean.size)
+        np.testing.assert_allclose(folded, mean, rtol=0, atol=1e-6)
+
+
+# Chosen mishaps
+
+
+def test_a_late_joiner_gets_the_blocks_that_changed_and_nobody_waits_for_it() -> None:
+    habits = {"a": STEADY, "b": STEADY, "c": Habits(seconds=(1.0, 1.0), joins_at=3.3)}
+    network = ended(Network(config_of(2, rounds=10), habits))
+    late = network.process("c")
+    start = network.starts["c"][0]
+    assert 1 <= start.next <= 4
+    assert start.round == start.next + 2
+    assert late.trained[0] == start.round
+    assert late.arrived == {*start.pending, *range(start.next, 10)}
+    assert contributors(network) == ["ab"] * start.round + ["abc"] * (10 - start.round)
+    alone = ended(Network(config_of(2, rounds=10), {"a": STEADY, "b": STEADY}))
+    assert network.over_at < alone.over_at + 0.5
+
+
+def test_a_straggler_is_told_and_skips_to_where_the_others_are() -> None:
+    habits = {"a": STEADY, "b": STEADY, "c": Habits(seconds=(3.0, 3.0))}
+    network = ended(Network(config_of(3, rounds=12, deadline_s=0.5), habits))
+    slow = network.process("c")
+    assert contributors(network).count("ab") >= 6
+    assert len(slow.trained) < 12, "it skips"
+    missed = [round for round in slow.trained if "c" not in network.committed[round].contributors]
+    assert missed
+    assert set(slow.dismissed) == set(missed)
+    assert network.over_at < 40.0
+
+
+def test_a_round_waits_for_the_quorum_and_a_newcomer_restores_it() -> None:
+    faults = Faults(incidents=(Incident("kill", "b", at=4.2, lasts=30.0),))
+    network = ended(Network(config_of(2, rounds=6), {"a": STEADY, "b": STEADY}, faults))
+    assert network.over_at > 34.0, "without b there is no quorum"
+    assert contributors(network) == ["ab"] * 6
+    assert network.processes[-1].trained[0] == network.starts["b"][-1].next, "it begins with the round at hand"
+
+
+def test_a_death_that_leaves_a_quorum_holds_the_others_up_for_the_timeout_only() -> None:
+    faults = Faults(incidents=(Incident("kill", "c", at=4.2, lasts=0.0, returns=False),))
+    network = ended(Network(config_of(3, rounds=8), dict.fromkeys("abc", STEADY), faults))
+    assert contributors(network)[-1] == "ab"
+    assert network.over_at < 11.0 + 6.0
+    assert ("lost", "c") in [(note.kind, note.client) for note in network.notes]
+
+
+def test_those_who_begin_later_keep_a_run_going_when_the_others_die() -> None:
+    """c joins while a and b train, b dies: a and c are a quorum, though c takes no part in the rounds at hand."""
+    faults = Faults(incidents=(Incident("kill", "b", at=5.1, lasts=0.0, returns=False),))
+    habits = {"a": STEADY, "b": STEADY, "c": Habits(seconds=(1.0, 1.0), joins_at=3.5)}
+    network = ended(Network(config_of(2, rounds=10), habits, faults))
+    assert "a" in contributors(network)
+    assert contributors(network)[-1] == "ac"
+
+
+def test_a_contribution_that_is_not_finite_is_rejected_and_the_run_goes_on() -> None:
+    habits = {"a": Habits(seconds=(1.0, 1.0), spoils=frozenset({2, 3})), "b": STEADY}
+    network = ended(Network(config_of(2, rounds=6), habits))
+    assert contributors(network) == ["ab", "ab", "b", "b", "ab", "ab"]
+    assert {r: "not finite" in reason for r, reason in network.process("a").dismissed.items()} == {2: True, 3: True}
+    assert all(np.isfinite(np.frombuffer(value, np.float32)).all() for value in network.values if value is not None)
+
+
+def test_a_round_that_nobody_can_contribute_to_leaves_the_block_as_it_was() -> None:
+    network = ended(Network(config_of(1, rounds=6), {"a": Habits(spoils=frozenset({1}), diverges=frozenset({4}))}))
+    assert contributors(network) == ["a", "", "a", "a", "", "a"]
+    assert [network.values[1], network.values[4]] == [None, None]
+    assert [message.round for *_, message in network.sent if isinstance(message, Abstain)] == [4]
+
+
+def test_a_process_that_takes_over_a_name_does_not_mix_with_the_one_before() -> None:
+    network = Network(config_of(2, rounds=8), {"a": STEADY, "b": STEADY})
+    network.after(4.0, lambda: network.join("b", STEADY))
+    network.run()
+    first, second = (process for process in network.processes if process.name == "b")
+    assert first.gone == worker.Gone(End.REFUSED, "another worker has joined under the name b")
+    assert second.gone is not None
+    assert second.gone.end is End.DONE
+    assert network.coordinator.next_round == 8
+
+
+@pytest.mark.parametrize(("habits", "says"), [(Habits(base="0"), "its weights"), (Habits(rows=0), "no training rows")])
+def test_a_worker_that_does_not_match_is_refused_and_the_others_go_on(habits: Habits, says: str) -> None:
+    network = Network(config_of(2, rounds=4), {"a": STEADY, "b": STEADY, "x": habits}).run()
+    stranger = network.process("x")
+    assert stranger.gone is not None
+    assert stranger.gone.end is End.REFUSED
+    assert says in stranger.gone.reason
+    assert contributors(network) == ["ab"] * 4
+
+
+@pytest.mark.parametrize("lasts", [3.0, 9.0], ids=["within the timeout", "beyond the timeout"])
+@pytest.mark.parametrize("victim", ["broker", "a"])
+def test_a_process_that_was_stopped_for_a_while_goes_on(victim: str, lasts: float) -> None:
+    faults = Faults(incidents=(Incident("freeze", victim, at=4.2, lasts=lasts),))
+    network = ended(Network(config_of(2, rounds=8), {"a": STEADY, "b": STEADY}, faults))
+    assert contributors(network) == ["ab"] * 8
+    assert all(process.trained == list(range(8)) for process in network.processes), "nothing is trained twice"
+
+
+@pytest.mark.parametrize("lasts", [1.0, 9.0], ids=["within the timeout", "beyond the timeout"])
+@pytest.mark.parametrize("at", np.arange(4.0, 5.2, 0.1).round(2))
+def test_a_cut_at_any_moment_costs_no_contribution(at: float, lasts: float) -> None:
+    faults = Faults(delay_s=(0.04, 0.06), incidents=(Incident("cut", "a", at=at, lasts=lasts),))
+    network = ended(Network(config_of(2, rounds=8), {"a": STEADY, "b": STEADY}, faults))
+    assert contributors(network) == ["ab"] * 8
+    uploaded = Counter((name, round) for (name, round), made in network.made.items() for _ in made)
+    assert set(uploaded.values()) == {1}, "nothing is trained twice"
+
+
+def cut_within_a_transfer(up: bool) -> tuple[Network, Counter[int]]:
+    """Round 3, of three chunks: the third is lost with the connection. Returns how often each offset was sent."""
+
+    def chunks(network: Network) -> list[tuple[float, int]]:
+        sent = [s for s in network.sent if s.client == "a" and s.up == up and isinstance(s.message, Chunk)]
+        return [(s.at, s.message.offset) for s in sent if s.message.round == 3]
+
+    config, faults = config_of(2, rounds=6), Faults(delay_s=(0.3, 0.3))
+    clean = chunks(ended(Network(config, {"a": STEADY, "b": STEADY}, faults)))
+    assert [offset for _, offset in clean] == [0, 1024, 2048]
+    incident = Incident("cut", "a", at=clean[2][0] - 0.01, lasts=9.0)
+    faults = Faults(delay_s=(0.3, 0.3), incidents=(incident,))
+    network = ended(Network(config, {"a": STEADY, "b": STEADY}, faults))
+    assert any((note.kind, note.client) == ("lost", "a") for note in network.notes)
+    return network, Counter(offset for _, offset in chunks(network))
+
+
+def test_an_upload_that_was_cut_goes_on_where_it_was_and_counts_once() -> None:
+    network, sent = cut_within_a_transfer(up=True)
+    assert sent[0] == sent[1024] == 1, "the broker still holds them"
+    assert sent[2048] > 1
+    assert contributors(network) == ["ab"] * 6
+
+
+def test_a_download_that_was_cut_goes_on_where_it_was() -> None:
+    network, sent = cut_within_a_transfer(up=False)
+    assert sent[0] == sent[1024] == 1, "the worker still holds them"
+    assert sent[2048] > 1
+    assert contributors(network) == ["ab"] * 6
+
+
+def test_a_broker_that_stops_sends_its_workers_away() -> None:
+    network = Network(config_of(2, rounds=50), {"a": STEADY, "b": STEADY})
+    network.after(5.0, lambda: network.handle(broker.Stop("interrupted (SIGTERM)")))
+    network.run()
+    for process in network.processes:
+        assert process.gone == worker.Gone(End.LOST, "the broker stopped: interrupted (SIGTERM)")
+    assert network.over == broker.Over(False, "interrupted (SIGTERM)")
+
+
+def test_a_broker_that_never_answers_is_given_up_after_the_patience() -> None:
+    faults = Faults(loss=1.0)
+    network = Network(config_of(1), {"a": STEADY}, faults).run()
+    assert network.process("a").gone == worker.Gone(End.LOST, "nothing heard from the broker for 120 s")
+    assert network.now == 120.0
+
+
+def test_an_old_greeting_that_turns_up_late_does_not_end_anything() -> None:
+    network = Network(config_of(2, rounds=8), {"a": STEADY, "b": STEADY})
+    network.run(until_s=4.2)
+    process = network.process("a")
+    hello = next(message for _, name, _, message in network.sent if name == "a" and isinstance(message, Hello))
+    network.handle(broker.Received(process.peer, Envelope("", 0, hello)))
+    ended(network)
+    assert contributors(network) == ["ab"] * 8
+    assert len([message for message in network.starts["a"] if message.next > 0]) >= 1, "it has started anew"
+
+
+def test_a_message_of_an_earlier_broker_changes_nothing() -> None:
+    network = Network(config_of(2, rounds=6), {"a": STEADY, "b": STEADY})
+    network.run(until_s=4.2)
+    for process in network.processes:
+        stale = worker.Received(Envelope(RUN, 0, Commit(5, 1, 2000, 1, False)))
+        told = process.participant.told
+        process.handle(stale)
+        assert process.participant.told == told
+    ended(network)
+
+
+# Histories
+
+
+def history(seed: int) -> Network:
+    """A run in which much goes wrong; all of it follows from `seed`. Whoever dies comes back."""
+    rng = random.Random(seed)
+    names = "abcd"[: rng.randint(1, 4)]
+    rounds = rng.randint(3, 9)
+    config = config_of(
+        len(names),
+        rounds,
+        quorum=rng.randint(0, len(names)),
+        deadline_s=rng.choice([0.0, 0.0, 1.0, 3.0]),
+        mode=rng.choice(["parablock", "parablock", "fedbcd"]),
+        schedule={"order": rng.choice(["cyclic", "random", "descending"])},
+        pipeline={"max_in_flight": rng.choice([1, 1, 2, 3]), "land": rng.choice(["boundary", "arrival"])},
+    )
+    habits = {}
+    for name in names:
+        pace = rng.choice([1, 1, 4])
+        habits[name] = Habits(
+            seconds=(0.2 * pace, 1.5 * pace),
+            diverges=frozenset(round for round in range(rounds) if rng.random() < 0.05),
+            spoils=frozenset(round for round in range(rounds) if rng.random() < 0.05),
+            joins_at=rng.uniform(0.0, 3.0),
+        )
+    incidents = []
+    for _ in range(rng.choice([0, 1, 2, 3, 4])):
+        kind = rng.choice(["freeze", "cut", "kill"])
+        victim = "broker" if kind == "freeze" and rng.random() < 0.4 else rng.choice(names)
+        # A process that comes back takes longer than a message: what the dead one said has arrived, or never will.
+        lasts = rng.uniform(4.0 if kind == "kill" else 0.5, 15.0)
+        incidents.append(Incident(kind, victim, rng.uniform(0.0, 20.0), lasts))
+    faults = Faults(
+        loss=rng.choice([0.0, 0.02, 0.1, 0.2]),
+        duplication=rng.choice([0.0, 0.0, 0.1, 0.3]),
+        delay_s=(0.001, rng.choice([0.02, 0.3, 1.5])),
+        ordered=rng.random() < 0.5,
+        incidents=tuple(incidents),
+    )
+    return Network(config, habits, faults, seed)
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_every_history_ends_with_every_round_committed_and_every_client_drained(part: int) -> None:
+    for seed in range(part * 40, part * 40 + 40):
+        network = history(seed)
+        try:
+            network.run().check_ended()
+        except AssertionError as error:
+            raise AssertionError(f"history {seed} ({network.faults}): {error}") from error
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_ten_thousand_histories_end_well() -> None:
+    for seed in range(1000, 11_000):
+        network = history(seed)
+        try:
+            network.run().check_ended()
+        except AssertionError as error:
+            raise AssertionError(f"history {seed} ({network.faults}): {error}") from error
+
+
+def test_the_histories_are_as_bad_as_they_say() -> None:
+    """The machinery has teeth: what it is there for does happen in the histories that are run."""
+    seen: Counter[str] = Counter()
+    for seed in range(60):
+        network = history(seed).run()
+        seen.update(note.kind for note in network.notes)
+        seen.update(type(message).__name__ for *_, message in network.sent)
+        for process in network.processes:
+            seen["dismissed"] += len(process.dismissed)
+            seen["dead"] += process.dead
+            seen["skipped"] += network.config.rounds - len(process.trained)
+        seen["late"] += sum(committed.late for committed in network.committed)
+        seen["empty"] += sum(not committed.contributors for committed in network.committed)
+        seen["behind a start"] += sum(start.pending != () for starts in network.starts.values() for start in starts)
+    expected = {"lost", "rejoining", "rejected", "abstained", "Rejoin", "Rejected", "Abstain", "dead", "late", "empty"}
+    assert {what for what in expected | {"dismissed", "skipped", "behind a start"} if not seen[what]} == set()
+    assert seen[Start.__name__] > 60

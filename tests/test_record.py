@@ -1,0 +1,135 @@
+"""The record of a run: rows of metrics, events and trace, from what the coordinator and the clients say."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker.record import Record
+from parablock.config import Config
+from parablock.coordinator import Committed, Note, Reported
+from parablock.manifest import Block, Manifest, Slot
+from parablock.messages import Evaluated, Heartbeat, Landed
+from parablock.run_folder import RunFolder
+from parablock.trace import read_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MANIFEST = Manifest(tuple(Block(i, f"layer {i}", (Slot(f"w{i}", (4,), "float32", 0),)) for i in range(2)), ())
+BEGAN = 1000.0
+AHEAD = {"a": 500.0, "b": -300.0}  # how far the clients' clocks are from the broker's
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Iterator[Record]:
+    with RunFolder.create(tmp_path / "run", Config()) as folder:
+        record = Record(folder, MANIFEST, BEGAN)
+        for client, offset in AHEAD.items():
+            for delay in (0.5, 0.0, 0.2):  # the smallest delay counts
+                beat = Heartbeat(BEGAN + offset - delay, 0, 0, "training")
+                record.reported(Reported(client, beat), AHEAD, BEGAN)
+        yield record
+        record.close()
+
+
+def rows(record: Record) -> list[dict[str, Any]]:
+    return record._folder.read_metrics()
+
+
+def commit(record: Record, round: int, at: float, clients: tuple[str, ...] = ("a", "b")) -> None:
+    record.committed(Committed(round, round % 2, clients, 0, 1.5, 32, 32, "2 contributions"), clients, BEGAN + at)
+
+
+def land(record: Record, client: str, round: int, **spans: tuple[float, float]) -> None:
+    """spans: in seconds since the run began, as the broker should see them."""
+    offset = BEGAN + AHEAD[client]
+    moved = {name: (start + offset, end + offset) for name, (start, end) in spans.items()}
+    empty = dict.fromkeys(("computing", "uploading", "downloading", "waiting"), (0.0, 0.0))
+    report = Landed(round=round, alpha=0.5, drift=0.25, staleness=1, loop_lag_ms=2.0, **{**empty, **moved})
+    record.reported(Reported(client, report), ("a", "b"), BEGAN + 99)
+
+
+def test_a_rounds_row_is_on_one_time_line_whatever_the_clients_clocks_say(record: Record) -> None:
+    commit(record, 0, at=4.0)
+    land(record, "a", 0, computing=(1, 3), uploading=(3, 3.5), downloading=(4, 5), waiting=(4.5, 5))
+    assert rows(record) == [], "b has not told yet"
+    land(record, "b", 0, computing=(1.5, 2), uploading=(2, 2.5), downloading=(4, 4.5), waiting=(2, 4.5))
+    (row,) = rows(record)
+    assert (row["kind"], row["round"], row["block_name"], row["contributors"]) == ("round", 0, "layer 0", ["a", "b"])
+    assert row["compute_s"] == pytest.approx(2.0)
+    assert row["comm_s"] == pytest.approx(2.0), "from the last delta, at 3, to the last block, at 5"
+    assert row["exposed_s"] == pytest.approx(1.5), "b waited from 2 on, but before 3 for a, not for the network"
+    assert row["wait_s"] == pytest.approx(2.5)
+    assert row["round_s"] == pytest.approx(3.0), "the first round begins with training"
+    assert (row["alpha"], row["drift"], row["staleness"], row["loop_lag_p99_ms"]) == (0.5, 0.25, 1.0, 2.0)
+    commit(record, 1, at=6.5)
+    record.close()
+    assert rows(record)[1]["round_s"] == pytest.approx(2.5), "and later ones with the commit before"
+    uploads = [span for span in read_trace(record._folder.trace_path) if span.lane == "upload"]
+    assert [(s.process_name, pytest.approx(s.start_s)) for s in uploads] == [("a", 3.0), ("b", 2.0)]
+
+
+def test_rows_come_in_the_order_of_rounds_and_a_lost_report_holds_up_nothing(record: Record) -> None:
+    commit(record, 0, at=1.0)
+    commit(record, 1, at=2.0)
+    land(record, "b", 0, computing=(0, 1))
+    land(record, "b", 1, computing=(1, 2))
+    assert rows(record) == []
+    land(record, "a", 1, computing=(1, 2))  # a's report on round 0 was lost with a connection
+    assert [row["round"] for row in rows(record)] == [0, 1]
+
+
+def test_a_client_that_is_gone_is_not_waited_for_and_its_clock_is_forgotten(record: Record) -> None:
+    commit(record, 0, at=1.0)
+    land(record, "b", 0, computing=(0, 1))
+    record.gone("a")
+    assert [row["compute_s"] for row in rows(record)] == [pytest.approx(1.0)]
+    commit(record, 1, at=2.0)
+    land(record, "a", 1, computing=(7, 9))  # a successor under its name, whose clock is not known yet
+    land(record, "b", 1, computing=(1, 1.5))
+    assert rows(record)[1]["compute_s"] == pytest.approx(0.5)
+
+
+def test_shares_of_an_evaluation_add_up(record: Record) -> None:
+    clients = ("a", "b")
+    record.reported(Reported("a", Evaluated(-1, 3, 30.0, 10, 1, 2)), clients, BEGAN + 1)
+    assert rows(record) == []
+    record.reported(Reported("b", Evaluated(-1, 2, 10.0, 10, 1, 2)), clients, BEGAN + 2)
+    (row,) = rows(record)
+    assert (row["eval_loss"], row["exact_match"], row["rows"], row["tokens"], row["answered"]) == (2.0, 0.5, 5, 20, 4)
+    assert row["time_s"] == 2.0
+
+
+def test_without_held_out_rows_there_is_no_evaluation(record: Record) -> None:
+    for client in ("a", "b"):
+        record.reported(Reported(client, Evaluated(-1, 0, 0.0, 0, 0, 0)), ("a", "b"), BEGAN)
+    assert rows(record) == []
+
+
+def test_a_loss_that_nobody_knows_is_null(record: Record) -> None:
+    for client in ("a", "b"):
+        record.reported(Reported(client, Evaluated(3, 4, 0.0, 0, 0, 0)), ("a", "b"), BEGAN)
+    (row,) = rows(record)
+    assert (row["rows"], row["eval_loss"], row["perplexity"], row["exact_match"]) == (8, None, None, None)
+
+
+def test_what_the_disk_refuses_is_kept_and_written_later(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_row: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record._folder, "append_event", full)
+        record.note(Note("joined", "a", "8 rows"), BEGAN + 1)
+        record.note(Note("joined", "b", "9 rows"), BEGAN + 2)
+    record.note(Note("left", "b", "done"), BEGAN + 3)
+    assert [(event["kind"], event["client"], event["time_s"]) for event in record._folder.read_events()] == [
+        ("joined", "a", 1.0),
+        ("joined", "b", 2.0),
+        ("left", "b", 3.0),
+    ]
+    record.close()
+    json.loads(record._folder.trace_path.read_text())

@@ -1,0 +1,94 @@
+"""One round: when it closes and why, and what it hands to the fold."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from parablock.messages import Offer
+from parablock.rounds import TRANSITIONS, Decision, Round, RoundState, Upload, decide
+from parablock.transfer import Incoming
+
+
+def upload(*, done: bool, weight: int = 1, fill: bytes = b"\1") -> Upload:
+    incoming = Incoming(8, 1024, 1024)
+    if done:
+        incoming.take(0, memoryview(fill * 8))
+    return Upload("5e55", Offer(0, 0, 8, weight, 0.5), incoming)
+
+
+def round_of(done: str = "", begun: str = "", out: str = "", first_done_at: float | None = None) -> Round:
+    uploads = {name: upload(done=name in done) for name in done + begun}
+    return Round(0, 0, uploads=uploads, out=set(out), first_done_at=first_done_at)
+
+
+# quorum 2, a deadline of 10 s after t = 100: (members, also present, done, begun, out, now) → (close, reason)
+TABLE = {
+    "nobody is there": ("", "", "", "", "", 101, False, "0 of at least 2 clients are there"),
+    "one of two is there": ("a", "", "", "", "", 101, False, "1 of at least 2 clients are there"),
+    "one is there and has answered": ("a", "", "a", "", "", 101, False, "1 of at least 2 clients are there"),
+    "nobody has answered": ("ab", "", "", "", "", 101, False, "waiting for a, b"),
+    "one has answered": ("ab", "", "a", "", "", 101, False, "waiting for b"),
+    "a beginning is no answer": ("ab", "", "a", "b", "", 101, False, "waiting for b"),
+    "all have answered": ("ab", "", "ab", "", "", 101, True, "2 of 2 clients have answered"),
+    "abstaining is an answer": ("ab", "", "a", "", "b", 101, True, "2 of 2 clients have answered"),
+    "all have abstained": ("ab", "", "", "", "ab", 101, True, "2 of 2 clients have answered"),
+    "the gone one had answered": ("a", "", "ab", "", "", 101, True, "2 of 2 clients have answered"),
+    "the gone one had begun": ("ac", "", "a", "b", "c", 101, True, "2 of 2 clients have answered"),
+    "all are gone and had answered": ("", "", "ab", "", "", 101, True, "2 of 2 clients have answered"),
+    "a later one makes the quorum": ("a", "b", "a", "", "", 101, True, "1 of 1 clients have answered"),
+    "only later ones are there": ("", "ab", "", "", "", 101, True, "0 of 0 clients have answered"),
+    "a later one is not waited for": ("ab", "c", "ab", "", "", 101, True, "2 of 2 clients have answered"),
+    "just before the deadline": ("abc", "", "ab", "", "", 109.9, False, "waiting for c"),
+    "at the deadline": ("abc", "", "ab", "c", "", 110, True, "the deadline of 10 s has passed with 2 contributions"),
+    "at the deadline, too few": ("abc", "", "a", "", "", 110, False, "only 1 of 2 contributions are in"),
+    "at the deadline, too few and an abstention": ("abc", "", "a", "", "b", 110, False, "only 1 of 2 contributions"),
+    "at the deadline, nobody there": ("", "", "a", "", "", 110, False, "1 of at least 2 clients are there"),
+}
+
+
+@pytest.mark.parametrize(
+    ("members", "later", "done", "begun", "out", "now", "close", "reason"), TABLE.values(), ids=TABLE.keys()
+)
+def test_when_a_round_closes_and_why(
+    members: str, later: str, done: str, begun: str, out: str, now: float, close: bool, reason: str
+) -> None:
+    round = round_of(done, begun, out, first_done_at=100.0 if done else None)
+    decision = decide(round, set(members), set(members + later), 2, 10.0, now)
+    assert decision.close is close
+    assert reason in decision.reason
+
+
+def test_without_a_deadline_a_round_waits_for_ever() -> None:
+    round = round_of("ab", first_done_at=100.0)
+    assert decide(round, set("abc"), set("abc"), 2, 0.0, 1e9) == Decision(False, "waiting for c")
+
+
+def test_the_deadline_counts_from_the_first_complete_contribution() -> None:
+    assert decide(round_of(begun="ab"), set("abc"), set("abc"), 1, 10.0, 1e9).reason == "waiting for a, b, c"
+
+
+def test_transitions_are_those_of_the_table_and_no_others() -> None:
+    actions = {action for _, action in TRANSITIONS}
+    for state, action in itertools.product(RoundState, actions):
+        round = Round(3, 0, state=state)
+        if (state, action) in TRANSITIONS:
+            round.move(action)
+            assert round.state is TRANSITIONS[state, action]
+        else:
+            with pytest.raises(AssertionError, match=f"round 3 is {state.value}, cannot {action}"):
+                round.move(action)
+
+
+def test_contributions_are_the_complete_ones_in_the_order_of_names() -> None:
+    names = ["zoe", "adam", "kim", "bo"]
+    round = Round(0, 0)
+    for weight, name in enumerate(names, start=1):
+        round.uploads[name] = upload(done=name != "kim", weight=weight, fill=name[:1].encode())
+    assert [(c.client, c.weight, bytes(c.pieces[0][:1])) for c in round.contributions()] == [
+        ("adam", 2, b"a"),
+        ("bo", 4, b"b"),
+        ("zoe", 1, b"z"),
+    ]
+    assert round.done == {"zoe", "adam", "bo"}

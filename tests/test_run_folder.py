@@ -1,0 +1,272 @@
+"""The run folder: made once, appended to, and read back whole or with an error that names the file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from parablock.config import ConfigError, from_dict
+from parablock.manifest import Block, Manifest, Slot
+from parablock.run_folder import RunFolder, RunFolderError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONFIG = from_dict({"mode": "fedbcd", "rounds": 3, "data": {"template": 'Q: "{prompt}"\nA:'}})
+MANIFEST = Manifest(
+    (
+        Block(0, "layers 0-1", (Slot("a", (2, 3), "float32", 0), Slot("b", (), "bfloat16", 6))),
+        Block(1, "head", (Slot("c", (4,), "float32", 0),)),
+    ),
+    ("embeddings",),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    with RunFolder.create(tmp_path / "runs" / "first", CONFIG) as made:
+        yield made
+
+
+def values(count: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(seed).standard_normal(count).astype(np.float32)
+
+
+def test_the_config_is_read_back_as_it_was(folder: RunFolder) -> None:
+    assert RunFolder.open(folder.path).config() == CONFIG
+
+
+def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
+    assert RunFolder.create(tmp_path, CONFIG).config() == CONFIG
+
+
+@pytest.mark.parametrize("left", ["config.toml", "metrics.jsonl", "journal.sqlite", "blocks"])
+def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).mkdir()
+    with pytest.raises(RunFolderError, match=f"already holds a run \\({left}\\); choose another --out, or delete it"):
+        RunFolder.create(tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == [left]
+
+
+def test_of_two_runs_that_take_a_folder_at_once_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").symlink_to("nowhere")  # the other's file, between this one's look and its write
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        RunFolder.create(tmp_path, CONFIG)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"is a file, not a folder; choose another --out"):
+        RunFolder.create(tmp_path / "file", CONFIG)
+    with pytest.raises(RunFolderError, match=r"cannot write the run folder .*; choose another --out"):
+        RunFolder.create(tmp_path / "file" / "run", CONFIG)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_opening_what_is_no_run_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="there is no run folder"):
+        RunFolder.open(tmp_path / "nowhere")
+    with pytest.raises(RunFolderError, match=r"is not a run folder \(it has no config\.toml\)"):
+        RunFolder.open(tmp_path)
+
+
+def test_a_config_edited_into_nonsense_names_its_file(folder: RunFolder) -> None:
+    (folder.path / "config.toml").write_text("rounds = ")
+    with pytest.raises(ConfigError, match=r"config\.toml is not valid TOML"):
+        folder.config()
+
+
+def test_rows_are_on_disk_as_they_are_appended(folder: RunFolder) -> None:
+    folder.append_metrics({"kind": "round", "round": 0, "contributors": ("ä", "b")})
+    assert RunFolder.open(folder.path).read_metrics() == [{"kind": "round", "round": 0, "contributors": ["ä", "b"]}]
+    folder.append_metrics({"kind": "round", "round": 1})
+    folder.append_event({"event": "joined"})
+    folder.close()
+    folder.append_event({"event": "left"})
+    assert [row["round"] for row in folder.read_metrics()] == [0, 1]
+    assert [row["event"] for row in folder.read_events()] == ["joined", "left"]
+
+
+def test_a_run_that_has_said_nothing_yet_has_no_rows(folder: RunFolder) -> None:
+    assert folder.read_metrics() == []
+    assert folder.read_events() == []
+
+
+def test_what_is_no_number_becomes_null(folder: RunFolder) -> None:
+    with folder:
+        folder.append_metrics({"loss": float("nan"), "by_client": {"a": [np.float64("inf"), 1.5]}, "alpha": None})
+    text = (folder.path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "loss": None, "by_client": {"a": [None, 1.5]}, "alpha": None,
+    }  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), min_size=1), st.data())
+def test_a_log_cut_anywhere_gives_the_rows_before_the_cut(rows: list[dict[str, Any]], data: st.DataObject) -> None:
+    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
+    content = b"".join(lines)
+    cut = data.draw(st.integers(0, len(content)))
+    whole = content[:cut].count(b"\n")
+    with tempfile.TemporaryDirectory() as name, RunFolder.create(name, CONFIG) as folder:
+        (folder.path / "metrics.jsonl").write_bytes(content[:cut])
+        assert folder.read_metrics() == rows[:whole]
+        folder.append_metrics({"after": "restart"})
+        assert folder.read_metrics() == [*rows[:whole], {"after": "restart"}]
+
+
+def test_a_row_that_was_cut_off_is_told(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    (folder.path / "metrics.jsonl").write_text('{"round": 0}\n{"round": 1, "lo')
+    with caplog.at_level(logging.WARNING):
+        assert folder.read_metrics() == [{"round": 0}]
+    assert "metrics.jsonl: its last line was cut off" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["{torn", "[1, 2]", ""])
+def test_a_damaged_line_before_the_last_is_an_error_that_names_it(folder: RunFolder, line: str) -> None:
+    (folder.path / "metrics.jsonl").write_text(f'{{"round": 0}}\n{line}\n{{"round": 2}}\n')
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2 is not"):
+        folder.read_metrics()
+
+
+def test_a_log_that_cannot_be_read_is_an_error_that_names_it(folder: RunFolder) -> None:
+    (folder.path / "events.jsonl").mkdir()
+    with pytest.raises(RunFolderError, match=r"cannot read .*events\.jsonl"):
+        folder.read_events()
+
+
+def test_blocks_come_back_bit_for_bit_and_the_newest_wins(folder: RunFolder) -> None:
+    first, second, odd = values(7), values(7, seed=1), np.array([np.nan, -0.0, np.inf, 1e-45], dtype=np.float32)
+    folder.save_block(0, 1, first, MANIFEST.digest, round=0)
+    folder.save_block(0, 2, second.tobytes(), MANIFEST.digest, round=5)
+    path = folder.save_block(1, 1, memoryview(odd), MANIFEST.digest)
+    assert path == folder.path / "blocks" / "0001.safetensors"
+    loaded = RunFolder.open(folder.path).load_blocks()
+    assert {index: version for index, (version, _) in loaded.items()} == {0: 2, 1: 1}
+    assert loaded[0][1].tobytes() == second.tobytes()
+    assert loaded[1][1].tobytes() == odd.tobytes()
+    assert [(block.round, block.manifest_digest) for block in folder.read_blocks()] == [
+        (5, MANIFEST.digest),
+        (-1, MANIFEST.digest),
+    ]
+
+
+def test_a_slice_that_is_not_contiguous_is_stored_as_it_reads(folder: RunFolder) -> None:
+    every_other = values(10)[::2]
+    folder.save_block(0, 1, every_other, MANIFEST.digest)
+    np.testing.assert_array_equal(folder.load_blocks()[0][1], every_other)
+
+
+def test_blocks_are_read_in_the_order_of_their_numbers(folder: RunFolder) -> None:
+    for index in (10_000, 2, 9_999):
+        folder.save_block(index, 1, values(3), MANIFEST.digest)
+    assert [block.index for block in folder.read_blocks()] == [2, 9_999, 10_000]
+
+
+def test_a_crash_before_the_rename_leaves_the_old_version(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = values(7)
+    folder.save_block(0, 1, old, MANIFEST.digest)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            folder.save_block(0, 2, values(7, seed=1), MANIFEST.digest)
+    version, kept = folder.load_blocks()[0]
+    assert (version, kept.tobytes()) == (1, old.tobytes())
+    folder.save_block(0, 3, old, MANIFEST.digest)  # over what the crash left
+    assert folder.load_blocks()[0][0] == 3
+    assert [path.name for path in (folder.path / "blocks").iterdir()] == ["0000.safetensors"]
+
+
+def test_the_block_is_on_disk_before_its_name_is(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(descriptor: int) -> None:
+        happened.append("fsync " + ("folder" if Path(f"/proc/self/fd/{descriptor}").resolve().is_dir() else "file"))
+        fsync(descriptor)
+
+    def watched_replace(source: Path, target: Path) -> None:
+        happened.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    folder.save_block(0, 1, values(7), MANIFEST.digest)
+    assert happened == ["fsync file", "rename", "fsync folder"]
+
+
+def test_a_flipped_bit_is_found_and_the_file_named(folder: RunFolder) -> None:
+    path = folder.save_block(0, 1, values(7), MANIFEST.digest)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"0000\.safetensors is damaged: sha256"):
+        folder.load_blocks()
+
+
+def test_a_file_cut_short_is_found_and_named(folder: RunFolder) -> None:
+    path = folder.save_block(0, 1, values(7), MANIFEST.digest)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(RunFolderError, match=r"0000\.safetensors cannot be read as a block"):
+        folder.load_blocks()
+
+
+def test_a_block_under_another_number_is_found(folder: RunFolder) -> None:
+    path = folder.save_block(0, 1, values(7), MANIFEST.digest)
+    path.rename(path.with_name("0004.safetensors"))
+    with pytest.raises(RunFolderError, match=r"0004\.safetensors holds block 0"):
+        folder.load_blocks()
+
+
+def test_another_programs_safetensors_are_refused(folder: RunFolder) -> None:
+    path = folder.path / "blocks" / "0000.safetensors"
+    save_file({"weight": values(7)}, path)
+    with pytest.raises(RunFolderError, match="cannot be read as a block"):
+        folder.load_blocks()
+    save_file({"block": values(7)}, path)
+    with pytest.raises(RunFolderError, match="was not written by parablock"):
+        folder.load_blocks()
+    metadata = {"index": "0", "version": "1", "round": "0", "manifest": "", "sha256": ""}
+    save_file({"block": np.zeros(7)}, path, metadata=metadata)
+    with pytest.raises(RunFolderError, match="holds float64 of shape"):
+        folder.load_blocks()
+
+
+def test_a_block_of_another_dtype_is_our_own_bug(folder: RunFolder) -> None:
+    with pytest.raises(AssertionError, match="float64"):
+        folder.save_block(0, 1, np.zeros(7), MANIFEST.digest)  # type: ignore[arg-type]
+
+
+def test_the_manifest_is_read_back_as_it_was(folder: RunFolder) -> None:
+    assert not folder.has_manifest
+    folder.write_manifest(MANIFEST, weights="abc")
+    assert folder.has_manifest
+    assert folder.manifest() == MANIFEST
+    assert folder.weights_digest() == "abc"
+
+
+def test_a_damaged_manifest_is_found(folder: RunFolder) -> None:
+    path = folder.path / "manifest.json"
+    with pytest.raises(RunFolderError, match=r"cannot read .*manifest\.json"):
+        folder.manifest()
+    folder.write_manifest(MANIFEST)
+    path.write_text(path.read_text().replace('"offset": 6', '"offset": 7'))
+    with pytest.raises(RunFolderError, match="its digest does not match"):
+        folder.manifest()
+    path.write_text('{"blocks": 3}')
+    with pytest.raises(RunFolderError, match=r"manifest\.json is damaged"):
+        folder.manifest()

@@ -1,0 +1,102 @@
+"""The two sockets on a real event loop over loopback: nothing is lost, copied apart, or blocked."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING
+
+import pytest
+import zmq
+
+from broker.socket import BindError, RouterSocket
+from workers.socket import DealerSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HERE = "tcp://127.0.0.1:*"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the sockets call back, they set no event
+            await asyncio.sleep(0.002)
+
+
+def test_a_burst_of_chunks_arrives_in_order_both_ways() -> None:
+    async def scenario() -> None:
+        up: list[tuple[bytes, list[bytes]]] = []
+        down: list[list[bytes]] = []
+        router = RouterSocket(HERE)
+        router.listen(lambda peer, frames: up.append((peer, [bytes(frame) for frame in frames])))
+        dealer = DealerSocket(router.endpoint, b"worker", lambda frames: down.append([bytes(f) for f in frames]))
+        payloads = [bytes([number]) * (1 << 20) for number in range(100)]  # more than one wake-up takes
+        for number, payload in enumerate(payloads):
+            dealer.send([b"%d" % number, memoryview(payload)])
+        await until(lambda: len(up) == len(payloads))
+        assert up == [(b"worker", [b"%d" % number, payload]) for number, payload in enumerate(payloads)]
+        for number, payload in enumerate(payloads):
+            assert router.send(b"worker", [b"%d" % number, memoryview(payload)])
+        await until(lambda: len(down) == len(payloads))
+        assert [hashlib.sha256(frames[1]).digest() for frames in down] == [hashlib.sha256(p).digest() for p in payloads]
+        dealer.close(0)
+        router.close()
+        router.close()  # again does nothing
+
+    asyncio.run(scenario())
+
+
+def test_what_came_before_the_broker_listened_is_not_lost() -> None:
+    async def scenario() -> None:
+        got: list[list[bytes]] = []
+        router = RouterSocket(HERE)
+        dealer = DealerSocket(router.endpoint, b"early", lambda _frames: None)
+        dealer.send([b"hello"])
+        await asyncio.sleep(0)
+        router.listen(lambda _peer, frames: got.append([bytes(frame) for frame in frames]))
+        await until(lambda: got == [[b"hello"]])
+        dealer.close(0)
+        router.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_that_is_not_there_is_told_apart() -> None:
+    async def scenario() -> None:
+        router = RouterSocket(HERE)
+        router.listen(lambda _peer, _frames: None)
+        assert not router.send(b"nobody", [b"x"])
+        router.close()
+
+    asyncio.run(scenario())
+
+
+def test_of_an_endless_message_only_the_first_frames_are_kept() -> None:
+    async def scenario() -> None:
+        got: list[int] = []
+        router = RouterSocket(HERE)
+        router.listen(lambda _peer, frames: got.append(len(frames)))
+        context = zmq.Context()
+        raw = context.socket(zmq.DEALER)
+        raw.connect(router.endpoint)
+        raw.send_multipart([b"frame"] * 5000)
+        raw.send_multipart([b"after"])
+        await until(lambda: len(got) == 2)
+        assert got == [3, 1]
+        context.destroy(linger=0)
+        router.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_port_in_use_and_a_wrong_address_are_told() -> None:
+    async def scenario() -> None:
+        router = RouterSocket(HERE)
+        with pytest.raises(BindError, match=r"is in use, perhaps by another broker; choose another port"):
+            RouterSocket(router.endpoint)
+        with pytest.raises(BindError, match=r"cannot listen on tcp://192\.0\.2\.1:5557: .*; expected tcp://ADDRESS"):
+            RouterSocket("tcp://192.0.2.1:5557")  # not an address of this machine
+        router.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,401 @@
+"""The block solver against plain torch, and that it touches one block only, in values, gradients and work."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from parablock import config
+from parablock.batch import IGNORED, Batch
+from parablock.blocks import decoder_layers, partition, read_block
+from parablock.loss import answer_loss
+from parablock.solver import BlockSolver, Diverged
+from tests import families
+
+if TYPE_CHECKING:
+    from parablock.manifest import Block, Manifest
+
+CPU = torch.device("cpu")
+
+
+def build(
+    family: str = "llama", dtype: torch.dtype = torch.float32, **settings: Any
+) -> tuple[Any, Manifest, BlockSolver]:
+    model = families.build(family, dtype)
+    manifest = partition(model, config.Blocks(num_blocks=3))
+    return model, manifest, BlockSolver(model, manifest, config.Solver(**settings), CPU)
+
+
+def values(model: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def flat(model: Any, block: Block) -> torch.Tensor:
+    return torch.cat([model.get_parameter(slot.name).detach().flatten() for slot in block.slots])
+
+
+def plain_torch(
+    model: Any, block: Block, steps: list[list[Batch]], settings: config.Solver, lr: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Start and delta of the block, by an ordinary loop over an ordinary model."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    start = flat(model, block)
+    parameters = [model.get_parameter(slot.name).requires_grad_() for slot in block.slots]
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        fused=True,
+    )
+    for micro_batches in steps:
+        tokens = sum(int((batch.labels[:, 1:] != IGNORED).sum()) for batch in micro_batches)
+        for batch in micro_batches:
+            (answer_loss(model, batch)[0] / tokens).backward()
+        if settings.clip:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return start, flat(model, block) - start
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"clip": 0.05, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6},
+        {"clip": 0.0, "gradient_checkpointing": True},
+    ],
+    ids=["default", "clipped and decayed", "checkpointed"],
+)
+def test_equals_plain_torch_bit_for_bit(block: int, settings: dict[str, Any]) -> None:
+    model, manifest, solver = build("phi", **settings)  # with biases, an untied head, and dropout in its config
+    steps = families.batches(3, micro_batches=2)
+    start, delta = plain_torch(model, manifest.blocks[block], steps, config.Solver(**settings), lr=1e-2)
+    trained = solver.train(block, steps, lr=1e-2)
+    assert torch.equal(trained.start, start)
+    assert torch.equal(trained.delta, delta)
+    assert trained.delta.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_rounds_of_every_family_change_the_active_block_only(family: str, checkpointing: bool) -> None:
+    model, manifest, solver = build(family, gradient_checkpointing=checkpointing)
+    for round in range(2):
+        index = (round + 1) % 3
+        before = values(model)
+        trained = solver.train(index, families.batches(2, seed=round), lr=1e-2)
+        # Reset first: what stands for the block is the caller's decision.
+        assert all(torch.equal(before[name], now) for name, now in values(model).items())
+        solver.write(index, trained.start + trained.delta)
+        active = {slot.name for slot in manifest.blocks[index].slots}
+        changed = {name for name, now in values(model).items() if not torch.equal(before[name], now)}
+        assert changed == active
+        assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
+
+def test_training_lowers_the_loss() -> None:
+    _, manifest, solver = build("llama-tied")
+    steps = [[families.batch(0)]] * 6
+    losses = []
+    for round in range(9):
+        block = round % len(manifest.blocks)
+        trained = solver.train(block, steps, lr=1e-2)
+        losses.append(trained.loss)
+        solver.write(block, trained.start + trained.delta)
+    assert losses[0] < 1.1 * math.log(families.VOCABULARY)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_reports_the_loss_per_token_the_tokens_the_steps_and_the_norm() -> None:
+    model, manifest, solver = build(clip=1e-3)
+    batches = [families.batch(seed) for seed in range(3)]
+    expected = [answer_loss(model, batch) for batch in batches]
+    norm = 0.0
+    for batch in batches:
+        twin = copy.deepcopy(model).requires_grad_(True)
+        loss, tokens = answer_loss(twin, batch)
+        (loss / tokens).backward()
+        grads = [twin.get_parameter(slot.name).grad for slot in manifest.blocks[1].slots]
+        norm += torch.cat([grad.flatten() for grad in grads]).norm().item() / 3
+    trained = solver.train(1, [[batch] for batch in batches], lr=1e-12)  # the model stands still
+    assert trained.tokens == sum(tokens for _, tokens in expected)
+    assert trained.loss == pytest.approx(sum(loss.item() for loss, _ in expected) / trained.tokens, rel=1e-6)
+    assert trained.steps == 3
+    assert trained.grad_norm == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_micro_batches_add_up_to_one_batch(dtype: torch.dtype) -> None:
+    _, _, solver = build(dtype=dtype)
+    whole = families.batch(seed=0, rows=6)
+    parts = [
+        Batch(whole.input_ids[rows], whole.attention_mask[rows], whole.labels[rows])
+        for rows in (slice(0, 1), slice(1, 4), slice(4, 6))  # of unlike numbers of answer tokens
+    ]
+    together = solver.train(1, [[whole]], lr=1e-3)
+    apart = solver.train(1, [parts], lr=1e-3)
+    assert together.tokens == apart.tokens
+    assert together.loss == pytest.approx(apart.loss, rel=1e-5 if dtype == torch.float32 else 1e-2)
+    assert together.grad_norm == pytest.approx(apart.grad_norm, rel=1e-4 if dtype == torch.float32 else 3e-2)
+    cosine = torch.nn.functional.cosine_similarity(together.delta, apart.delta, dim=0)
+    assert cosine > (0.9999 if dtype == torch.float32 else 0.9)
+
+
+def test_what_has_no_answer_tokens_changes_nothing() -> None:
+    _, _, solver = build(weight_decay=0.5)
+    full = families.batch(0)
+    empty = Batch(full.input_ids, full.attention_mask, torch.full_like(full.labels, IGNORED))
+    alone = solver.train(0, [[full]], lr=1e-2)
+    for steps in ([[full, empty]], [[empty, full]], [[full], [empty]]):
+        with_empty = solver.train(0, steps, lr=1e-2)
+        assert torch.equal(with_empty.delta, alone.delta)
+        assert (with_empty.loss, with_empty.tokens) == (alone.loss, alone.tokens)
+    nothing = solver.train(0, [[empty]], lr=1e-2)
+    assert (nothing.loss, nothing.tokens, nothing.grad_norm) == (0.0, 0, 0.0)
+    assert not nothing.delta.any()
+
+
+def test_each_round_has_an_optimizer_of_its_own() -> None:
+    _, _, solver = build()
+    first = solver.train(1, families.batches(2), lr=1e-2)
+    again = solver.train(1, families.batches(2), lr=1e-2)
+    assert torch.equal(first.delta, again.delta)
+
+
+def test_clipping_bounds_the_step_that_the_optimizer_sees() -> None:
+    # With an eps that dwarfs the second moment, AdamW's first step is lr * gradient / eps.
+    settings = {"eps": 1e6, "weight_decay": 0.0}
+    _, _, loose = build(**settings, clip=0.0)
+    free = loose.train(1, families.batches(1), lr=1.0)
+    _, _, tight = build(**settings, clip=free.grad_norm / 10)
+    clipped = tight.train(1, families.batches(1), lr=1.0)
+    assert clipped.grad_norm == pytest.approx(free.grad_norm)  # reported before clipping
+    assert (free.delta * 1e6).norm().item() == pytest.approx(free.grad_norm, rel=0.05)
+    assert (clipped.delta * 1e6).norm().item() == pytest.approx(free.grad_norm / 10, rel=0.2)
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_norms_and_biases() -> None:
+    # With that eps the gradients move nothing, so that a delta is the decay's alone: -lr * decay * value.
+    model, manifest, solver = build("phi", eps=1e30, weight_decay=0.25)
+    trained = solver.train(1, families.batches(1), lr=0.5)
+    seen = Counter[str]()
+    for slot in manifest.blocks[1].slots:
+        part = slice(slot.offset, slot.offset + slot.numel)
+        start, delta = trained.start[part], trained.delta[part]
+        kind = "bias" if slot.name.endswith("bias") else "norm" if "norm" in slot.name else "matrix"
+        seen[kind] += 1
+        if kind == "matrix":
+            torch.testing.assert_close(delta, -0.125 * start, rtol=1e-3, atol=1e-7)
+            assert delta.abs().max() > 1e-4
+        else:
+            assert delta.abs().max() < 1e-30
+    assert min(seen["bias"], seen["norm"], seen["matrix"]) >= 1
+    assert model.get_parameter(manifest.blocks[1].slots[0].name).dtype == torch.float32
+
+
+def test_stacked_biases_of_experts_are_biases() -> None:
+    model = families.build("llama")
+    layer = decoder_layers(model)[1]
+    layer.self_attn.q_proj.bias = torch.nn.Parameter(torch.ones(1, 16))  # two-dimensional, as stacked ones are
+    manifest = partition(model, config.Blocks())
+    solver = BlockSolver(model, manifest, config.Solver(eps=1e30, weight_decay=0.25), CPU)
+    trained = solver.train(1, families.batches(1), lr=0.5)
+    slot = next(slot for slot in manifest.blocks[1].slots if slot.name.endswith("q_proj.bias"))
+    assert trained.delta[slot.offset : slot.offset + slot.numel].abs().max() < 1e-30
+
+
+def test_masters_keep_what_bfloat16_would_round_away() -> None:
+    model, manifest, solver = build(dtype=torch.bfloat16)
+    block = manifest.blocks[1]
+    origin = solver.read(1)
+    coarse = read_block(model, block)
+    assert torch.equal(origin, coarse)
+    tiny = 2e-6  # about a thousandth of the last bit of a norm weight of 1
+    for round in range(40):
+        trained = solver.train(1, families.batches(1, seed=round), lr=tiny)
+        assert 0 < trained.delta.abs().max() < 2 * tiny
+        solver.write(1, trained.start + trained.delta)
+        assert torch.equal(solver.read(1), trained.start + trained.delta)
+    moved = solver.read(1) - origin
+    assert moved.abs().max() > 10 * tiny
+    norm = next(slot for slot in block.slots if len(slot.shape) == 1)
+    part = slice(norm.offset, norm.offset + norm.numel)
+    assert moved[part].any()
+    assert not (read_block(model, block) - coarse)[part].any()  # too little yet for bfloat16 to show
+    # What the model computes with is the masters, rounded.
+    assert torch.equal(read_block(model, block), solver.read(1).bfloat16().float())
+
+
+def test_bfloat16_delta_follows_the_float32_one() -> None:
+    _, _, exact = build()
+    _, _, rounded = build(dtype=torch.bfloat16)
+    expected = exact.train(1, families.batches(4), lr=1e-3).delta
+    delta = rounded.train(1, families.batches(4), lr=1e-3).delta
+    assert delta.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(delta, expected, dim=0) > 0.9
+
+
+def test_float16_gradients_are_scaled_and_unscaled() -> None:
+    _, _, exact = build()
+    _, _, rounded = build(dtype=torch.float16)
+    # A gradient per token this small is zero in float16 without the scale.
+    expected = exact.train(1, families.batches(2, micro_batches=2), lr=1e-3)
+    trained = rounded.train(1, families.batches(2, micro_batches=2), lr=1e-3)
+    assert trained.grad_norm == pytest.approx(expected.grad_norm, rel=1e-2)
+    assert torch.nn.functional.cosine_similarity(trained.delta, expected.delta, dim=0) > 0.95
+
+
+def test_a_block_of_mixed_precision_is_exact_throughout() -> None:
+    model = families.build("llama", torch.bfloat16)
+    for layer in decoder_layers(model):
+        layer.mlp.float()
+        layer.mlp.register_forward_pre_hook(lambda _m, inputs: (inputs[0].float(),))
+        layer.mlp.register_forward_hook(lambda _m, _i, output: output.bfloat16())
+    manifest = partition(model, config.Blocks())
+    assert {slot.dtype for slot in manifest.blocks[1].slots} == {"float32", "bfloat16"}
+    solver = BlockSolver(model, manifest, config.Solver(), CPU)
+    before = values(model)
+    trained = solver.train(1, families.batches(3), lr=1e-4)
+    assert all(torch.equal(before[name], now) for name, now in values(model).items())
+    assert all(trained.delta[s.offset : s.offset + s.numel].any() for s in manifest.blocks[1].slots)
+    solver.write(1, trained.start + trained.delta)
+    assert torch.equal(solver.read(1), trained.start + trained.delta)
+
+
+def test_reading_and_writing_copies() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        _, _, solver = build(dtype=dtype)
+        given = torch.full_like(solver.read(0), 1 / 3)
+        solver.write(0, given)
+        given.zero_()
+        solver.read(0).zero_()
+        assert torch.equal(solver.read(0), torch.full_like(given, 1 / 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_blocks_land_between_steps(dtype: torch.dtype) -> None:
+    _, _, solver = build(dtype=dtype)
+    landing = {0: solver.read(0) * 1.5, 2: solver.read(2) * 0.5}
+    called: list[int] = []
+
+    def land(step: int) -> None:
+        called.append(step)
+        if step in (0, 2):
+            solver.write(step, landing[step])
+            assert torch.equal(solver.read(step), landing[step])
+
+    undisturbed = solver.train(1, families.batches(4), lr=1e-2)
+    disturbed = solver.train(1, families.batches(4), lr=1e-2, after_step=land)
+    assert called == [0, 1, 2, 3]
+    assert torch.equal(disturbed.start, undisturbed.start)
+    assert not torch.equal(disturbed.delta, undisturbed.delta)  # later steps saw what had landed
+    assert all(torch.equal(solver.read(block), landing[block]) for block in landing)
+
+
+def test_the_active_block_can_be_neither_written_nor_read_and_is_put_back_after_any_error() -> None:
+    model, _, solver = build()
+    before = values(model)
+    start = solver.read(1)
+    for touch in (lambda _: solver.write(1, start), lambda _: solver.read(1)):
+        with pytest.raises(AssertionError, match="block 1 is being trained"):
+            solver.train(1, families.batches(2), lr=1e-2, after_step=touch)
+        assert all(torch.equal(before[name], now) for name, now in values(model).items())
+        assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    solver.write(1, start)
+
+
+def test_a_loss_that_is_not_finite_is_diverged_and_the_block_is_put_back() -> None:
+    model, _, solver = build()
+    poison = solver.read(2)
+    poison[0] = math.nan
+    start = solver.read(1)
+
+    def land(step: int) -> None:
+        if step == 1:
+            solver.write(2, poison)
+
+    with pytest.raises(Diverged, match=r"block 1 \(layer 2\) .*step 2 of 4.*nan.*lower solver.lr"):
+        solver.train(1, families.batches(4), lr=1e-2, after_step=land)
+    assert torch.equal(solver.read(1), start)
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
+
+def test_values_that_are_not_finite_after_finite_steps_are_diverged() -> None:
+    _, _, solver = build()
+    start = solver.read(1)
+    with pytest.raises(Diverged, match="values after it are not"):
+        solver.train(1, families.batches(1), lr=1e39)
+    assert torch.equal(solver.read(1), start)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("block", "lowest"), [(0, 0), (1, 2), (2, 3)])
+def test_nothing_below_the_active_block_runs_backwards(checkpointing: bool, block: int, lowest: int) -> None:
+    model, _, solver = build(gradient_checkpointing=checkpointing)
+    forwards, graphs = Counter[int](), Counter[int]()
+    for index, layer in enumerate(decoder_layers(model)):
+
+        def count(_module: Any, _inputs: Any, index: int = index) -> None:
+            forwards[index] += 1
+
+        def record(_module: Any, _inputs: Any, output: Any, index: int = index) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            graphs[index] += hidden.grad_fn is not None
+
+        layer.mlp.register_forward_pre_hook(count)  # inside the layer: seen again where it is run again
+        layer.register_forward_hook(record)
+    solver.train(block, families.batches(1), lr=1e-3)
+    assert [graphs[index] for index in range(4)] == [int(index >= lowest) for index in range(4)]
+    rerun = int(checkpointing)
+    assert [forwards[index] for index in range(4)] == [1 + rerun * (index >= lowest) for index in range(4)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_the_active_block_has_gradients_while_it_is_trained(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, manifest, solver = build(dtype=dtype)
+    step = torch.optim.AdamW.step
+    seen: list[set[str]] = []
+    stepped: list[int] = []
+
+    def spy(optimizer: torch.optim.AdamW) -> None:
+        seen.append({name for name, p in model.named_parameters() if p.grad is not None or p.requires_grad})
+        masters = [p for group in optimizer.param_groups for p in group["params"]]
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in masters)
+        stepped.append(sum(p.numel() for p in masters))
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    solver.train(1, families.batches(2), lr=1e-3)
+    assert seen == [{slot.name for slot in manifest.blocks[1].slots}] * 2
+    assert stepped == [manifest.blocks[1].numel] * 2
+
+
+def test_the_layers_are_themselves_again_after_checkpointing() -> None:
+    model, _, solver = build("gpt2", gradient_checkpointing=True)
+    attributes = [set(vars(layer)) for layer in decoder_layers(model)]
+    solver.train(0, families.batches(1), lr=1e-3)
+    assert [set(vars(layer)) for layer in decoder_layers(model)] == attributes
+    copy.deepcopy(model)(input_ids=families.batch(0).input_ids)
+
+
+def test_dropout_and_layer_drop_are_off() -> None:
+    _, _, solver = build("opt")
+    random = torch.get_rng_state()
+    first = solver.train(1, families.batches(2), lr=1e-3)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(solver.train(1, families.batches(2), lr=1e-3).delta, first.delta)

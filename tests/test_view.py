@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from broker.view import View
+from parablock.config import from_dict
+from parablock.manifest import Block, Manifest, Slot
+from parablock.messages import Heartbeat
+
+if TYPE_CHECKING:
+    import pytest
+
+MANIFEST = Manifest(tuple(Block(i, f"layer {i}", (Slot(f"w{i}", (4,), "float32", 0),)) for i in range(2)), ())
+ROW = {"kind": "round", "round": 1, "block_name": "layer 1", "loss": 1.25, "round_s": 2.0, "compute_s": None}
+EVALUATION = {"kind": "evaluation", "round": -1, "eval_loss": 2.5, "tokens": 10, "rows": 3, "answered": 2}
+
+
+def test_without_a_terminal_there_is_one_line_per_round(capsys: pytest.CaptureFixture[str]) -> None:
+    view = View(from_dict({"rounds": 4}), MANIFEST)
+    view.start()
+    view.show({**EVALUATION, "exact_match": 0.5})
+    view.show({**ROW, "comm_s": 0.5, "exposed_s": 0.0})
+    view.show({**EVALUATION, "round": 3, "exact_match": None})
+    view.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "before the first round: held-out loss 2.5000 over 10 tokens of 3 rows, exact match 50.0 % of 2",
+        "round 2/4  layer 1  loss 1.2500  round 2.00 s  compute – s  exchange 0.50 s  waited 0.00 s",
+        "after round 4: held-out loss 2.5000 over 10 tokens of 3 rows",
+    ]
+
+
+def test_on_a_terminal_there_is_a_row_per_client(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    view = View(from_dict({"rounds": 4, "solver": {"steps": 9}}), MANIFEST)
+    view.start()
+    for name in ("w1", "w0"):
+        view.joined(name)
+    view.began()
+    view.heartbeat("w0", Heartbeat(0.0, 1, 7, "training"))
+    view.heartbeat("stranger", Heartbeat(0.0, 1, 7, "training"))
+    view.committed(0)
+    view.show({**ROW, "comm_s": 0.5, "exposed_s": 0.0})
+    view.gone("w1")
+    view.close()
+    told = capsys.readouterr().err
+    assert "7/9" in told
+    assert "layer 1" in told
+    assert "stranger" not in told
+
+
+def test_what_a_peer_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    View(from_dict({}), MANIFEST).say("a stranger dropped: there is no message of kind '[/a]' :smile:")
+    assert "'[/a]' :smile:" in capsys.readouterr().err

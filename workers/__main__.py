@@ -1,0 +1,215 @@
+"""`python -m workers --broker tcp://HOST:PORT --data FILE`: take part in a run with this machine's rows."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from parablock.config import ConfigError
+from parablock.network import EndpointError, check_endpoint
+from parablock.participant import End, Finish, Gone, Prepared
+from workers.executor import TorchExecutor
+from workers.link import Interrupted, Link, SessionEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+
+    from workers.setup import Local
+    from workers.trainer import Trainer
+
+log = logging.getLogger("worker")
+
+EXIT_DONE, EXIT_INPUT, EXIT_REFUSED, EXIT_LATER = 0, 2, 3, 75
+_EXITS = {End.DONE: EXIT_DONE, End.REFUSED: EXIT_REFUSED, End.LOST: EXIT_LATER}
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="parablock worker", description=__doc__)
+    parser.add_argument("--broker", required=True, metavar="ENDPOINT", help="where the broker listens: tcp://HOST:PORT")
+    parser.add_argument("--data", default="builtin", help="this worker's training rows; they never leave it")
+    parser.add_argument("--eval", default="", help="held-out rows")
+    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="part I of N (from 0) of the rows")
+    parser.add_argument("--name", help="this worker's name in the run (default: host and process)")
+    parser.add_argument("--model", default="", help="where the run's model lies on this machine, if elsewhere")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
+    parser.add_argument(
+        "--threads", type=_count, default=0, help="torch threads on the CPU (default: all cores but one)"
+    )
+    parser.add_argument(
+        "--patience", type=float, default=1800.0, metavar="S", help="wait this long for a silent broker"
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    parser.add_argument("--allow-plain-tcp", action="store_true", help="connect unencrypted beyond this machine")
+    parser.add_argument("--verbose", action="store_true", help="log every oddity")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    level = logging.DEBUG if arguments.verbose else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(level)
+    for number in (signal.SIGINT, signal.SIGTERM):  # until the event loop takes them over
+        signal.signal(number, _give_up)
+    name = arguments.name or re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()[:40]}-{os.getpid()}")
+    try:
+        check_endpoint(arguments.broker, allow_plain_tcp=arguments.allow_plain_tcp)
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+            raise EndpointError(f"--name has 1 to 64 letters, digits, dots, dashes or underscores; got {name!r}")
+    except EndpointError as error:
+        return _complain(error)
+
+    from workers.setup import Local  # torch takes seconds to import; a wrong address should be told at once
+
+    local = Local(
+        name=name,
+        train=arguments.data,
+        held_out=arguments.eval,
+        shard=arguments.shard,
+        model=arguments.model,
+        device=arguments.device,
+        threads=arguments.threads or max((os.cpu_count() or 2) - 1, 1),
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_take_part(local, arguments.broker, arguments.patience))
+
+
+def _give_up(number: int, _frame: FrameType | None) -> None:
+    print(f"parablock worker: interrupted ({signal.Signals(number).name}) before it joined", file=sys.stderr)
+    sys.exit(EXIT_LATER)
+
+
+async def _take_part(local: Local, endpoint: str, patience_s: float) -> int:
+    return await Worker(local, endpoint, patience_s).run()
+
+
+class Worker:
+    """One worker process: its link, its torch executor, and what ends them."""
+
+    def __init__(self, local: Local, endpoint: str, patience_s: float) -> None:
+        self._local = local
+        self._link = Link(endpoint, local.name, secrets.token_hex(16), patience_s, on_gone=self._stop_training)
+        self._torch = TorchExecutor(local.threads)
+        self._trainer: Trainer | None = None
+        self._interrupted = ""
+
+    async def run(self) -> int:
+        """The exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt, number)
+        loop.set_exception_handler(lambda _loop, context: self._link.fail(context))
+        try:
+            return await self._take_part()
+        finally:
+            self._torch.close()
+            self._link.close()
+
+    async def _take_part(self) -> int:
+        from parablock import models
+        from parablock.blocks import PartitionError
+        from workers.lag import LoopLag
+        from workers.rounds import RoundLoop
+        from workers.rows import DataError
+        from workers.setup import DeviceError, prepare
+        from workers.trainer import Stopped, Trainer
+
+        lag = LoopLag()
+        sampling = asyncio.get_running_loop().create_task(lag.run())
+        models.quiet()
+        try:
+            await self._link.until(lambda: self._link.terms is not None)
+            assert self._link.terms is not None
+            setup = await self._torch(prepare, self._link.terms, self._local)
+            prepared = Prepared(setup.config, setup.manifest, setup.base, setup.tokenizer_digest, len(setup.rows))
+            self._link.handle(prepared)
+            await self._link.until(lambda: self._link.started is not None)
+            self._trainer = await self._torch(Trainer, setup, self._link.clients, self._link.arrivals, self._link.step)
+            await RoundLoop(setup, self._link, self._torch, self._trainer, lag).run()
+            return self._farewell(await self._link.leave("done"))
+        except (ConfigError, models.ModelError, DataError, PartitionError, DeviceError) as error:
+            await self._link.leave("the worker's own input is wrong")
+            return _complain(error)
+        except (Interrupted, Stopped):
+            if self._link.gone is not None:
+                return self._farewell(self._link.gone)
+            self._farewell(await self._link.leave(f"interrupted ({self._interrupted})"))
+            return EXIT_LATER
+        except SessionEnded as ended:
+            return self._farewell(ended.gone)
+        except Exception:
+            self._link.handle(Finish("the worker failed"))  # so that nobody waits for it; then fail as loudly as it can
+            raise
+        finally:
+            sampling.cancel()
+
+    def _farewell(self, gone: Gone) -> int:
+        if gone.end is End.DONE:
+            log.info("%s", gone.reason)
+        else:
+            log.error("%s", gone.reason)
+        return _EXITS[gone.end]
+
+    def _interrupt(self, number: int) -> None:
+        """The first signal leaves the run in good order; a second one, of either kind, ends the process."""
+        loop = asyncio.get_running_loop()
+        for other in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(other)
+            signal.signal(other, signal.SIG_DFL)
+        self._interrupted = signal.Signals(number).name
+        log.info("interrupted; leaving the run (once more to end at once)")
+        self._stop_training()
+        self._link.interrupt()
+
+    def _stop_training(self) -> None:
+        if self._trainer is not None:
+            self._trainer.stop()
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's event loop, or asyncio's where there is no uvloop, which is said."""
+    try:
+        import uvloop
+    except ImportError:
+        print("parablock: uvloop is not installed here; using asyncio's own event loop", file=sys.stderr)
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _complain(error: Exception) -> int:
+    print(f"parablock worker: {error}", file=sys.stderr)
+    return EXIT_INPUT
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text):
+        raise argparse.ArgumentTypeError(f"a whole number of threads, 0 for the default; got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"a number of seconds, as 90 or 1800; got {text!r}")
+    return float(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"a shard is I/N with I from 0 to N-1, as 0/2 and 1/2; got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The worker's end of the link: performs the participant's effects on a DEALER socket, and lets the round loop wait.
+
+    frames ──decode──▸ participant ──effects──▸ socket, arrivals, notices
+                          ▴   ▴
+                          │   └── Contribute, Say, Finish: from the round loop
+                          └── Tick, at the participant's own deadline
+
+Lives on the event loop alone. What has arrived is taken by the round loop (`arrivals`), at its own time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from parablock import wire
+from parablock.participant import (
+    Arrived,
+    Dismissed,
+    End,
+    Event,
+    Finish,
+    Gone,
+    Notice,
+    Participant,
+    Prepare,
+    Progress,
+    Received,
+    Send,
+    Started,
+    Tick,
+    Uploaded,
+)
+from workers.socket import DealerSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("worker")
+
+
+class Interrupted(Exception):
+    """The user wants this worker to leave."""
+
+
+class SessionEnded(Exception):
+    """The session is over; `gone` says how and why."""
+
+    def __init__(self, gone: Gone) -> None:
+        super().__init__(gone.reason)
+        self.gone = gone
+
+
+class Link:
+    """One session with one broker. on_gone: called once, when the session has ended."""
+
+    def __init__(self, endpoint: str, name: str, session: str, patience_s: float, on_gone: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_gone = on_gone
+        self.participant = Participant(name, session, patience_s, time.monotonic())
+        self.terms: str | None = None
+        self.started: Started | None = None  # the newest start; taken by the round loop
+        self.arrivals: deque[Arrived] = deque()  # appended here, taken by the round loop or the torch thread
+        self.uploads: dict[int, tuple[float, float]] = {}  # round → began, ended
+        self.clients = 1  # how many take part, as the newest start said
+        self._gone: Gone | None = None
+        self._failure: BaseException | None = None
+        self._interrupted = False
+        self._changed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._socket = DealerSocket(endpoint, bytes.fromhex(session), self._on_frames)
+        log.info("calling the broker at %s as %s", endpoint, name)
+        self.handle(Tick())
+
+    @property
+    def gone(self) -> Gone | None:
+        return self._gone
+
+    def handle(self, event: Event) -> None:
+        """Give the participant an event and perform what it asks for."""
+        now = time.monotonic()
+        for effect in self.participant.handle(event, now):
+            match effect:
+                case Send(envelope):
+                    self._socket.send(wire.encode(envelope))
+                case Prepare(config):
+                    self.terms = config
+                case Started():
+                    self.started = effect
+                    self.clients = effect.clients
+                case Arrived():
+                    self.arrivals.append(effect)
+                case Uploaded(round, began, ended):
+                    self.uploads[round] = (began, ended)
+                case Dismissed(round, reason):
+                    log.warning("the contribution to round %d was not counted: %s", round, reason)
+                case Notice(text):
+                    log.info("%s", text)
+                case Gone():
+                    self._gone = effect
+                    self._on_gone()
+        if not isinstance(event, Progress):
+            self._changed.set()
+            self._set_timer(now)
+
+    def step(self, round: int, step: int) -> None:
+        """Training has come so far. From any thread."""
+        self._loop.call_soon_threadsafe(self.handle, Progress(round, step))
+
+    def fail(self, context: dict[str, Any]) -> None:
+        """A callback of the loop has failed, which is a bug of ours: whoever waits in `until` gets the exception."""
+        self._failure = self._failure or context.get("exception") or RuntimeError(context["message"])
+        self._changed.set()
+        self._on_gone()
+
+    def interrupt(self) -> None:
+        """Whoever waits in `until` shall stop waiting: the user wants to leave."""
+        self._interrupted = True
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; it is looked at after every event. Raises SessionEnded or Interrupted."""
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if self._gone is not None:
+                raise SessionEnded(self._gone)
+            if self._interrupted:
+                raise Interrupted
+            if condition():
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def leave(self, reason: str) -> Gone:
+        """Say goodbye, and wait for the answer for as long as the participant thinks right."""
+        self.handle(Finish(reason))
+        while self._gone is None:
+            if self._failure is not None:
+                raise self._failure
+            self._changed.clear()
+            await self._changed.wait()
+        return self._gone
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lost = self._gone is not None and self._gone.end is End.LOST
+        self._socket.close(linger_ms=0 if lost else 2000)
+
+    def _on_frames(self, frames: list[memoryview]) -> None:
+        try:
+            envelope = wire.decode(frames)
+        except wire.WireError as error:
+            log.error("the broker sent something that is no message: %s", error)
+            return
+        self.handle(Received(envelope))
+
+    def _set_timer(self, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._gone is None:
+            due = self.participant.deadline()
+            self._timer = self._loop.call_later(max(due - now, 0.0) + 1e-3, lambda: self.handle(Tick()))

@@ -1,0 +1,146 @@
+"""The round loop of a client: two activities, communication and computation, and where they meet.
+
+    compute   │ round t ─────────────▸│ round t+1 ───────────▸│ round t+2 ...
+    link      │   block t−1 up, down  │   block t up, down    │
+                                      ▴                       ▴
+                              settle: t−1 lands       settle: t lands
+
+`settle` is the only place where training waits for the link, and the wait is what the metrics call exposed. In the
+synchronous mode nothing is in flight, so that it waits for the round that has just been trained.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from parablock import messages
+from parablock.participant import Contribute, Progress, Say, Withhold
+
+if TYPE_CHECKING:
+    from workers.executor import TorchExecutor
+    from workers.lag import LoopLag
+    from workers.link import Link
+    from workers.setup import Setup
+    from workers.trainer import Landed, Solved, Trainer
+
+log = logging.getLogger("worker")
+
+Span = tuple[float, float]
+_NEVER: Span = (0.0, 0.0)
+
+
+class RoundLoop:
+    """One client's part in a run, from the start it was given to the drained pipeline."""
+
+    def __init__(self, setup: Setup, link: Link, torch: TorchExecutor, trainer: Trainer, lag: LoopLag) -> None:
+        self._setup = setup
+        self._link = link
+        self._torch = torch
+        self._trainer = trainer
+        self._lag = lag
+        self._computed: dict[int, Span] = {}
+        self._waited: dict[int, Span] = {}
+        self._given = -1  # the last round committed before our newest start: what came of it is older than any guess
+
+    async def run(self) -> None:
+        """Raises SessionEnded, Interrupted (see `workers.link`), and Stopped when the trainer was stopped."""
+        config, link = self._setup.config, self._link
+        round = await self._start(-1)
+        if round == 0:
+            await self._evaluate(-1)
+        while round < config.rounds:
+            round = await self._settle(round)
+            if round >= config.rounds:
+                break
+            solved = await self._torch(self._trainer.train, round)
+            self._contribute(solved)
+            before, round = round, max(round + 1, link.participant.told)
+            every = config.eval.every
+            if every and round // every > before // every and round < config.rounds:
+                await self._evaluate(round // every * every - 1)
+        await self._settle(config.rounds + config.in_flight)
+        await self._evaluate(config.rounds - 1)
+
+    async def _settle(self, round: int) -> int:
+        """Wait until all that `round` builds on is here, put it in place, and return the round to train.
+
+        That is `round` itself, unless the broker has lost touch with us meanwhile and starts us elsewhere.
+        """
+        config = self._setup.config
+        began = time.monotonic()
+        while True:
+            await self._link.until(partial(self._ready, round))
+            if self._link.started is None:
+                break
+            round = await self._start(round)
+        landing = round - config.in_flight - 1
+        if landing in self._computed:
+            self._waited[landing] = (began, time.monotonic())
+        arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
+        through = round if arrival else max(landing, self._given)
+        self._report(await self._torch(self._trainer.land, through, min(round, config.rounds)))
+        return round
+
+    def _ready(self, round: int) -> bool:
+        return self._link.started is not None or self._link.participant.may_train(round)
+
+    async def _start(self, round: int) -> int:
+        """Take a (new) start: forget what will not be told any more, and return where to go on."""
+        await self._link.until(lambda: self._link.started is not None)
+        started, self._link.started = self._link.started, None
+        assert started is not None
+        self._given = started.next - 1
+        await self._torch(self._trainer.revert, started.next)
+        log.info("start: round %d of %d, %d clients", started.round, self._setup.config.rounds, started.clients)
+        return max(round, started.round)
+
+    def _contribute(self, solved: Solved) -> None:
+        """Hand the delta to the link, which sends it while the next round trains."""
+        self._computed[solved.round] = (solved.began, solved.ended)
+        name = self._setup.manifest.blocks[solved.block].name
+        if solved.values is None:
+            log.error("round %d (%s) was of no use: %s", solved.round, name, solved.reason)
+            self._link.handle(Withhold(solved.round, solved.reason[:1000]))
+        else:
+            self._link.handle(Contribute(solved.round, solved.block, solved.values, solved.weight, solved.loss))
+            seconds = solved.ended - solved.began
+            log.info("round %d (%s): loss %.4f, %.2f s", solved.round, name, solved.loss, seconds)
+        self._report(solved.landed)
+
+    def _report(self, landed: list[Landed]) -> None:
+        if not landed:
+            return
+        lag_ms = self._lag.take_p99_ms()
+        for block in landed:
+            arrived = block.arrived
+            report = messages.Landed(
+                round=arrived.round,
+                computing=self._computed.pop(arrived.round, _NEVER),
+                uploading=self._link.uploads.pop(arrived.round, _NEVER),
+                downloading=(arrived.began, arrived.ended),
+                waiting=self._waited.pop(arrived.round, _NEVER),
+                alpha=block.alpha,
+                drift=block.drift,
+                staleness=block.staleness,
+                loop_lag_ms=lag_ms,
+            )
+            self._link.handle(Say(report))
+
+    async def _evaluate(self, round: int) -> None:
+        """Scores over the own held-out rows; without any, an empty report, so that nobody waits for one."""
+        if self._setup.held_out is None:
+            self._link.handle(Say(messages.Evaluated(round, 0, 0.0, 0, 0, 0)))
+            return
+        self._link.handle(Progress(-1, 0))
+        scores, rows = await self._torch(self._trainer.evaluate)
+        loss_sum, tokens = scores.loss_sum, scores.tokens
+        if not math.isfinite(loss_sum):
+            log.error("held-out loss after round %d is not finite; it is reported as unknown", round)
+            loss_sum, tokens = 0.0, 0
+        elif tokens:
+            log.info("held-out loss after round %d: %.4f (%d tokens)", round, scores.loss, tokens)
+        self._link.handle(Say(messages.Evaluated(round, rows, loss_sum, tokens, scores.correct, scores.answered)))

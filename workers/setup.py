@@ -1,0 +1,107 @@
+"""What a worker needs before it can join: the run's settings, its model, its rows, and the digests to show.
+
+The settings come from the broker, so that workers cannot disagree; where the data lies, which device is used, and
+whether code from a model's repository may run is decided here, on the worker's machine, and told to nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from parablock import config as settings
+from parablock import models
+from parablock.blocks import partition
+from workers.rows import Rows, load_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from parablock.config import Config
+    from parablock.manifest import Manifest
+
+log = logging.getLogger("worker")
+
+
+class DeviceError(ValueError):
+    """The device that was asked for is not here."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """The worker's own choices. shard: this worker's part i of n of the rows."""
+
+    name: str
+    train: str
+    held_out: str
+    shard: tuple[int, int]
+    model: str
+    device: str
+    threads: int
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything loaded. base and tokenizer_digest are what the broker compares at the door."""
+
+    name: str
+    config: Config
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    manifest: Manifest
+    base: str
+    tokenizer_digest: str
+    rows: Rows
+    held_out: Rows | None
+    device: torch.device
+
+
+def prepare(terms: str, local: Local) -> Setup:
+    """Load by the broker's `terms` (settings as JSON). Raises ConfigError, ModelError, DataError, PartitionError or
+    DeviceError, each of which says what to do."""
+    config = settings.from_dict(json.loads(terms))
+    device = _device(local.device)
+    loaded = models.load(
+        local.model or config.model, dtype=config.dtype, trust_remote_code=local.trust_remote_code, seed=config.seed
+    )
+    manifest = partition(loaded.model, config.blocks)
+    load = partial(load_rows, settings=config.data, tokenizer=loaded.tokenizer, seed=config.seed, shard=local.shard)
+    rows = load(local.train, held_out=False)
+    log.info("training rows: %s", rows.summary())
+    held_out = None
+    if local.held_out:
+        limit = max(config.eval.rows, config.eval.generate) if config.eval.rows else 0
+        held_out = load(local.held_out, held_out=True, limit=limit)
+        log.info("held-out rows: %s", held_out.summary())
+    return Setup(
+        name=local.name,
+        config=config,
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        manifest=manifest,
+        base=models.weights_digest(loaded.model),
+        tokenizer_digest=models.tokenizer_digest(loaded.tokenizer),
+        rows=rows,
+        held_out=held_out,
+        device=device,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"there is no device called {name!r}; expected cpu, cuda, cuda:N or auto") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; try --device cpu"
+        )
+    return device

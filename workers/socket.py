@@ -1,0 +1,77 @@
+"""The worker's DEALER socket on the event loop: frames in, frames out, no protocol.
+
+One reader for the life of the socket, driven by readiness and never cancelled. ZeroMQ reconnects by itself with a
+growing interval; whether anybody is at the other end is the participant's business. What was accepted for sending may
+be lost with a connection, so nothing here counts as delivered.
+
+Payloads are sent uncopied: whoever hands over a buffer does not write to it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import zmq
+
+from parablock import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_BURST = 64
+"""Messages taken per wake-up, before other callbacks of the loop have their turn."""
+
+
+class DealerSocket:
+    """Connected to `endpoint` under the routing id `identity`; `on_frames(frames)` is called on the loop."""
+
+    def __init__(self, endpoint: str, identity: bytes, on_frames: Callable[[list[memoryview]], None]) -> None:
+        self._on_frames = on_frames
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set(zmq.ROUTING_ID, identity)
+        self._socket.set(zmq.SNDHWM, 0)
+        self._socket.set(zmq.MAXMSGSIZE, wire.MAX_PAYLOAD_BYTES + wire.MAX_HEADER_BYTES)
+        self._socket.set(zmq.LINGER, 3000)
+        self._socket.set(zmq.IPV6, "[" in endpoint)
+        self._socket.set(zmq.RECONNECT_IVL, 100)
+        self._socket.set(zmq.RECONNECT_IVL_MAX, 5000)
+        self._socket.set(zmq.TCP_KEEPALIVE, 1)
+        self._socket.set(zmq.TCP_KEEPALIVE_IDLE, 60)
+        self._socket.connect(endpoint)
+        self._draining = False
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = cast("int", self._socket.get(zmq.FD))
+        self._loop.add_reader(self._descriptor, self._drain)
+
+    def send(self, frames: Sequence[bytes | memoryview]) -> None:
+        self._socket.send_multipart(frames, flags=zmq.NOBLOCK, copy=False)
+        self._wake()
+
+    def close(self, linger_ms: int) -> None:
+        """Stop reading, and let what was sent leave for at most `linger_ms`."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._descriptor)
+            self._socket.close(linger=linger_ms)
+            self._context.term()
+
+    def _wake(self) -> None:
+        """The descriptor is edge-triggered, and sending may have consumed the edge: look once more."""
+        if not self._draining:
+            self._draining = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        self._draining = False
+        for _ in range(_BURST):
+            if self._closed:
+                return
+            try:
+                frames = [frame.buffer for frame in self._socket.recv_multipart(zmq.NOBLOCK, copy=False)]
+            except zmq.Again:
+                return
+            self._on_frames(frames)
+        self._wake()
