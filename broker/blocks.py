@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from parablock.aggregation import ServerOptimizer, unfit, weighted_mean
-from parablock.coordinator import Fold, Folded, Unfit
+from parablock.coordinator_events import Fold, Folded, Unfit
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,7 +22,7 @@ from parablock.trace import Trace, client_process
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from parablock.coordinator import Committed, Note, Reported
+    from parablock.coordinator_events import Committed, Note, Reported
     from parablock.manifest import Manifest
     from parablock.run_folder import RunFolder
 

@@ -20,9 +20,9 @@ from broker.blocks import BaseModel, GlobalBlocks
 from broker.record import Record
 from broker.view import View
 from parablock import wire
-from parablock.coordinator import (
+from parablock.coordinator import Coordinator
+from parablock.coordinator_events import (
     Committed,
-    Coordinator,
     Event,
     Fold,
     Folded,

@@ -5,10 +5,10 @@ no vectors and writes no file: it asks for that by effects, which `broker` perfo
 seconds; `deadline()` says when the next `Tick` is due.
 
     the run      GATHERING ──all clients joined──▸ RUNNING ──last commit──▸ DRAINING ──all have left──▸ OVER
-    a session    GREETED ──Join──▸ JOINED ──Start──▸ ACTIVE         (gone: left, timed out, refused, replaced)
+    a session    GREETED ──Join──▸ JOINED ──Start──▸ ACTIVE         (gone: left, lost, refused, replaced ...)
 
-What a session may say in which state stands in `ALLOWED`; anything else breaks the protocol and ends the session.
-A session that has only greeted and speaks as if it took part is one that was forgotten: it is told to join again.
+What a session may say in which state stands in `parablock.sessions.ALLOWED`; anything else breaks the protocol and ends
+the session. One that has only greeted and speaks as if it took part is one that was forgotten: it shall join again.
 Rounds are committed in order, each at most once. A contribution that was acknowledged stays, whatever becomes of the
 session that sent it.
 """
@@ -16,12 +16,27 @@ session that sent it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parablock import config as settings
 from parablock import wire
+from parablock.coordinator_events import (
+    Committed,
+    Effect,
+    Event,
+    Fold,
+    Folded,
+    Malformed,
+    Note,
+    Over,
+    Received,
+    Reported,
+    Send,
+    Stop,
+    Tick,
+    Unfit,
+)
 from parablock.messages import (
     PROTOCOL,
     Abstain,
@@ -36,7 +51,6 @@ from parablock.messages import (
     Join,
     Landed,
     Leave,
-    Message,
     Offer,
     Refused,
     Rejected,
@@ -48,11 +62,11 @@ from parablock.messages import (
 )
 from parablock.rounds import Round, RoundState, Upload, decide
 from parablock.schedule import Schedule
+from parablock.sessions import ALLOWED, Download, Session, SessionState, Version, takes_part
 from parablock.transfer import Incoming, Outgoing, TransferError
 from parablock.wire import Buffer, Envelope
 
 if TYPE_CHECKING:
-    from parablock.aggregation import Contribution
     from parablock.config import Config
     from parablock.manifest import Manifest
 
@@ -64,164 +78,7 @@ class Phase(Enum):
     OVER = "over"
 
 
-class SessionState(Enum):
-    GREETED = "greeted"
-    JOINED = "joined"
-    ACTIVE = "active"
-
-
-_GREETED, _JOINED, _ACTIVE = SessionState.GREETED, SessionState.JOINED, SessionState.ACTIVE
 _UNKNOWN = "the broker does not know this session; say Hello again"
-
-ALLOWED: dict[type[Any], frozenset[SessionState]] = {
-    Hello: frozenset({_GREETED, _JOINED, _ACTIVE}),
-    Join: frozenset({_GREETED, _JOINED, _ACTIVE}),
-    Heartbeat: frozenset({_GREETED, _JOINED, _ACTIVE}),
-    Leave: frozenset({_GREETED, _JOINED, _ACTIVE}),
-    Offer: frozenset({_ACTIVE}),
-    Chunk: frozenset({_ACTIVE}),
-    Abstain: frozenset({_ACTIVE}),
-    Credit: frozenset({_ACTIVE}),
-    Landed: frozenset({_ACTIVE}),
-    Evaluated: frozenset({_ACTIVE}),
-}
-
-
-# Events
-
-
-@dataclass(frozen=True)
-class Received:
-    """A decoded message. `peer` is the transport's address of the sender."""
-
-    peer: bytes
-    envelope: Envelope
-
-
-@dataclass(frozen=True)
-class Malformed:
-    """Frames that are no message; `reason` says why."""
-
-    peer: bytes
-    reason: str
-
-
-@dataclass(frozen=True)
-class Folded:
-    """The answer to `Fold`: the block's new value, float32 bytes that nobody changes any more."""
-
-    round: int
-    values: Buffer
-
-
-@dataclass(frozen=True)
-class Unfit:
-    """The other answer to `Fold`: contributions that must not be counted, and why. Nothing was folded."""
-
-    round: int
-    reasons: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """End the run now, though it is not complete."""
-
-    reason: str
-
-
-Event = Received | Malformed | Folded | Unfit | Tick | Stop
-
-
-# Effects
-
-
-@dataclass(frozen=True)
-class Send:
-    peer: bytes
-    envelope: Envelope
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Check and fold these contributions, move the block, and answer with `Folded` or `Unfit`."""
-
-    round: int
-    block: int
-    contributions: tuple[Contribution, ...]
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A round is closed. loss: weighted mean over the contributors (None without any)."""
-
-    round: int
-    block: int
-    contributors: tuple[str, ...]
-    late: int
-    loss: float | None
-    bytes_up: int
-    bytes_down: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Reported:
-    """What a client says about itself: `Landed`, `Evaluated` and `Heartbeat` messages."""
-
-    client: str
-    message: Landed | Evaluated | Heartbeat
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something worth a line in the run's events: `kind` is one word, `client` whom it concerns ("": nobody)."""
-
-    kind: str
-    client: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Over:
-    """The run has ended; the broker may go."""
-
-    complete: bool
-    reason: str
-
-
-Effect = Send | Fold | Committed | Reported | Note | Over
-
-
-@dataclass(frozen=True)
-class _Version:
-    """A block as a round made it. counted: the clients whose contributions are in it."""
-
-    round: int
-    values: Buffer
-    counted: tuple[str, ...]
-
-
-@dataclass
-class _Download:
-    commit: Commit
-    outgoing: Outgoing
-    progress_at: float
-
-
-@dataclass
-class _Session:
-    peer: bytes
-    name: str
-    token: str
-    heard_at: float
-    state: SessionState = SessionState.GREETED
-    start: Start | None = None  # said when it became active
-    downloads: dict[int, _Download] = field(default_factory=dict)  # by round
 
 
 class Coordinator:
@@ -238,9 +95,9 @@ class Coordinator:
         self._run = run
         self._epoch = epoch
         self._schedule = Schedule.of(config, len(manifest.blocks))
-        self._sessions: dict[bytes, _Session] = {}
+        self._sessions: dict[bytes, Session] = {}
         self._rounds: dict[int, Round] = {}
-        self._latest: dict[int, _Version] = {}  # by block; none: as in the base model
+        self._latest: dict[int, Version] = {}  # by block; none: as in the base model
         self._now = 0.0  # of the last event
         self._effects: list[Effect] = []
 
@@ -323,7 +180,7 @@ class Coordinator:
                 self._send(peer, Rejoin(_UNKNOWN))
             return
         allowed = ALLOWED.get(type(message))
-        if allowed is not None and session.state is SessionState.GREETED and _takes_part(message):
+        if allowed is not None and session.state is SessionState.GREETED and takes_part(message):
             self._send(peer, Rejoin(_UNKNOWN))
             return
         if allowed is None or session.state not in allowed:
@@ -364,14 +221,14 @@ class Coordinator:
                 self._remove(other, "replaced", "another worker has joined under this name")
             elif other.peer != peer or other.state is SessionState.ACTIVE:
                 self._remove(other, "rejoining", "the worker greets again")
-        session = self._sessions.setdefault(peer, _Session(peer, hello.name, hello.session, now))
+        session = self._sessions.setdefault(peer, Session(peer, hello.name, hello.session, now))
         if session.name != hello.name:
             self._violation(session, peer, f"a Hello of {hello.name} from the session of {session.name}")
             return
         session.heard_at = now
         self._send(peer, Terms(self._terms))
 
-    def _join(self, session: _Session, join: Join, now: float) -> None:
+    def _join(self, session: Session, join: Join, now: float) -> None:
         if session.start is not None:  # repeated, because our answer was lost
             self._send(session.peer, session.start)
             return
@@ -411,7 +268,7 @@ class Coordinator:
             return f"the worker names versions of {len(join.versions)} blocks, the run has {len(self._manifest.blocks)}"
         return None
 
-    def _admit(self, session: _Session, join: Join, now: float) -> None:
+    def _admit(self, session: Session, join: Join, now: float) -> None:
         """Let a worker in after the start: what changed since its versions first, then a round that it can reach.
 
         Clients may be as far as in_flight rounds beyond the next commit; a newcomer begins right after those, so
@@ -428,19 +285,19 @@ class Coordinator:
         first = min(first, self._config.rounds)
         self._start(session, Start(first, len(self.clients), self.next_round, tuple(pending)))
 
-    def _start(self, session: _Session, start: Start) -> None:
+    def _start(self, session: Session, start: Start) -> None:
         session.state = SessionState.ACTIVE
         session.start = start
         self._send(session.peer, start)
         self._note("started", session.name, f"from round {start.round}")
 
-    def _heartbeat(self, session: _Session, heartbeat: Heartbeat, now: float) -> None:
+    def _heartbeat(self, session: Session, heartbeat: Heartbeat, now: float) -> None:
         self._effects.append(Reported(session.name, heartbeat))
         if session.start is not None:  # repeated, so that in the end both sides know of the same start
             self._send(session.peer, session.start)
         self._send(session.peer, Heartbeat(now, self.next_round, 0, self.phase.value))
 
-    def _offer(self, session: _Session, offer: Offer) -> None:
+    def _offer(self, session: Session, offer: Offer) -> None:
         assert session.start is not None
         if offer.round < self.next_round:
             if offer.round not in session.downloads:  # else the commit is on its way, and says what became of it
@@ -477,7 +334,7 @@ class Coordinator:
             raise TransferError(f"a second, different contribution to round {offer.round}")
         self._send(session.peer, _grant(offer.round, offer.block, upload.incoming))
 
-    def _chunk(self, session: _Session, chunk: Chunk, payload: Buffer, now: float) -> None:
+    def _chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> None:
         round = self._rounds.get(chunk.round)
         upload = round.uploads.get(session.name) if round is not None else None
         if round is None or upload is None or upload.session != session.token or chunk.block != round.block:
@@ -489,7 +346,7 @@ class Coordinator:
         if upload.incoming.done and round.first_done_at is None:
             round.first_done_at = now
 
-    def _credit(self, session: _Session, credit: Credit, now: float) -> None:
+    def _credit(self, session: Session, credit: Credit, now: float) -> None:
         download = session.downloads.get(credit.round)
         if download is None or download.commit.block != credit.block:
             return  # a repeated grant of a transfer that is complete
@@ -500,7 +357,7 @@ class Coordinator:
         else:
             self._pump(session, download)
 
-    def _abstain(self, session: _Session, abstain: Abstain) -> None:
+    def _abstain(self, session: Session, abstain: Abstain) -> None:
         if not self.next_round <= abstain.round <= self.next_round + self._config.in_flight:
             return  # repeated after the round was closed
         round = self._round(abstain.round)
@@ -540,7 +397,7 @@ class Coordinator:
         counted = tuple(sorted(round.done)) if values is not None else ()
         late = sorted(set(round.uploads) - set(counted))
         if values is not None:
-            self._latest[round.block] = _Version(round.number, values, counted)
+            self._latest[round.block] = Version(round.number, values, counted)
         self.next_round = round.number + 1
         payload = values if values is not None else memoryview(b"")
         active = [session for session in self._sessions.values() if session.state is SessionState.ACTIVE]
@@ -587,17 +444,17 @@ class Coordinator:
     # Sessions
 
     def _announce(
-        self, session: _Session, round: int, block: int, values: Buffer, counted: tuple[str, ...], now: float
-    ) -> _Download:
+        self, session: Session, round: int, block: int, values: Buffer, counted: tuple[str, ...], now: float
+    ) -> Download:
         """Tell a session of a commit, of which the block is to follow (no bytes where nobody was counted)."""
         network = self._config.network
         commit = Commit(round, block, values.nbytes, len(counted), session.name in counted)
-        download = _Download(commit, Outgoing(values, network.chunk_bytes, network.window_bytes), now)
+        download = Download(commit, Outgoing(values, network.chunk_bytes, network.window_bytes), now)
         session.downloads[round] = download
         self._send(session.peer, commit)
         return download
 
-    def _pump(self, session: _Session, download: _Download) -> None:
+    def _pump(self, session: Session, download: Download) -> None:
         for offset, view in download.outgoing.due():
             header = wire.chunk(download.commit.round, download.commit.block, offset, view)
             self._effects.append(Send(session.peer, Envelope(self._run, self._epoch, header, view)))
@@ -615,14 +472,14 @@ class Coordinator:
                     self._send(session.peer, download.commit)
                     self._pump(session, download)
 
-    def _violation(self, session: _Session | None, peer: bytes, reason: str) -> None:
+    def _violation(self, session: Session | None, peer: bytes, reason: str) -> None:
         self._send(peer, Refused(f"the worker broke the protocol: {reason}"))
         if session is not None:
             self._remove(session, "dropped", f"broke the protocol: {reason}")
         else:
             self._note("dropped", "", f"a stranger broke the protocol: {reason}")
 
-    def _remove(self, session: _Session, kind: str, text: str) -> None:
+    def _remove(self, session: Session, kind: str, text: str) -> None:
         del self._sessions[session.peer]
         self._note(kind, session.name, text)
         if kind in ("lost", "behind", "rejoining"):
@@ -641,13 +498,6 @@ class Coordinator:
 
     def _note(self, kind: str, client: str, text: str) -> None:
         self._effects.append(Note(kind, client, text))
-
-
-def _takes_part(message: Message) -> bool:
-    """Whether only a worker that believes itself on the roster says this."""
-    if isinstance(message, Heartbeat):
-        return message.state in ("waiting", "training")
-    return not isinstance(message, Join | Leave)
 
 
 def _grant(round: int, block: int, incoming: Incoming) -> Credit:

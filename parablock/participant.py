@@ -20,19 +20,18 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from parablock import wire
+from parablock.commits import Commits
 from parablock.messages import (
     PROTOCOL,
     Abstain,
     Chunk,
     Commit,
     Credit,
-    Evaluated,
     FromWorker,
     Goodbye,
     Heartbeat,
     Hello,
     Join,
-    Landed,
     Leave,
     Offer,
     Refused,
@@ -43,12 +42,32 @@ from parablock.messages import (
     Terms,
     Welcome,
 )
+from parablock.participant_events import (
+    Arrived,
+    Contribute,
+    Dismissed,
+    Effect,
+    End,
+    Event,
+    Finish,
+    Gone,
+    Notice,
+    Prepare,
+    Prepared,
+    Progress,
+    Received,
+    Say,
+    Send,
+    Started,
+    Tick,
+    Uploaded,
+    Withhold,
+)
 from parablock.transfer import Incoming, Outgoing, TransferError
 from parablock.wire import Buffer, Envelope
 
 if TYPE_CHECKING:
     from parablock.config import Config
-    from parablock.manifest import Manifest
 
 
 class State(Enum):
@@ -75,154 +94,6 @@ EXPECTED: dict[type[Any], frozenset[State]] = {
     Refused: frozenset(State) - {State.GONE},
     Stopped: frozenset(State) - {State.GONE},
 }
-
-
-# Events
-
-
-@dataclass(frozen=True)
-class Received:
-    """A decoded message from the broker."""
-
-    envelope: Envelope
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Model and data are loaded, as the terms said."""
-
-    config: Config
-    manifest: Manifest
-    base: str
-    tokenizer: str
-    rows: int
-
-
-@dataclass(frozen=True)
-class Contribute:
-    """A round was trained: `values` are the float32 bytes of its delta, which nobody changes any more."""
-
-    round: int
-    block: int
-    values: Buffer
-    weight: int
-    loss: float
-
-
-@dataclass(frozen=True)
-class Withhold:
-    """A round was trained to no use (the loss diverged): tell the broker not to wait."""
-
-    round: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Say:
-    """Pass a report on to the broker."""
-
-    message: Landed | Evaluated
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training is, for the next heartbeat."""
-
-    round: int
-    step: int
-
-
-@dataclass(frozen=True)
-class Finish:
-    """Leave the run: it is done, or the user wants to end it."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Received | Prepared | Contribute | Withhold | Say | Progress | Finish | Tick
-
-
-# Effects
-
-
-@dataclass(frozen=True)
-class Send:
-    envelope: Envelope
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Load model and data by these settings (JSON), then answer with `Prepared`."""
-
-    config: str
-
-
-@dataclass(frozen=True)
-class Started:
-    """Train from `round` on. `next`: rounds before it that are still guessed will not be told any more."""
-
-    round: int
-    clients: int
-    next: int
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """A committed block is complete. pieces: its float32 bytes; None: the round changed nothing."""
-
-    round: int
-    block: int
-    pieces: tuple[Buffer, ...] | None
-    contributors: int
-    counted: bool
-    began: float
-    ended: float
-
-
-@dataclass(frozen=True)
-class Uploaded:
-    """The broker holds the whole contribution."""
-
-    round: int
-    began: float
-    ended: float
-
-
-@dataclass(frozen=True)
-class Dismissed:
-    """The contribution to a round was not counted."""
-
-    round: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something that the user of this worker should read."""
-
-    text: str
-
-
-class End(Enum):
-    DONE = "done"
-    REFUSED = "refused"
-    LOST = "lost"
-
-
-@dataclass(frozen=True)
-class Gone:
-    """The session has ended."""
-
-    end: End
-    reason: str
-
-
-Effect = Send | Prepare | Started | Arrived | Uploaded | Dismissed | Notice | Gone
 
 
 @dataclass
@@ -255,56 +126,6 @@ class _Timing:
     leave: float = 10.0
 
 
-_UNKNOWN = 2**31 + 1
-"""Above every round: before the Start, whatever comes is taken for a pending one."""
-
-
-class _Commits:
-    """Which commits have been told and which blocks have arrived, since the last greeting.
-
-    Rounds before `next` were committed before our Start; of those only the `pending` ones come, because we held older
-    versions of their blocks. From `next` on every round comes, and `frontier` is the first that is not in hand.
-    """
-
-    def __init__(self, told: int) -> None:
-        self.told = told  # the first round that is not known to be committed
-        self.greeted_at = told  # what `told` was when we greeted
-        self._next = _UNKNOWN
-        self._frontier = self._next
-        self._early: set[int] = set()  # in hand, beyond the frontier
-        self._synced: set[int] = set()  # in hand, from before the Start
-        self._pending: frozenset[int] = frozenset()
-
-    def start(self, start: Start) -> None:
-        self._next = self._frontier = start.next
-        self._pending = frozenset(start.pending)
-        self.told = max(self.told, start.next)
-        early = {round for round in self._synced if round >= start.next}  # overtook the start
-        self._synced -= early
-        for round in early:
-            self.arrive(round)
-
-    def wanted(self, round: int) -> bool:
-        """Whether the broker owes us the block that `round` made; before the Start nobody can say."""
-        return round >= self._next or round in self._pending or self._next == _UNKNOWN
-
-    def arrive(self, round: int) -> None:
-        if round < self._next:
-            self._synced.add(round)
-            return
-        self._early.add(round)
-        while self._frontier in self._early:
-            self._early.remove(self._frontier)
-            self._frontier += 1
-
-    def has(self, round: int) -> bool:
-        return round in self._synced or round in self._early or self._next <= round < self._frontier
-
-    def through(self, round: int) -> bool:
-        """Whether every block committed in or before `round` is in hand."""
-        return self._pending <= self._synced and (round < self._next or round < self._frontier)
-
-
 class Participant:
     """See the module. patience_s: silence of the broker after which the worker gives up."""
 
@@ -317,7 +138,7 @@ class Participant:
         self._epoch = 0
         self._prepared: Prepared | None = None
         self._versions: list[int] = []
-        self._commits = _Commits(0)
+        self._commits = Commits(0)
         self._uploads: dict[int, _Upload] = {}
         self._unsettled: set[int] = set()  # rounds contributed to, of which we do not know whether we were counted
         self._withheld: dict[int, Abstain] = {}
@@ -448,7 +269,7 @@ class Participant:
         for download in self._downloads.values():
             self._partial[download.commit.round, download.commit.block] = download.incoming
         self._downloads.clear()
-        self._commits = _Commits(self._commits.told)
+        self._commits = Commits(self._commits.told)
         self.state = State.CALLING
         self._call(now)
 

@@ -24,14 +24,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from parablock import config as settings
-from parablock import coordinator as broker
-from parablock import participant as worker
+from parablock import coordinator_events as broker
+from parablock import participant_events as worker
 from parablock import wire
 from parablock.aggregation import ServerOptimizer, unfit, weighted_mean
 from parablock.coordinator import Coordinator, Phase
 from parablock.manifest import Block, Manifest, Slot
 from parablock.messages import Evaluated, Message, Start
-from parablock.participant import End, Participant
+from parablock.participant import Participant, State
+from parablock.participant_events import End
 from parablock.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class Process:
 
     def loop(self) -> None:
         """`RoundLoop.run`, from where it waited to where it waits again."""
-        if self.busy or self.dead or self.gone is not None or self.participant.state is worker.State.LEAVING:
+        if self.busy or self.dead or self.gone is not None or self.participant.state is State.LEAVING:
             return
         if self.started is not None:
             self.position, self.given = max(self.position, self.started.round), self.started.next - 1

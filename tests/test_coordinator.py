@@ -9,10 +9,9 @@ import pytest
 
 from parablock import config as settings
 from parablock import wire
-from parablock.coordinator import (
-    ALLOWED,
+from parablock.coordinator import Coordinator, Phase
+from parablock.coordinator_events import (
     Committed,
-    Coordinator,
     Effect,
     Event,
     Fold,
@@ -20,11 +19,9 @@ from parablock.coordinator import (
     Malformed,
     Note,
     Over,
-    Phase,
     Received,
     Reported,
     Send,
-    SessionState,
     Stop,
     Tick,
     Unfit,
@@ -51,6 +48,7 @@ from parablock.messages import (
     Terms,
     Welcome,
 )
+from parablock.sessions import ALLOWED, SessionState
 from parablock.wire import Envelope
 from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of
 

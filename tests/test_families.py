@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from parablock import builtin, config, export
 from parablock.aggregation import Contribution, ServerOptimizer, weighted_mean
 from parablock.blocks import read_block
-from parablock.participant import Arrived
+from parablock.participant_events import Arrived
 from parablock.run_folder import RunFolder
 from tests import families
 from workers.setup import Local, Setup, prepare

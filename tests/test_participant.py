@@ -28,8 +28,8 @@ from parablock.messages import (
     Terms,
     Welcome,
 )
-from parablock.participant import (
-    EXPECTED,
+from parablock.participant import EXPECTED, Participant, State
+from parablock.participant_events import (
     Arrived,
     Contribute,
     Dismissed,
@@ -39,7 +39,6 @@ from parablock.participant import (
     Finish,
     Gone,
     Notice,
-    Participant,
     Prepare,
     Prepared,
     Progress,
@@ -47,7 +46,6 @@ from parablock.participant import (
     Say,
     Send,
     Started,
-    State,
     Tick,
     Uploaded,
     Withhold,

@@ -11,11 +11,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from parablock import coordinator as broker
-from parablock import participant as worker
+from parablock import coordinator_events as broker
+from parablock import participant_events as worker
 from parablock.aggregation import ServerOptimizer, weighted_mean
 from parablock.messages import Abstain, Chunk, Commit, Hello, Landed, Offer, Rejected, Rejoin, Start
-from parablock.participant import End
+from parablock.participant_events import End
 from parablock.wire import Envelope
 from tests.network import RUN, Faults, Habits, Incident, Network, config_of
 

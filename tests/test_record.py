@@ -9,7 +9,7 @@ import pytest
 
 from broker.record import Record
 from parablock.config import Config
-from parablock.coordinator import Committed, Note, Reported
+from parablock.coordinator_events import Committed, Note, Reported
 from parablock.manifest import Block, Manifest, Slot
 from parablock.messages import Evaluated, Heartbeat, Landed
 from parablock.run_folder import RunFolder

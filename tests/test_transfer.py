@@ -79,8 +79,8 @@ def test_a_sender_takes_up_where_the_receiver_is() -> None:
 def test_an_old_grant_takes_nothing_back() -> None:
     outgoing = Outgoing(payload_of(5000), CHUNK, WINDOW)
     assert outgoing.credit(3072, 5000)
-    assert not outgoing.credit(0, 2500)
     assert not outgoing.credit(3072, 5000)
+    assert not outgoing.credit(0, 2500)
     assert outgoing.held == 3072
     assert [offset for offset, _ in outgoing.due()] == [3072, 4096]
 

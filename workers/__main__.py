@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from parablock.config import ConfigError
 from parablock.network import EndpointError, check_endpoint
-from parablock.participant import End, Finish, Gone, Prepared
+from parablock.participant_events import End, Finish, Gone, Prepared
 from workers.executor import TorchExecutor
 from workers.link import Interrupted, Link, SessionEnded
 

@@ -17,7 +17,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from parablock import wire
-from parablock.participant import (
+from parablock.participant import Participant
+from parablock.participant_events import (
     Arrived,
     Dismissed,
     End,
@@ -25,7 +26,6 @@ from parablock.participant import (
     Finish,
     Gone,
     Notice,
-    Participant,
     Prepare,
     Progress,
     Received,

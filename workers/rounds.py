@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from parablock import messages
-from parablock.participant import Contribute, Progress, Say, Withhold
+from parablock.participant_events import Contribute, Progress, Say, Withhold
 
 if TYPE_CHECKING:
     from workers.executor import TorchExecutor

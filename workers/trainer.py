@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
 
-    from parablock.participant import Arrived
+    from parablock.participant_events import Arrived
     from workers.setup import Setup
 
 

@@ -1,0 +1,120 @@
+"""What the coordinator is told (`Event`) and what it asks for (`Effect`); see `parablock.coordinator`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from parablock.aggregation import Contribution
+    from parablock.messages import Evaluated, Heartbeat, Landed
+    from parablock.wire import Buffer, Envelope
+
+# Events
+
+
+@dataclass(frozen=True)
+class Received:
+    """A decoded message. `peer` is the transport's address of the sender."""
+
+    peer: bytes
+    envelope: Envelope
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """Frames that are no message; `reason` says why."""
+
+    peer: bytes
+    reason: str
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The answer to `Fold`: the block's new value, float32 bytes that nobody changes any more."""
+
+    round: int
+    values: Buffer
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """The other answer to `Fold`: contributions that must not be counted, and why. Nothing was folded."""
+
+    round: int
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the run now, though it is not complete."""
+
+    reason: str
+
+
+Event = Received | Malformed | Folded | Unfit | Tick | Stop
+
+
+# Effects
+
+
+@dataclass(frozen=True)
+class Send:
+    peer: bytes
+    envelope: Envelope
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Check and fold these contributions, move the block, and answer with `Folded` or `Unfit`."""
+
+    round: int
+    block: int
+    contributions: tuple[Contribution, ...]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A round is closed. loss: weighted mean over the contributors (None without any)."""
+
+    round: int
+    block: int
+    contributors: tuple[str, ...]
+    late: int
+    loss: float | None
+    bytes_up: int
+    bytes_down: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a client says about itself: `Landed`, `Evaluated` and `Heartbeat` messages."""
+
+    client: str
+    message: Landed | Evaluated | Heartbeat
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth a line in the run's events: `kind` is one word, `client` whom it concerns ("": nobody)."""
+
+    kind: str
+    client: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Over:
+    """The run has ended; the broker may go."""
+
+    complete: bool
+    reason: str
+
+
+Effect = Send | Fold | Committed | Reported | Note | Over

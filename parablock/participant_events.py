@@ -1,0 +1,160 @@
+"""What the participant is told (`Event`) and what it asks for (`Effect`); see `parablock.participant`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from parablock.config import Config
+    from parablock.manifest import Manifest
+    from parablock.messages import Evaluated, Landed
+    from parablock.wire import Buffer, Envelope
+
+# Events
+
+
+@dataclass(frozen=True)
+class Received:
+    """A decoded message from the broker."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Model and data are loaded, as the terms said."""
+
+    config: Config
+    manifest: Manifest
+    base: str
+    tokenizer: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Contribute:
+    """A round was trained: `values` are the float32 bytes of its delta, which nobody changes any more."""
+
+    round: int
+    block: int
+    values: Buffer
+    weight: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Withhold:
+    """A round was trained to no use (the loss diverged): tell the broker not to wait."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Say:
+    """Pass a report on to the broker."""
+
+    message: Landed | Evaluated
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is, for the next heartbeat."""
+
+    round: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Leave the run: it is done, or the user wants to end it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = Received | Prepared | Contribute | Withhold | Say | Progress | Finish | Tick
+
+
+# Effects
+
+
+@dataclass(frozen=True)
+class Send:
+    envelope: Envelope
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Load model and data by these settings (JSON), then answer with `Prepared`."""
+
+    config: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """Train from `round` on. `next`: rounds before it that are still guessed will not be told any more."""
+
+    round: int
+    clients: int
+    next: int
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A committed block is complete. pieces: its float32 bytes; None: the round changed nothing."""
+
+    round: int
+    block: int
+    pieces: tuple[Buffer, ...] | None
+    contributors: int
+    counted: bool
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """The broker holds the whole contribution."""
+
+    round: int
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Dismissed:
+    """The contribution to a round was not counted."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the user of this worker should read."""
+
+    text: str
+
+
+class End(Enum):
+    DONE = "done"
+    REFUSED = "refused"
+    LOST = "lost"
+
+
+@dataclass(frozen=True)
+class Gone:
+    """The session has ended."""
+
+    end: End
+    reason: str
+
+
+Effect = Send | Prepare | Started | Arrived | Uploaded | Dismissed | Notice | Gone
