@@ -309,7 +309,7 @@ def history(seed: int) -> Network:
 
 @pytest.mark.parametrize("part", range(8))
 def test_every_history_ends_with_every_round_committed_and_every_client_drained(part: int) -> None:
-    for seed in range(part * 40, part * 40 + 40):
+    for seed in range(part * 30, part * 30 + 30):
         network = history(seed)
         try:
             network.run().check_ended()
