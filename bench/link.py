@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from bench.proxy import Address, Proxy, shrink
 from bench.shaping import Cut, Shape
-from bench.units import UnitError, format_rate, parse_duration, parse_rate, parse_size
+from parablock.units import UnitError, format_rate, parse_duration, parse_rate, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

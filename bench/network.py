@@ -76,7 +76,7 @@ def network(kind: Kind, rates: Sequence[float], delay_s: float = 0.0) -> Iterato
                 flags=("--allow-plain-tcp",),
             )
         return
-    port = _free_port()
+    port = free_port()
     with contextlib.ExitStack() as stack:
         target = ("127.0.0.1", port)
         proxies = [stack.enter_context(Link(target, Shape(rate, delay_s))) for rate in rates]
@@ -90,7 +90,7 @@ def network(kind: Kind, rates: Sequence[float], delay_s: float = 0.0) -> Iterato
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A loopback port that nothing listens on now; somebody else could take it before the broker does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

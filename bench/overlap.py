@@ -1,11 +1,12 @@
 """How much of the exchange hides behind compute: fedbcd against parablock over a shaped link (design §6).
 
     python -m bench.overlap --quick --out overlap.json
-    python -m bench.overlap --clients 1,2 --regime 0.5,1,2 --repeat 3
+    python -m bench.overlap --clients 1,2 --regime 0.5,1,2 --repeat 3 --plan
 
 For each number of clients, a short synchronous run over a link of a guessed rate (two, where there is a delay)
 gives C and M; from them comes the rate at which M is the asked multiple of C. Then both modes run over links of that
-rate, as real processes: one broker, and workers with one compute thread each. What is trained is `bench.workload`,
+rate, as real processes: one broker, and workers with one compute thread each. With --plan, `parablock plan` predicts
+the round times first, over links of the same rate. What is trained is `bench.workload`,
 the arithmetic is `bench.figures`; this module starts things, prints a table and draws the round times.
 """
 
@@ -18,29 +19,27 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from bench import figures, results, runs, workload
+from bench import figures, plans, results, runs, workload
 from bench.figures import Averages, FiguresError
 from bench.netns import LinkError
 from bench.network import Kind, choose, network
 from bench.processes import ChildError
-from bench.units import format_rate, parse_duration, parse_rate
 from parablock import config
+from parablock.units import format_rate, parse_duration, parse_numbers, parse_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from rich.table import Table
+
     from bench.workload import Workload
 
 _GUESS_S = 0.5  # in which the calibration's link moves a block up and down
-
-Number = TypeVar("Number", int, float)
 
 _console = Console(stderr=True)
 
@@ -58,6 +57,7 @@ class Plan:
     steps: int
     sweeps: int
     repeat: int
+    predict: bool
     overrides: tuple[str, ...]
 
 
@@ -73,12 +73,21 @@ class Bench:
         """One run of real processes. Raises ChildError, LinkError, FiguresError, ConfigError."""
         rounds = figures.rounds_for(sweeps, self.workload.blocks)
         with network(self.plan.kind, [rate] * clients, self.plan.delay_s) as links:
-            settings = workload.settings(self.workload, mode, rounds, clients, self.plan.steps, links.bind)
-            asked = self.folder / f"{name}.toml"
-            asked.write_text(config.to_toml(settings), encoding="utf-8")
-            settings = config.load(asked, self.plan.overrides)
+            settings = self._settings(name, mode, rounds, clients, links.bind)
             finished = runs.run(settings, links, self.folder / name)
         return figures.averages(finished.read_metrics(), blocks=len(finished.manifest().blocks), clients=clients)
+
+    def predict(self, name: str, clients: int, rate: float) -> list[dict[str, Any]]:
+        """What `parablock plan` says of such a run, by client. Raises ChildError, LinkError, ConfigError."""
+        with network(self.plan.kind, [rate] * clients, self.plan.delay_s) as links:
+            settings = self._settings(name, "parablock", 1, clients, links.bind)
+            return plans.plans(settings, links, self.folder / name)
+
+    def _settings(self, name: str, mode: str, rounds: int, clients: int, bind: str) -> config.Config:
+        settings = workload.settings(self.workload, mode, rounds, clients, self.plan.steps, bind)
+        asked = self.folder / f"{name}.toml"
+        asked.write_text(config.to_toml(settings), encoding="utf-8")
+        return config.load(asked, self.plan.overrides)
 
     def rows(self, clients: int) -> list[dict[str, Any]]:
         """The result rows of one number of clients: one for each regime."""
@@ -92,6 +101,10 @@ class Bench:
         return [self._row(clients, figures.rate_for(ratio, measured), ratio) for ratio in self.plan.ratios]
 
     def _row(self, clients: int, rate: float, ratio: float | None) -> dict[str, Any]:
+        predicted = None
+        if self.plan.predict:
+            _console.print(f"{_clients(clients)}: planning at {format_rate(rate)}")
+            predicted = self.predict(f"{clients}-{ratio or 'given'}-plan", clients, rate)
         found = []
         for turn in range(self.plan.repeat):
             pair = []
@@ -100,7 +113,8 @@ class Bench:
                 name = f"{clients}-{ratio or 'given'}-{turn}-{mode}"
                 pair.append(self.run(name, mode, clients, rate, self.plan.sweeps))
             found.append(row(clients, rate, ratio, *pair))
-        return figures.medians(found)
+        merged = figures.medians(found)
+        return merged if predicted is None else {**merged, **prediction(merged, predicted)}
 
 
 def row(clients: int, rate: float, ratio: float | None, fedbcd: Averages, parablock: Averages) -> dict[str, Any]:
@@ -122,6 +136,18 @@ def row(clients: int, rate: float, ratio: float | None, fedbcd: Averages, parabl
         "fedbcd_rounds_s": list(fedbcd.round_times_s),
         "parablock_rounds_s": list(parablock.round_times_s),
     }
+
+
+def prediction(row: dict[str, Any], plans: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the plans say of the row's round times, and how far off they are. A round is as long as the slowest's."""
+    found = {}
+    for mode in ("fedbcd", "parablock"):
+        planned_s = max(plan[f"{mode}_round_s"] for plan in plans)
+        found[f"planned_{mode}_s"] = planned_s
+        found[f"plan_error_{mode}_pct"] = 100 * (planned_s / row[f"{mode}_round_s"] - 1)
+    found["planned_compute_s"] = max(plan["compute_s"] for plan in plans)
+    found["planned_comm_s"] = max(plan["exchange_s"] for plan in plans)
+    return found
 
 
 def result(rows: list[dict[str, Any]], plan: Plan, block_bytes: int) -> dict[str, Any]:
@@ -155,14 +181,11 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         "slowdown": lambda row: f"{row['compute_slowdown']:.3f}",
         "lag ms": lambda row: "" if row["loop_lag_p99_ms"] is None else f"{row['loop_lag_p99_ms']:.1f}",
     }
-    shown = Table(
-        box=box.SIMPLE, padding=(0, 0), caption="C, M (of the fedbcd run) and round times in seconds, means over rounds"
-    )
-    for name in columns:
-        shown.add_column(name, justify="right")
-    for each in rows:
-        shown.add_row(*(text(each) for text in columns.values()))
-    return shown
+    caption = "C, M (of the fedbcd run) and round times in seconds, means over rounds"
+    if all("planned_fedbcd_s" in row for row in rows):
+        columns["plan %"] = lambda row: f"{row['plan_error_fedbcd_pct']:+.1f} {row['plan_error_parablock_pct']:+.1f}"
+        caption += "; plan: how far off its round times were, fedbcd and parablock"
+    return results.table(columns, rows, caption)
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -224,6 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="optimizer steps a round, K (default: 2; quick: 1)")
     add("--sweeps", type=int, help="sweeps over all blocks that are measured (default: 5; quick: 2)")
     add("--repeat", type=int, default=1, help="pairs of runs, of which the medians are given (default: 1)")
+    add("--plan", action="store_true", help="have `parablock plan` predict each row first, and say how far off it was")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
     add("--keep", type=Path, metavar="DIR", help="keep the runs' folders and logs in this new folder")
     return parser
@@ -231,8 +255,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(options: argparse.Namespace) -> Plan:
     """Raises ValueError, with what to do, for what cannot be run."""
-    clients = _numbers(options.clients, int, "--clients") if options.clients else (max(1, results.cores() - 1),)
-    ratios = _numbers(options.regime, float, "--regime")
+    clients = parse_numbers(options.clients, int, "--clients") if options.clients else (max(1, results.cores() - 1),)
+    ratios = parse_numbers(options.regime, float, "--regime")
     steps = options.steps if options.steps is not None else (1 if options.quick else 2)
     sweeps = options.sweeps if options.sweeps is not None else (2 if options.quick else 5)
     for name, value in (("--steps", steps), ("--sweeps", sweeps), ("--repeat", options.repeat)):
@@ -258,18 +282,9 @@ def _plan(options: argparse.Namespace) -> Plan:
         steps=steps,
         sweeps=sweeps,
         repeat=options.repeat,
+        predict=options.plan,
         overrides=tuple(options.set),
     )
-
-
-def _numbers(text: str, kind: type[Number], option: str) -> tuple[Number, ...]:
-    try:
-        numbers = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or not all(0 < number < 1e6 for number in numbers):
-        raise ValueError(f"{option} takes numbers above zero, separated by commas; got {text!r}")
-    return numbers
 
 
 def _clients(count: int) -> str:

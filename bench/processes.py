@@ -99,6 +99,16 @@ class Children:
             time.sleep(_POLL_S)
         self._check()
 
+    def until(self, condition: Callable[[], bool], patience_s: float) -> None:
+        """Wait until `condition()` holds. Raises ChildError where a child fails first, or after `patience_s`."""
+        deadline = time.monotonic() + patience_s
+        while not condition():
+            self._check()
+            if time.monotonic() > deadline:
+                stories = "\n".join(each.story() for each in self._children)
+                raise ChildError(f"not ready after {patience_s:g} s\n{stories}")
+            time.sleep(_POLL_S / 5)
+
     def _check(self) -> None:
         failed = [child for child in self._children if child.process.poll() not in (None, 0)]
         if failed:

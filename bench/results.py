@@ -1,4 +1,4 @@
-"""A benchmark's result on its way out: the machine that gave it, a line of JSON, a file and a plot beside it."""
+"""A benchmark's result on its way out: the machine that gave it, a table, a line of JSON, a file, a plot beside it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
+from rich.table import Table
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from matplotlib.figure import Figure
 
@@ -45,6 +48,18 @@ def check_out(out: Path | None) -> None:
         raise OutputError(f"--out names the JSON file of the result, got {out}; end it in .json")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise OutputError(f"cannot write to the folder {out.parent}; make it first, or choose another --out")
+
+
+def table(
+    columns: Mapping[str, Callable[[dict[str, Any]], str]], rows: Iterable[dict[str, Any]], caption: str
+) -> Table:
+    """The rows for people. columns: by heading, what a row shows there."""
+    shown = Table(box=box.SIMPLE, padding=(0, 0), caption=caption)
+    for heading in columns:
+        shown.add_column(heading, justify="right")
+    for row in rows:
+        shown.add_row(*(text(row) for text in columns.values()))
+    return shown
 
 
 def emit(result: Mapping[str, Any], plot: Figure | None, out: Path | None) -> None:

@@ -22,7 +22,7 @@ PATIENCE_S = 90.0
 
 _LEAVING_S = 20.0
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # A client has one compute thread, so that a bench of two clients on two cores measures two clients.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -52,13 +52,13 @@ def run(settings: config.Config, links: Network, folder: Path) -> RunFolder:
     python = (sys.executable, "-m")
     with Children(folder) as children:
         broker_options = (str(config_path), "--out", str(out), *links.flags)
-        broker = children.start("broker", [*links.broker_prefix, *python, "broker", *broker_options], _ENVIRONMENT)
+        broker = children.start("broker", [*links.broker_prefix, *python, "broker", *broker_options], ENVIRONMENT)
         workers = []
         for index, (endpoint, prefix) in enumerate(zip(links.endpoints, links.client_prefixes, strict=True)):
             name = f"worker-{index}"
             place = ("--broker", endpoint, "--name", name, "--threads", "1", *links.flags)
             rows = ("--data", settings.data.train, "--shard", f"{index}/{len(links.endpoints)}")
-            workers.append(children.start(name, [*prefix, *python, "workers", *place, *rows], _ENVIRONMENT))
+            workers.append(children.start(name, [*prefix, *python, "workers", *place, *rows], ENVIRONMENT))
         children.wait(broker, progress, PATIENCE_S)
         for worker in workers:
             children.wait(worker, progress, _LEAVING_S)

@@ -19,6 +19,7 @@ from broker.blocks import BaseModel
 from broker.server import Broker
 from broker.socket import BindError, RouterSocket
 from parablock import config as settings
+from parablock.allocator import keep_freed_memory
 from parablock.network import EndpointError, check_endpoint
 from parablock.run_folder import RunFolder, RunFolderError
 from parablock.schedule import Schedule
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from parablock.config import Config
 
 EXIT_INPUT, EXIT_LATER = 2, 75
+
+_SWITCH_INTERVAL_S = 5e-4
+"""How long the fold thread may hold the interpreter while the event loop waits; Python's default is 5 ms."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    tune()
     logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):  # until the event loop takes them over
         signal.signal(number, _give_up)
@@ -64,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve(config, out, socket)
     finally:
         socket.close()
+
+
+def tune() -> None:
+    """Make this process ready to move blocks; see `parablock.allocator`."""
+    keep_freed_memory(arenas=1)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
 def _serve(config: Config, out: Path, socket: RouterSocket) -> int:

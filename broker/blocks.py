@@ -1,7 +1,8 @@
 """The global model at the broker: one float32 vector per block, moved by folds.
 
-Runs on the fold executor's one thread. A vector is never changed once it is here: a fold makes a new one, so that the
-old one may still be on its way to a slow client while the new one is sent to the others.
+Runs on the fold's one thread. A vector is never changed once it is here: a fold makes a new one, chunk by chunk, so
+that the old one may still be on its way to a slow client while the first chunks of the new one leave. What a fold has
+made counts only when it is settled; until then it may be begun anew by another attempt.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from parablock.aggregation import ServerOptimizer, unfit, weighted_mean
-from parablock.coordinator_events import Fold, Folded, Unfit
+import numpy as np
+
+from parablock import feedback
+from parablock.aggregation import server_move, unfit, weighted_mean
+from parablock.coordinator_events import Fold, Folded, Store, Unfit
+from parablock.layout import Layout
+from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
-    from parablock.config import Server
+    from parablock.config import Config
     from parablock.manifest import Manifest
-    from parablock.run_folder import RunFolder
 
     Vector = npt.NDArray[np.float32]
 
@@ -30,29 +34,108 @@ class BaseModel:
     manifest: Manifest
     weights: str
     tokenizer: str
-    values: list[Vector]  # by block
+    values: list[Vector]  # by block; `GlobalBlocks` takes them over
+
+
+@dataclass
+class _Attempt:
+    """A block in the making. momentum, residual: as they will be, where the settings have them."""
+
+    round: int
+    number: int
+    values: Vector
+    momentum: Vector | None
+    residual: Vector | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a fold has made: the answer to it, and the part of the block, which nobody changes any more."""
+
+    answer: Folded
+    block: int
+    numel: int  # of the whole block
+    values: Vector
 
 
 class GlobalBlocks:
-    """x, by block, and the server optimizer's state."""
+    """x, by block, the server optimizer's momentum, and what the way down's codec has lost so far.
 
-    def __init__(self, base: BaseModel, settings: Server, folder: RunFolder) -> None:
-        self._digest = base.manifest.digest
-        self._values = list(base.values)
-        self._optimizer = ServerOptimizer(settings)
-        self._folder = folder
+    With a lossy codec x is what every client holds, bit for bit: x ← x + decode(encode(move + e)). The move, not x, is
+    what is encoded, and e is what earlier encodings of the block's moves have lost.
+    """
 
-    def fold(self, fold: Fold) -> Folded | Unfit:
-        """Check the contributions and move the block by their mean."""
-        reasons = {c.client: reason for c in fold.contributions if (reason := unfit(c)) is not None}
-        if reasons:
-            return Unfit(fold.round, reasons)
+    def __init__(self, base: BaseModel, config: Config) -> None:
+        self._config = config
+        self._values = base.values  # taken over: what a fold replaces shall be nobody else's
+        self._momentum: dict[int, Vector] = {}
+        self._residuals: dict[int, Vector] = {}
+        self._attempt: _Attempt | None = None
+
+    def fold(self, fold: Fold) -> Made | Unfit:
+        """Check one chunk of every contribution, and move that part of the block by their mean."""
         x = self._values[fold.block]
-        new = self._optimizer.step(fold.block, x, weighted_mean(fold.contributions, x.size))
-        new.flags.writeable = False
-        self._values[fold.block] = new
-        return Folded(fold.round, new.data.cast("B"))
+        attempt = self._attempt
+        if attempt is None or (attempt.round, attempt.number) != (fold.round, fold.attempt):
+            attempt = self._begin(fold)
+        up, down = Layout.up(self._config, x.size), Layout.down(self._config, x.size, fold.attempt)
+        part = up.part(fold.index)
+        numel = part.stop - part.start
+        deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
+        values = mean = attempt.values[part]
+        before = self._momentum.get(fold.block)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            weighted_mean(deltas, [contribution.weight for contribution in fold.contributions], out=mean)
+            move, momentum = server_move(self._config.server, mean, None if before is None else before[part])
+            if not down.codec.lossless and unfit(move) is not None:  # as it is if any contribution is
+                return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
+            if down.codec.lossless:
+                np.add(x[part], move, out=values)
+                payload = down.codec.encode(values)
+            else:
+                residual = attempt.residual[part] if attempt.residual is not None else None
+                payload, said = feedback.encode(down.codec, move, residual)
+                np.add(x[part], said, out=values)
+            if unfit(values) is not None:  # likewise
+                return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
+        if momentum is not None:
+            assert attempt.momentum is not None
+            attempt.momentum[part] = momentum
+        return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload)), fold.block, x.size, values)
 
-    def store(self, fold: Fold) -> None:
-        """Write the block that `fold` made into the run's folder, durably. Raises OSError where the disk refuses."""
-        self._folder.save_block(fold.block, fold.round + 1, self._values[fold.block], self._digest, round=fold.round)
+    def values(self, store: Store) -> Vector:
+        """The whole block that the attempt has made, shape (numel,), which nobody changes any more."""
+        attempt = self._attempt
+        assert attempt is not None
+        assert (attempt.round, attempt.number) == (store.round, store.attempt), "another attempt was folded last"
+        attempt.values.flags.writeable = False
+        return attempt.values
+
+    def settle(self, store: Store) -> None:
+        """What the attempt has made counts from now on."""
+        values, attempt = self.values(store), self._attempt
+        assert attempt is not None
+        self._values[store.block] = values
+        if attempt.momentum is not None:
+            self._momentum[store.block] = attempt.momentum
+        if attempt.residual is not None:
+            self._residuals[store.block] = attempt.residual
+        self._attempt = None
+
+    def _begin(self, fold: Fold) -> _Attempt:
+        x = self._values[fold.block]
+        momentum = np.empty_like(x) if self._config.server.optimizer != "average" else None
+        residual = None
+        if self._config.codec.error_feedback and not Layout.down(self._config, x.size, fold.attempt).codec.lossless:
+            before = self._residuals.get(fold.block)
+            residual = np.zeros_like(x) if before is None else before.copy()
+        self._attempt = _Attempt(fold.round, fold.attempt, np.empty_like(x), momentum, residual)
+        return self._attempt
+
+
+def _reasons(fold: Fold, deltas: list[Vector]) -> dict[str, str]:
+    """Who must not be counted, and why. Where all are finite and their mean is not, it is nobody's fault but all's."""
+    checked = zip(fold.contributions, map(unfit, deltas), strict=True)
+    reasons = {contribution.client: reason for contribution, reason in checked if reason is not None}
+    too_large = "the update holds values so large that a mean of them is not finite"
+    return reasons or {contribution.client: too_large for contribution in fold.contributions}

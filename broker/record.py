@@ -201,6 +201,7 @@ class Record:
             "contributors": list(committed.contributors),
             "late": committed.late,
             "staleness": fmean(landed.staleness for landed in trained) if trained else None,
+            "steps": fmean(landed.steps for landed in trained) if trained else None,
             "drift": fmean(landed.drift for landed in trained) if trained else None,
             "alpha": fmean(landed.alpha for landed in trained) if trained else None,
             "loop_lag_p99_ms": max((landed.loop_lag_ms for landed in reports.values()), default=None),

@@ -1,31 +1,35 @@
-"""The broker: performs the coordinator's effects on a ROUTER socket, a fold executor, and a run's folder.
+"""The broker: performs the coordinator's effects on a ROUTER socket, the fold's and the disk's threads, and a folder.
 
-    frames ──decode──▸ coordinator ──effects──▸ socket, fold executor, record, view
+    frames ──decode──▸ coordinator ──effects──▸ socket, fold, disk, record, view
                           ▴   ▴                        │
-                          │   └──── Folded, Unfit ─────┘
+                          │   └─ Folded, Unfit, Stored ┘
                           └── Tick, at the coordinator's own deadline
 
-The event loop never folds and never writes a block: one thread does, in the order in which rounds close.
+The event loop never folds and never writes a block: one thread folds and one writes, each in the order in which it is
+asked to.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from broker.blocks import BaseModel, GlobalBlocks
+from broker.blocks import BaseModel, GlobalBlocks, Made
 from broker.record import Record
+from broker.store import BlockStore
 from broker.view import View
 from parablock import wire
+from parablock.conveyor import Conveyor
 from parablock.coordinator import Coordinator
 from parablock.coordinator_events import (
     Committed,
     Event,
     Fold,
-    Folded,
     Malformed,
     Note,
     Over,
@@ -33,14 +37,22 @@ from parablock.coordinator_events import (
     Reported,
     Send,
     Stop,
+    Store,
+    Stored,
     Tick,
+    Unfit,
 )
 from parablock.messages import Heartbeat
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from broker.socket import RouterSocket
     from parablock.config import Config
     from parablock.run_folder import RunFolder
+
+    Vector = npt.NDArray[np.float32]
 
 log = logging.getLogger("broker")
 
@@ -48,6 +60,24 @@ _DISK_RETRY_S = 5.0
 
 _ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind"})
 """Kinds of `Note` after which a client is no longer on the roster."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A block that is to be made durable, or was. trouble: why it is not yet."""
+
+    store: Store
+    values: Vector
+    trouble: OSError | None = None
+
+
+def _commit(store: BlockStore, kept: _Kept) -> _Kept:
+    """On the disk's thread."""
+    try:
+        store.commit(kept.store, kept.values)
+    except OSError as error:
+        return dataclasses.replace(kept, trouble=error)
+    return kept
 
 
 class Broker:
@@ -58,12 +88,16 @@ class Broker:
     ) -> None:
         began = time.monotonic()
         self._coordinator = Coordinator(config, base.manifest, base.weights, base.tokenizer, run, epoch)
-        self._blocks = GlobalBlocks(base, config.server, folder)
+        self._blocks = GlobalBlocks(base, config)
+        self._store = BlockStore(folder, base.manifest.digest)
         self._record = Record(folder, base.manifest, began)
         self._view = View(config, base.manifest)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="fold")
-        self._folds: set[asyncio.Task[None]] = set()
+        call_soon = asyncio.get_running_loop().call_soon_threadsafe
+        self._fold: Conveyor[Made | Unfit | None] = Conveyor("fold", call_soon, self._folded, self._failed)
+        self._disk: Conveyor[_Kept | None] = Conveyor("disk", call_soon, self._kept, self._failed)
+        self._folding: dict[int, float] = {}  # by round: when its first chunk was folded
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
         self._over: asyncio.Future[Over] = asyncio.get_running_loop().create_future()
         self._clients: set[str] = set()
         self._socket = socket
@@ -84,10 +118,9 @@ class Broker:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            for fold in self._folds:
-                fold.cancel()
-            await asyncio.gather(*self._folds, return_exceptions=True)
-            self._executor.shutdown(wait=True)
+            self._fold.close()
+            self._disk.close()
+            self._store.close()
             self._record.close()
             self._show()
             self._view.close()
@@ -118,13 +151,15 @@ class Broker:
         for effect in self._coordinator.handle(event, now):
             match effect:
                 case Send(peer, envelope):
-                    if not self._socket.send(peer, wire.encode(envelope)):
+                    if not self._socket.send(peer, envelope.frames):
                         log.debug("a %s to a peer that is gone", type(envelope.message).__name__)
                 case Fold():
-                    task = asyncio.get_running_loop().create_task(self._fold(effect))
-                    self._folds.add(task)
-                    task.add_done_callback(self._fold_ended)
+                    self._folding.setdefault(effect.round, now)
+                    self._fold.put(partial(self._blocks.fold, effect))
+                case Store():
+                    self._keep(_Kept(effect, self._blocks.values(effect)))
                 case Committed():
+                    self._folding.pop(effect.round, None)
                     self._record.committed(effect, self._coordinator.members(effect.round), now)
                     self._view.committed(effect.round)
                 case Reported(client, message):
@@ -158,31 +193,45 @@ class Broker:
             self._view.gone(note.client)
         self._view.say(f"{note.client or 'a stranger'} {note.kind}: {note.text}")
 
-    async def _fold(self, fold: Fold) -> None:
-        loop = asyncio.get_running_loop()
-        began = time.monotonic()
-        event = await loop.run_in_executor(self._executor, self._blocks.fold, fold)
-        if isinstance(event, Folded):
-            while True:
-                try:
-                    await loop.run_in_executor(self._executor, self._blocks.store, fold)
-                    break
-                except OSError as error:  # nothing was announced yet, so nothing is lost by waiting for room
-                    self.say(f"cannot store round {fold.round}: {error}; trying again in {_DISK_RETRY_S:g} s")
-                    await asyncio.sleep(_DISK_RETRY_S)
-        self._record.folded(fold.round, began, time.monotonic())
-        self._handle(event)
+    def _folded(self, made: Made | Unfit | None) -> None:
+        if isinstance(made, Unfit):
+            self._handle(made)
+        elif made is not None:
+            answer = made.answer
+            write = partial(self._store.write, answer.round, answer.attempt, made.block, made.numel, made.values)
+            self._disk.put(write)
+            self._handle(answer)
 
-    def _fold_ended(self, task: asyncio.Task[None]) -> None:
-        self._folds.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail({"message": "a fold failed", "exception": error})
+    def _keep(self, kept: _Kept) -> None:
+        self._disk.put(partial(_commit, self._store, kept))
+
+    def _kept(self, kept: _Kept | None) -> None:
+        if kept is None:
+            return
+        store = kept.store
+        if kept.trouble is not None:  # nothing was announced yet, so nothing is lost by waiting for room
+            self.say(f"cannot store round {store.round}: {kept.trouble}; trying again in {_DISK_RETRY_S:g} s")
+            asyncio.get_running_loop().call_later(_DISK_RETRY_S, self._keep, _Kept(store, kept.values))
+            return
+        self._fold.put(partial(self._blocks.settle, store))  # before any fold that builds on it
+        self._record.folded(store.round, self._folding[store.round], time.monotonic())
+        self._handle(Stored(store.round, store.attempt, kept.values.data.cast("B")))
+
+    def _failed(self, error: BaseException) -> None:
+        self._fail({"message": "a fold failed", "exception": error})
 
     def _set_timer(self, now: float) -> None:
+        deadline = self._coordinator.deadline()
         if self._timer is not None:
+            if deadline is not None and self._timer_due <= deadline and not self._over.done():
+                return  # it looks again when it goes off
             self._timer.cancel()
             self._timer = None
-        deadline = self._coordinator.deadline()
         if deadline is not None and not self._over.done():
+            self._timer_due = deadline
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(deadline - now, 0.0) + 1e-3, lambda: self._handle(Tick()))
+            self._timer = loop.call_later(max(deadline - now, 0.0) + 1e-3, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._handle(Tick())

@@ -19,12 +19,15 @@ import zmq
 from parablock import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 _BURST = 64
 """Messages taken per wake-up, before other callbacks of the loop have their turn."""
 
 _MOST_FRAMES = 4
+
+_LAST = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class BindError(ValueError):
@@ -68,10 +71,19 @@ class RouterSocket:
         self._loop.add_reader(self._descriptor, self._drain)
         self._wake()
 
-    def send(self, peer: bytes, frames: Sequence[bytes | memoryview]) -> bool:
-        """Hand a message to `peer`; false if no such peer is connected (any more)."""
+    def send(self, peer: bytes, frames: list[bytes | memoryview | zmq.Frame]) -> bool:
+        """Hand a message to `peer`; false if no such peer is connected (any more).
+
+        A payload in `frames` is made a frame of ZeroMQ's there, once, and shared by all whom the list is sent to.
+        """
+        header, *payload = frames
+        if payload and isinstance(payload[0], memoryview):
+            payload = frames[1:] = [zmq.Frame(payload[0], copy=False)]
         try:
-            self._socket.send_multipart([peer, *frames], flags=zmq.NOBLOCK, copy=False)
+            self._socket.send(peer, _MORE)
+            self._socket.send(header, _MORE if payload else _LAST)
+            for frame in payload:
+                self._socket.send(frame, _LAST, copy=False)
         except zmq.ZMQError as error:
             if error.errno == errno.EHOSTUNREACH:
                 return False

@@ -115,7 +115,7 @@ class View:
                 beat.state if beat is not None else "joined",
                 str(beat.round + 1) if beat is not None and training else "",
                 self._block(beat.round) if beat is not None and training else "",
-                f"{beat.step}/{self._config.solver.steps}" if beat is not None and training else "",
+                self._step(beat.step) if beat is not None and training else "",
             )
         row = self._row
         text = "waiting for clients" if not self._clients else f"{self._config.mode}"
@@ -126,6 +126,10 @@ class View:
                 f"waited {_number(row['exposed_s'], 2)} s"
             )
         return Group(self._progress, table, text)
+
+    def _step(self, step: int) -> str:
+        solver = self._config.solver  # with adaptive K each client has its own, which is told when the round has landed
+        return str(step) if solver.adaptive else f"{step}/{solver.steps}"
 
     def _block(self, round: int) -> str:
         return self._manifest.blocks[self._schedule.block(round)].name

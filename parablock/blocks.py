@@ -107,9 +107,8 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def read_block(model: nn.Module, block: Block) -> torch.Tensor:
-    """The block's values as the model holds them: float32, on the CPU, of shape (block.numel,), a copy."""
-    values = [model.get_parameter(slot.name).detach().flatten().float() for slot in block.slots]
-    return torch.cat(values).cpu()
+    """The block's values as the model holds them: float32, on the model's device, of shape (block.numel,), a copy."""
+    return torch.cat([model.get_parameter(slot.name).detach().flatten().float() for slot in block.slots])
 
 
 def write_block(model: nn.Module, block: Block, values: torch.Tensor) -> None:

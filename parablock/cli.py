@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("parablock.launch", "broker + N workers on this machine, your model and data"),
     "broker": ("broker.__main__", "serve one run (= python -m broker)"),
     "worker": ("workers.__main__", "take part in a run (= python -m workers)"),
+    "plan": ("workers.plan_command", "whether the exchange will hide: measures this machine and the link"),
     "report": ("parablock.report", "one page with plots from a run's folder"),
     "evaluate": ("workers.evaluate_command", "held-out loss, perplexity and exact match of a run or a model"),
     "export": ("parablock.export", "write a run's model as a folder that transformers loads"),

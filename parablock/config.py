@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from parablock.codec import GROUP
+
 Scalar = bool | int | float | str
 
 _LONGEST_TEXT = 4096
@@ -76,7 +78,12 @@ class Schedule:
 class Solver:
     """The local optimizer of one block."""
 
-    steps: int = _key(8, "optimizer steps per round, K", low=1)
+    steps: int = _key(8, "optimizer steps per round, K; the first rounds' where adaptive", low=1)
+    adaptive: bool = _key(
+        False, "each client takes as many steps as its exchange lasts (parablock only; not reproducible)"
+    )
+    min_steps: int = _key(1, "fewest steps per round (adaptive)", low=1)
+    max_steps: int = _key(64, "most steps per round (adaptive)", low=1)
     batch_size: int = _key(4, "rows per micro-batch", low=1)
     accumulate: int = _key(1, "micro-batches per optimizer step", low=1)
     lr: float = _key(1e-4, "peak learning rate of AdamW", above=0)
@@ -175,15 +182,30 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Codecs:
+    """What values become on the wire; see parablock.codec."""
+
+    up: Literal["float32", "bfloat16", "float16", "int8", "int4"] = _key("float32", "codec of the contributions")
+    down: Literal["float32", "bfloat16", "float16", "int8", "int4"] = _key(
+        "float32", "codec of the new blocks; a lossy one sends the change, not the value"
+    )
+    error_feedback: bool = _key(
+        True, "what a lossy codec rounds away is added to the next transfer of the block; costs a float32 copy of it"
+    )
+
+
+@dataclass(frozen=True)
 class Network:
     """The link between broker and workers."""
 
     bind: str = _key(
         "tcp://127.0.0.1:5557", "where the broker listens; tcp://127.0.0.1:* takes a free port", local=True
     )
-    chunk_bytes: int = _key(1 << 20, "payload of one message", unit="bytes", low=1 << 10, high=8 << 20)
+    chunk_bytes: int = _key(
+        1 << 20, "a block's elements in float32 that travel as one message", unit="bytes", low=1 << 10, high=8 << 20
+    )
     window_bytes: int = _key(
-        4 << 20, "bytes that a receiver grants ahead of what it holds, per transfer", unit="bytes", low=1 << 10
+        16 << 20, "bytes that a receiver grants ahead of what it holds, per transfer", unit="bytes", low=1 << 10
     )
     heartbeat_s: float = _key(2.0, "each side says that it is alive this often", unit="s", above=0)
     timeout_s: float = _key(30.0, "silence after which the other side is taken for gone", unit="s", above=0)
@@ -214,6 +236,7 @@ class Config:
     round: Rounds = field(default_factory=Rounds)
     data: Data = field(default_factory=Data)
     eval: Evaluation = field(default_factory=Evaluation)
+    codec: Codecs = field(default_factory=Codecs)
     network: Network = field(default_factory=Network)
 
     @property
@@ -401,20 +424,40 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"solver.warmup_rounds = {config.solver.warmup_rounds} must be below rounds = {config.rounds}"
         )
+    if config.solver.adaptive:
+        _check_adaptive(config)
     if config.network.timeout_s <= 2 * config.network.heartbeat_s:
         raise ConfigError(
             f"network.timeout_s = {config.network.timeout_s} must be more than twice "
             f"network.heartbeat_s = {config.network.heartbeat_s}, or one late heartbeat ends a session"
         )
-    if config.network.chunk_bytes % 4:
+    if config.network.chunk_bytes % (4 * GROUP):
         raise ConfigError(
-            f"network.chunk_bytes = {config.network.chunk_bytes} must be a multiple of 4, "
-            "so that no float32 value is cut in two"
+            f"network.chunk_bytes = {config.network.chunk_bytes} must be a multiple of {4 * GROUP}, "
+            f"so that no group of {GROUP} values with a common scale is cut in two"
         )
     if config.network.window_bytes < config.network.chunk_bytes:
         raise ConfigError(
             f"network.window_bytes = {config.network.window_bytes} is smaller than one chunk "
             f"(network.chunk_bytes = {config.network.chunk_bytes}); raise it to at least one chunk"
+        )
+
+
+def _check_adaptive(config: Config) -> None:
+    low, steps, high = config.solver.min_steps, config.solver.steps, config.solver.max_steps
+    if config.mode != "parablock":
+        raise ConfigError(
+            f"solver.adaptive needs an exchange that hides behind training, and mode = {config.mode} hides none; "
+            "set solver.adaptive to false, or mode to parablock"
+        )
+    if low > high:
+        raise ConfigError(
+            f"solver.min_steps = {low} is above solver.max_steps = {high}; lower the one or raise the other"
+        )
+    if not low <= steps <= high:
+        raise ConfigError(
+            f"solver.steps = {steps}, with which solver.adaptive begins, must be from solver.min_steps = {low} "
+            f"to solver.max_steps = {high}; move it there, or widen the bounds"
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from parablock.aggregation import Contribution
     from parablock.messages import Evaluated, Heartbeat, Landed
+    from parablock.transfer import Encoded
     from parablock.wire import Buffer, Envelope
 
 # Events
@@ -31,10 +32,11 @@ class Malformed:
 
 @dataclass(frozen=True)
 class Folded:
-    """The answer to `Fold`: the block's new value, float32 bytes that nobody changes any more."""
+    """The answer to `Fold`: the next chunk of the block's new value, as it travels."""
 
     round: int
-    values: Buffer
+    attempt: int
+    chunk: Encoded
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,17 @@ class Unfit:
     """The other answer to `Fold`: contributions that must not be counted, and why. Nothing was folded."""
 
     round: int
+    attempt: int
     reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The answer to `Store`. values: the block's new value, float32 bytes that nobody changes any more."""
+
+    round: int
+    attempt: int
+    values: Buffer
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Stop:
     reason: str
 
 
-Event = Received | Malformed | Folded | Unfit | Tick | Stop
+Event = Received | Malformed | Folded | Unfit | Stored | Tick | Stop
 
 
 # Effects
@@ -71,16 +83,34 @@ class Send:
 
 @dataclass(frozen=True)
 class Fold:
-    """Check and fold these contributions, move the block, and answer with `Folded` or `Unfit`."""
+    """Check and fold chunk `index` of these contributions, and answer with `Folded` or `Unfit`.
+
+    Of one attempt the chunks come in order. A higher attempt begins the block anew, with other contributions.
+    """
 
     round: int
     block: int
+    attempt: int
+    index: int
     contributions: tuple[Contribution, ...]
 
 
 @dataclass(frozen=True)
+class Store:
+    """Every chunk of the attempt is folded, and it shall count: make it durable, and answer with `Stored`."""
+
+    round: int
+    block: int
+    attempt: int
+
+
+@dataclass(frozen=True)
 class Committed:
-    """A round is closed. loss: weighted mean over the contributors (None without any)."""
+    """A round is closed. loss: weighted mean over the contributors (None without any).
+
+    bytes_up: payload of what came, counted or not. bytes_down: of the new block to all, without what was sent of
+    attempts that were given up.
+    """
 
     round: int
     block: int
@@ -117,4 +147,4 @@ class Over:
     reason: str
 
 
-Effect = Send | Fold | Committed | Reported | Note | Over
+Effect = Send | Fold | Store | Committed | Reported | Note | Over

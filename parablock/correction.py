@@ -33,13 +33,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guess:
-    """One round that is on the way: block, starting value x, own delta, and what was written for it. Shape (numel,)."""
+    """One round that is on the way: block, starting value x and own delta, of shape (numel,), and the share α of it."""
 
     block: int
     start: Vector
     delta: Vector
     alpha: float
-    value: Vector
+
+    @property
+    def value(self) -> Vector:
+        """x + α Δ_i, rounded as the broker rounds x + Δ̄. Made when asked for: it is another copy of the block."""
+        return self.start + np.float32(self.alpha) * self.delta
 
 
 class Corrector:
@@ -63,9 +67,7 @@ class Corrector:
         raise AssertionError(f"no such correction: {self._settings.correction}")
 
     def guess(self, block: int, start: Vector, delta: Vector) -> Guess:
-        """x + α Δ_i, rounded as the broker rounds x + Δ̄."""
-        alpha = self.alpha(block)
-        return Guess(block, start, delta, alpha, start + np.float32(alpha) * delta)
+        return Guess(block, start, delta, self.alpha(block))
 
     def learn(self, guess: Guess, landed: Vector, *, alone: bool) -> float:
         """Take one observation of the block's α from what landed; returns ‖Δ_i − step‖ / ‖step‖, the drift.

@@ -52,13 +52,13 @@ def load_trained(folder: RunFolder, *, model: str | None = None) -> models.Loade
     manifest = blocks.partition(loaded.model, config.blocks)
     found = False
     for stored in folder.read_blocks():
-        if stored.manifest_digest != digest:
+        if stored.label.manifest != digest:
             raise ExportError(
                 f"the base model {name} is not the one that this run trained: its parameters' names, shapes or "
-                f"dtypes have the digest {digest[:16]}…, block {stored.index} was trained with "
-                f"{stored.manifest_digest[:16]}…; put the original model back, or name it with --model"
+                f"dtypes have the digest {digest[:16]}…, block {stored.label.index} was trained with "
+                f"{stored.label.manifest[:16]}…; put the original model back, or name it with --model"
             )
-        block = manifest.blocks[stored.index]
+        block = manifest.blocks[stored.label.index]
         assert stored.values.shape == (block.numel,), "a block of this manifest has another length"
         blocks.write_block(loaded.model, block, torch.from_numpy(stored.values))
         found = True

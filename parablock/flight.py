@@ -35,13 +35,24 @@ class Flight:
     def __init__(self, corrector: Corrector) -> None:
         self._corrector = corrector
         self._guesses: dict[int, Guess] = {}
+        self._departed: list[tuple[int, Callable[[], Guess]]] = []  # rounds that become guesses when something lands
         self._newest: dict[int, int] = {}  # by block, the latest round of which a value has landed
+        self._public: dict[int, Vector] = {}  # by guessed block, what all clients hold of it: the newest that landed
 
-    def depart(self, round: int, block: int, start: Vector, delta: Vector) -> Vector:
-        """Note a round that was trained; returns what stands for the block until its mean lands."""
-        guess = self._corrector.guess(block, start, delta)
-        self._guesses[round] = guess
-        return guess.value
+    def depart(self, round: int, block: int, start: Callable[[], Vector], delta: Callable[[], Vector]) -> float:
+        """Note a round that was trained; returns α: x + α Δ stands for the block until its mean lands.
+
+        start, delta: give x and Δ. They are asked for when next something lands or is given up, since they may be on
+        their way from the device until then.
+        """
+        # Between now and then no α is learnt.
+        self._departed.append((round, lambda: self._corrector.guess(block, start(), delta())))
+        return self._corrector.alpha(block)
+
+    def public(self, block: int) -> Vector | None:
+        """What all clients hold of a block that is guessed here; None where the model holds just that."""
+        self._take_departed()
+        return self._public.get(block)
 
     def land(
         self, round: int, block: int, landed: Vector | None, *, alone: bool, held: Callable[[], Vector]
@@ -51,6 +62,7 @@ class Flight:
         alone: this client was the only contributor.
         held: reads the block's present content, only asked for where a later round has trained the same block.
         """
+        self._take_departed()
         if round < self._newest.get(block, -1):
             return Landing(None, 0.0, 0.0)  # overtaken by a later round of its block, which builds on it
         own = self._guesses.pop(round, None)
@@ -60,12 +72,15 @@ class Flight:
             landed, drift = own.start, 0.0
         else:
             self._newest[block] = round
+            self._public[block] = landed
             for number in self._of(block, before=round):
                 del self._guesses[number]  # overtaken, or closed without us: what landed is newer
             drift = self._corrector.learn(own, landed, alone=alone) if own is not None else 0.0
         alpha = own.alpha if own is not None else 0.0
         later = self._of(block, after=round)
         if not later:
+            if not self._of(block):
+                self._public.pop(block, None)
             return Landing(landed, alpha, drift)
         base = self._guesses[later[0]].start  # what stood for this round when the later one began
         value = replacement(held(), base, landed)
@@ -78,6 +93,7 @@ class Flight:
         After a client has lost touch, between two rounds. Blocks of those rounds that were committed come as newer
         versions anyway.
         """
+        self._take_departed()
         given_up = [self._guesses.pop(n) for n in sorted(self._guesses, reverse=True) if n < before]
         values = {guess.block: guess.start for guess in given_up}  # the earliest one's start, as it comes last
         for block, start in values.items():
@@ -85,15 +101,21 @@ class Flight:
             if later:
                 self._shift(later, self._guesses[later[0]].start, start)
                 values[block] = self._guesses[later[-1]].value
+            else:
+                self._public.pop(block, None)
         return values
+
+    def _take_departed(self) -> None:
+        while self._departed:
+            round, make = self._departed.pop(0)
+            guess = self._guesses[round] = make()
+            self._public.setdefault(guess.block, guess.start)
 
     def _shift(self, rounds: list[int], base: Vector, landed: Vector) -> None:
         """Move guesses that were built on `base` to where they would stand on `landed`."""
         for number in rounds:
             guess = self._guesses[number]
-            self._guesses[number] = dataclasses.replace(
-                guess, start=replacement(guess.start, base, landed), value=replacement(guess.value, base, landed)
-            )
+            self._guesses[number] = dataclasses.replace(guess, start=replacement(guess.start, base, landed))
 
     def _of(self, block: int, *, after: int = -1, before: int = 2**63) -> list[int]:
         """The rounds of `block` that are guessed, in order."""

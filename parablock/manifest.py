@@ -40,7 +40,7 @@ class Block:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the block in float32, which is what travels."""
+        """Bytes of the block in float32."""
         return 4 * self.numel
 
 

@@ -10,7 +10,8 @@ The conversation, W a worker and B the broker:
                        B Start            train from this round on
     W Offer, Chunk ... B Credit ...       a contribution goes up; Credit says what is held and what more may come
     W Abstain                             no contribution to this round (the loss diverged)
-                       B Commit, Chunk... the round is closed; the new block comes down, W Credit ...
+                       B Chunk ...        the new block comes down, as far as it is made; W Credit ...
+                       B Commit           the round is closed, and what came of this attempt is the new block
                        B Rejected         a contribution was not counted, and why
     W Landed                              the block is in the model; what the round took
     W Evaluated                           a share of the held-out rows
@@ -18,18 +19,25 @@ The conversation, W a worker and B the broker:
     W Leave            B Goodbye          done, or interrupted
                        B Rejoin           the broker does not know this session (any more): join again
                        B Stopped          the broker goes down before the end of the run
+
+Outside any conversation, from anybody:
+
+    W Probe            B Probed           so many bytes up, so many down: what the link between the two is like
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages. Both sides must speak the same."""
 
 MAX_BLOCKS = 8192
 MAX_BLOCK_BYTES = 1 << 40
+MAX_CHUNK_BYTES = 8 << 20
+"""One chunk's payload at most; `network.chunk_bytes` is bounded by it."""
+MAX_PROBE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,17 @@ class Items:
     most: int
 
 
+@dataclass(frozen=True)
+class Payload:
+    """Most bytes of a message's payload, and whether there must be one. An empty payload is none."""
+
+    most: int
+    required: bool
+
+
 Round = Annotated[int, Whole(-1, 2**31)]
 BlockIndex = Annotated[int, Whole(0, MAX_BLOCKS - 1)]
+Attempt = Annotated[int, Whole(0, 2**31)]
 Bytes = Annotated[int, Whole(0, MAX_BLOCK_BYTES)]
 Count = Annotated[int, Whole(0, 2**53)]
 Seconds = Annotated[float, Real(-1e12, 1e12)]
@@ -102,7 +119,7 @@ class Join:
 
 @dataclass(frozen=True)
 class Offer:
-    """A contribution: `nbytes` of float32 delta follow in chunks. `weight` is the tokens trained on."""
+    """A contribution: `nbytes` of encoded delta follow in chunks. `weight` is the tokens trained on."""
 
     round: Round
     block: BlockIndex
@@ -122,7 +139,8 @@ class Landed:
     """A round as one client saw it. Times are readings of its monotonic clock.
 
     waiting: when training stood still for this block. alpha: the share of the own delta that the guess kept.
-    drift: ‖Δ_i − Δ̄‖ / ‖Δ̄‖, 0 where the client took no part. An interval that did not take place is (0, 0).
+    drift: ‖Δ_i − Δ̄‖ / ‖Δ̄‖. steps: of the optimizer. All three are 0 where the client took no part. An interval that
+    did not take place is (0, 0).
     """
 
     round: Round
@@ -132,6 +150,7 @@ class Landed:
     waiting: Annotated[tuple[Seconds, ...], Items(2)]
     alpha: Number
     drift: Number
+    steps: Count
     staleness: Annotated[int, Whole(0, 2**31)]
     loop_lag_ms: Number
 
@@ -151,6 +170,14 @@ class Evaluated:
 @dataclass(frozen=True)
 class Leave:
     reason: Reason
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measures the link: answer this with `answer` bytes. Its own payload is of no meaning."""
+
+    sequence: Count
+    answer: Annotated[int, Whole(0, MAX_PROBE_BYTES)]
 
 
 # From the broker
@@ -191,10 +218,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Commit:
-    """A round is closed. `contributors` were counted (0: the block stays as it was); `counted`: this worker too."""
+    """A round is closed. `contributors` were counted (0: the block stays as it was); `counted`: this worker too.
+
+    attempt: whose chunks are the new block. 0: those of a transfer in full, in float32. With a lossy codec the chunks
+    of any other attempt hold the change since round `base`, the one that made the block's version before (−1: none).
+    """
 
     round: Round
     block: BlockIndex
+    attempt: Attempt
+    base: Round
     nbytes: Bytes
     contributors: Count
     counted: bool
@@ -221,25 +254,41 @@ class Stopped:
     reason: Reason
 
 
+@dataclass(frozen=True)
+class Probed:
+    """The answer to the Probe of this sequence, with as many bytes of payload as it asked for."""
+
+    sequence: Count
+
+
 # From both
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Bytes [offset, offset + len(payload)) of a transfer: of a contribution upwards, of a new block downwards."""
+    """Bytes [offset, offset + len(payload)) of a transfer: of a contribution upwards, of a new block downwards.
+
+    attempt: downwards, which fold made it; a higher one takes the place of a lower one. Upwards 0.
+    checksum: of the payload, `wire.checksum`.
+    """
 
     round: Round
     block: BlockIndex
+    attempt: Attempt
     offset: Bytes
-    crc32: Annotated[int, Whole(0, 2**32 - 1)]
+    checksum: Annotated[int, Whole(0, 2**64 - 1)]
 
 
 @dataclass(frozen=True)
 class Credit:
-    """The receiver of a transfer holds its first `held` bytes and takes more up to `until`."""
+    """The receiver of a transfer holds its first `held` bytes and takes more up to `until`.
+
+    That it holds all of a new block a worker says only when it has the commit as well.
+    """
 
     round: Round
     block: BlockIndex
+    attempt: Attempt
     held: Bytes
     until: Bytes
 
@@ -254,8 +303,16 @@ class Heartbeat:
     state: Name
 
 
-FromWorker = Hello | Join | Offer | Abstain | Landed | Evaluated | Leave | Chunk | Credit | Heartbeat
+FromWorker = Hello | Join | Offer | Abstain | Landed | Evaluated | Leave | Probe | Chunk | Credit | Heartbeat
 FromBroker = (
-    Terms | Welcome | Refused | Start | Commit | Rejected | Rejoin | Goodbye | Stopped | Chunk | Credit | Heartbeat
-)
+    Terms | Welcome | Refused | Start | Commit | Rejected | Rejoin | Goodbye | Stopped | Probed | Chunk | Credit
+    | Heartbeat
+)  # fmt: skip
 Message = FromWorker | FromBroker
+
+PAYLOADS: dict[type[Any], Payload] = {
+    Chunk: Payload(MAX_CHUNK_BYTES, required=True),
+    Probe: Payload(MAX_PROBE_BYTES, required=False),
+    Probed: Payload(MAX_PROBE_BYTES, required=False),
+}
+"""The messages that have a payload; the others have none."""

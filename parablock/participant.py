@@ -11,6 +11,7 @@ round may be trained. It opens no socket, reads no clock and touches no model: `
 What the broker may say in which state stands in `EXPECTED`; a message that does not fit is one that was delayed or
 repeated, and is passed over. Contributions are kept until their round is closed, and partly received blocks until
 they are superseded, so that a new greeting costs only what was not yet confirmed.
+What goes up is in `parablock.contributions`, what comes down in `parablock.downloads`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from parablock import wire
 from parablock.commits import Commits
+from parablock.contributions import Contributions
+from parablock.downloads import Downloads
+from parablock.layout import Layout
 from parablock.messages import (
     PROTOCOL,
     Abstain,
@@ -43,9 +46,7 @@ from parablock.messages import (
     Welcome,
 )
 from parablock.participant_events import (
-    Arrived,
     Contribute,
-    Dismissed,
     Effect,
     End,
     Event,
@@ -55,15 +56,16 @@ from parablock.participant_events import (
     Prepare,
     Prepared,
     Progress,
+    Ready,
     Received,
     Say,
     Send,
     Started,
     Tick,
-    Uploaded,
     Withhold,
 )
-from parablock.transfer import Incoming, Outgoing, TransferError
+from parablock.schedule import Schedule
+from parablock.transfer import Payload, TransferError
 from parablock.wire import Buffer, Envelope
 
 if TYPE_CHECKING:
@@ -97,25 +99,6 @@ EXPECTED: dict[type[Any], frozenset[State]] = {
 
 
 @dataclass
-class _Upload:
-    """A contribution, kept until its round is closed. outgoing: its transfer in the present session."""
-
-    offer: Offer
-    values: Buffer
-    outgoing: Outgoing
-    began: float
-    progress_at: float
-    uploaded: bool = False  # the broker has said that it holds all of it
-
-
-@dataclass
-class _Download:
-    commit: Commit
-    incoming: Incoming
-    began: float
-
-
-@dataclass
 class _Timing:
     """Seconds. The first three hold before the broker has said its settings."""
 
@@ -139,13 +122,10 @@ class Participant:
         self._prepared: Prepared | None = None
         self._versions: list[int] = []
         self._commits = Commits(0)
-        self._uploads: dict[int, _Upload] = {}
-        self._unsettled: set[int] = set()  # rounds contributed to, of which we do not know whether we were counted
-        self._withheld: dict[int, Abstain] = {}
-        self._passed = 0  # rounds before it will not be trained by us any more
+        self._contributions = Contributions(self._send, self._emit)
+        self._downloads = Downloads(self._send, self._emit, self._builds)
         self._start: Start | None = None
-        self._downloads: dict[int, _Download] = {}
-        self._partial: dict[tuple[int, int], Incoming] = {}  # by round and block: begun in an earlier session
+        self._schedule: Schedule | None = None
         self._where = Progress(-1, 0)
         self._heard_at = now
         self._said_at = now - 1e9  # the first Tick calls
@@ -176,12 +156,16 @@ class Participant:
                 self._timing.timeout = event.config.network.timeout_s
                 self._timing.resend = event.config.network.resend_s
                 self._versions = self._versions or [0] * len(event.manifest.blocks)
+                self._schedule = Schedule.of(event.config, len(event.manifest.blocks))
                 if self.state is State.PREPARING:
                     self._join(now)
             case Contribute():
                 self._contribute(event, now)
+            case Ready(round, chunk):
+                self._contributions.ready(round, chunk, now, live=self.state is State.TRAINING)
             case Withhold(round, reason):
-                self._withhold(round, reason)
+                live = self.state is State.TRAINING
+                self._contributions.withhold(Abstain(round, reason), self._commits.told, live=live)
             case Say(message):
                 if self.state is State.TRAINING:
                     self._send(message)
@@ -197,7 +181,8 @@ class Participant:
         if self.state in (State.CALLING, State.LEAVING):
             return self._said_at + self._timing.call
         times = [self._said_at + self._timing.heartbeat, self._heard_at + self._patience_s]
-        times += [upload.progress_at + self._timing.resend for upload in self._sending()]
+        if self.state is State.TRAINING:
+            times += self._contributions.stalled_at(self._timing.resend)
         return min(times)
 
     def may_train(self, round: int) -> bool:
@@ -242,9 +227,12 @@ class Participant:
                 assert envelope.payload is not None
                 self._chunk(message, envelope.payload, now)
             case Credit():
-                self._credit(message, now)
+                try:
+                    self._contributions.credit(message, now)
+                except TransferError as error:
+                    self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
             case Rejected(round, reason):
-                self._dismiss(round, reason)
+                self._contributions.dismiss(round, reason)
             case Refused(reason):
                 self._gone(End.REFUSED, reason)
             case Stopped(reason):
@@ -256,6 +244,8 @@ class Participant:
         if self._run and envelope.run != self._run:
             self._gone(End.LOST, f"the broker now serves another run ({envelope.run} instead of {self._run})")
             return
+        if envelope.epoch != self._epoch:
+            self._downloads.forget()
         self._run, self._epoch = envelope.run, envelope.epoch
         if self._prepared is None:
             self.state = State.PREPARING
@@ -266,9 +256,7 @@ class Participant:
     def _rejoin(self, reason: str, now: float) -> None:
         """The broker forgot us, or thinks otherwise of us. What it has committed meanwhile will be sent."""
         self._notice(f"joining again: {reason}")
-        for download in self._downloads.values():
-            self._partial[download.commit.round, download.commit.block] = download.incoming
-        self._downloads.clear()
+        self._downloads.suspend()
         self._commits = Commits(self._commits.told)
         self.state = State.CALLING
         self._call(now)
@@ -293,38 +281,11 @@ class Participant:
         self.state = State.TRAINING
         self._start = start
         self._commits.start(start)
-        self._partial = {key: incoming for key, incoming in self._partial.items() if self._commits.wanted(key[0])}
-        self._effects.append(Started(start.round, start.clients, start.next))
-        self._answer(start, now)
+        self._downloads.keep(self._commits.wanted)
+        self._emit(Started(start.round, start.clients, start.next))
+        window = self._config.network.window_bytes
+        self._contributions.start(start.round, start.next, self._commits.told, window, now)
         self._heartbeat(now)  # at once: the broker places our reports in time by it
-
-    def _answer(self, start: Start, now: float) -> None:
-        """After a start: take up what the broker may not have, and find which rounds it need not wait for."""
-        self._forget(start.next)
-        self._unsettled = {round for round in self._unsettled if round >= start.next}
-        for upload in self._uploads.values():
-            network = self._config.network
-            upload.outgoing = Outgoing(upload.values, network.chunk_bytes, network.window_bytes)
-            upload.progress_at = now
-            self._send(upload.offer)  # and no chunk yet: the answer says how much the broker holds
-        for round in range(start.round, self._passed):
-            if round not in self._uploads and round >= self._commits.told:
-                self._withheld.setdefault(round, Abstain(round, "the worker had gone on to later rounds"))
-        self._passed = max(self._passed, start.round)
-
-    def _forget(self, next_round: int) -> None:
-        """Let go of what was kept for rounds that are closed."""
-        for number in [n for n in self._uploads if n < next_round]:
-            del self._uploads[number]
-        for number in [n for n in self._withheld if n < next_round]:
-            del self._withheld[number]
-
-    def _dismiss(self, round: int, reason: str) -> None:
-        """The broker does not count our contribution to `round`, if there was one that we believed in."""
-        self._uploads.pop(round, None)
-        if round in self._unsettled:
-            self._unsettled.remove(round)
-            self._effects.append(Dismissed(round, reason))
 
     def _commit(self, commit: Commit, now: float) -> None:
         round = commit.round
@@ -332,22 +293,15 @@ class Participant:
             self._gone(End.REFUSED, f"the broker announced a block that is not in the manifest: {commit}")
             return
         self._commits.told = max(self._commits.told, round + 1)
-        self._forget(round + 1)
-        if commit.counted:
-            self._unsettled.discard(round)
-        self._dismiss(round, "the round was closed without it")
+        self._contributions.committed(round, counted=commit.counted)
         if self._versions[commit.block] == round + 1 or not self._commits.wanted(round):
             self._commits.arrive(round)  # in hand since before this session, or not of this session
         if self._commits.has(round):  # repeated, because our last grant was lost
-            self._send(Credit(round, commit.block, commit.nbytes, commit.nbytes))
+            self._downloads.confirm(commit)
             return
-        if round not in self._downloads:
-            network = self._config.network
-            incoming = self._partial.pop((round, commit.block), None)
-            if incoming is None:
-                incoming = Incoming(commit.nbytes, network.chunk_bytes, network.window_bytes)
-            self._downloads[round] = _Download(commit, incoming, now)
-        self._receive_more(self._downloads[round], now)
+        layout = self._layout(commit.block, commit.attempt)
+        if self._downloads.commit(commit, layout, self._config.network.window_bytes, now):
+            self._arrived(commit, now)
 
     @property
     def _config(self) -> Config:
@@ -356,86 +310,60 @@ class Participant:
 
     def _fits(self, commit: Commit) -> bool:
         assert self._prepared is not None
-        blocks = self._prepared.manifest.blocks
-        if commit.block >= len(blocks):
+        if commit.block >= len(self._prepared.manifest.blocks):
             return False
-        return commit.nbytes == (blocks[commit.block].nbytes if commit.contributors else 0)
+        return commit.nbytes == (self._layout(commit.block, commit.attempt).nbytes if commit.contributors else 0)
+
+    def _layout(self, block: int, attempt: int) -> Layout:
+        assert self._prepared is not None
+        return Layout.down(self._config, self._prepared.manifest.blocks[block].numel, attempt)
 
     def _chunk(self, chunk: Chunk, payload: Buffer, now: float) -> None:
-        download = self._downloads.get(chunk.round)
-        if download is None or download.commit.block != chunk.block:
-            return  # complete already, or its commit was lost: the sender hears of the one and repeats the other
+        if not self._downloads.expects(chunk):
+            if not self._may_come(chunk):
+                return  # complete already, or its commit was lost: the sender hears of the one and repeats the other
+            layout, window = self._layout(chunk.block, chunk.attempt), self._config.network.window_bytes
+            self._downloads.begin(chunk.round, chunk.block, chunk.attempt, layout, layout.nbytes, window, now)
         try:
-            download.incoming.take(chunk.offset, payload)
+            commit = self._downloads.take(chunk, payload, now)
         except TransferError as error:
             self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
             return
-        self._receive_more(download, now)
+        if commit is not None:
+            self._arrived(commit, now)
 
-    def _receive_more(self, download: _Download, now: float) -> None:
-        commit, incoming = download.commit, download.incoming
-        self._send(Credit(commit.round, commit.block, incoming.held, incoming.until))
-        if incoming.done:
-            del self._downloads[commit.round]
-            self._commits.arrive(commit.round)
-            pieces = tuple(incoming.pieces) if commit.contributors else None
-            if commit.contributors:
-                self._versions[commit.block] = max(self._versions[commit.block], commit.round + 1)
-            self._effects.append(
-                Arrived(commit.round, commit.block, pieces, commit.contributors, commit.counted, download.began, now)
-            )
+    def _may_come(self, chunk: Chunk) -> bool:
+        """Whether this may be a block of a round that is not closed: we take part, and the schedule says so."""
+        assert self._schedule is not None
+        return (
+            self.state is State.TRAINING
+            and chunk.attempt > 0
+            and self._commits.told <= chunk.round <= self._commits.told + self._config.in_flight
+            and chunk.round < self._config.rounds
+            and chunk.block == self._schedule.block(chunk.round)
+        )
+
+    def _arrived(self, commit: Commit, now: float) -> None:
+        self._commits.arrive(commit.round)
+        if commit.contributors:
+            self._versions[commit.block] = max(self._versions[commit.block], commit.round + 1)
+            for other in self._downloads.unblocked(commit.block, now):
+                self._arrived(other, now)
+
+    def _builds(self, commit: Commit) -> bool:
+        """Whether the version that a commit changes is in hand, if it changes one: it may have overtaken that."""
+        change = commit.contributors > 0 and not self._layout(commit.block, commit.attempt).codec.lossless
+        return not change or self._versions[commit.block] > commit.base
 
     def _contribute(self, event: Contribute, now: float) -> None:
-        self._passed = max(self._passed, event.round + 1)
         if event.round < self._commits.told:
-            self._effects.append(Dismissed(event.round, "the round was closed before the contribution was ready"))
+            self._contributions.late(event.round)
             return
-        network = self._config.network
-        outgoing = Outgoing(event.values, network.chunk_bytes, network.window_bytes)
-        offer = Offer(event.round, event.block, outgoing.nbytes, event.weight, event.loss)
-        upload = self._uploads[event.round] = _Upload(offer, event.values, outgoing, now, now)
-        self._unsettled.add(event.round)
-        if self.state is State.TRAINING:  # else after the next start
-            self._offer(upload, now)
-
-    def _withhold(self, round: int, reason: str) -> None:
-        self._passed = max(self._passed, round + 1)
-        if round >= self._commits.told:
-            self._withheld[round] = Abstain(round, reason)
-            if self.state is State.TRAINING:
-                self._send(self._withheld[round])
-
-    def _offer(self, upload: _Upload, now: float) -> None:
-        upload.progress_at = now
-        self._send(upload.offer)
-        self._pump(upload)
-
-    def _sending(self) -> list[_Upload]:
-        """What is on its way up."""
-        if self.state is not State.TRAINING:
-            return []
-        return [upload for upload in self._uploads.values() if not upload.outgoing.done]
-
-    def _credit(self, credit: Credit, now: float) -> None:
-        upload = self._uploads.get(credit.round)
-        if upload is None or upload.offer.block != credit.block or upload.outgoing.done:
-            return
-        try:
-            if upload.outgoing.credit(credit.held, credit.until):
-                upload.progress_at = now
-        except TransferError as error:
-            self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
-            return
-        if not upload.outgoing.done:
-            self._pump(upload)
-        elif not upload.uploaded:
-            upload.uploaded = True
-            self._effects.append(Uploaded(credit.round, upload.began, now))
-
-    def _pump(self, upload: _Upload) -> None:
-        for offset, view in upload.outgoing.due():
-            header = wire.chunk(upload.offer.round, upload.offer.block, offset, view)
-            self._effects.append(Send(Envelope(self._run, self._epoch, header, view)))
+        assert self._prepared is not None
+        payload = Payload.of(Layout.up(self._config, self._prepared.manifest.blocks[event.block].numel))
+        offer = Offer(event.round, event.block, payload.nbytes, event.weight, event.loss)
+        window, live = self._config.network.window_bytes, self.state is State.TRAINING
+        self._contributions.offer(offer, payload, window, now, live=live)
 
     # Time
 
@@ -460,10 +388,8 @@ class Participant:
                 self._said_at = now
         elif self.state not in (State.CALLING, State.LEAVING) and now >= self._said_at + self._timing.heartbeat:
             self._heartbeat(now)
-        for upload in self._sending():
-            if now >= upload.progress_at + self._timing.resend:
-                upload.outgoing.rewind()
-                self._offer(upload, now)
+        if self.state is State.TRAINING:
+            self._contributions.resend(self._timing.resend, now)
 
     def _call(self, now: float) -> None:
         self._send(self._hello)
@@ -473,8 +399,7 @@ class Participant:
         if self.state is State.JOINING:
             self._join(now)  # the Welcome was lost, or is on its way
         if self.state is State.TRAINING:
-            for abstain in self._withheld.values():
-                self._send(abstain)
+            self._contributions.abstain()
         self._send(Heartbeat(now, self._where.round, self._where.step, self.state.value))
         self._said_at = now
 
@@ -495,5 +420,8 @@ class Participant:
     def _notice(self, text: str) -> None:
         self._effects.append(Notice(text))
 
-    def _send(self, message: FromWorker) -> None:
-        self._effects.append(Send(Envelope(self._run, self._epoch, message)))
+    def _send(self, message: FromWorker, payload: Buffer | None = None) -> None:
+        self._effects.append(Send(Envelope(self._run, self._epoch, message, payload)))
+
+    def _emit(self, effect: Effect) -> None:
+        self._effects.append(effect)

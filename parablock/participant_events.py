@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
     from parablock.messages import Evaluated, Landed
+    from parablock.transfer import Encoded
     from parablock.wire import Buffer, Envelope
 
 # Events
@@ -35,13 +36,20 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Contribute:
-    """A round was trained: `values` are the float32 bytes of its delta, which nobody changes any more."""
+    """A round was trained: the chunks of its delta follow, each when it is encoded."""
 
     round: int
     block: int
-    values: Buffer
     weight: int
     loss: float
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The next chunk of a contribution, which nobody changes any more."""
+
+    round: int
+    chunk: Encoded
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Received | Prepared | Contribute | Withhold | Say | Progress | Finish | Tick
+Event = Received | Prepared | Contribute | Ready | Withhold | Say | Progress | Finish | Tick
 
 
 # Effects
@@ -107,12 +115,35 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Arrived:
-    """A committed block is complete. pieces: its float32 bytes; None: the round changed nothing."""
+class Took:
+    """Chunk `index` of a block that may come to count. Of one attempt they come in order, each once."""
 
     round: int
     block: int
-    pieces: tuple[Buffer, ...] | None
+    attempt: int
+    index: int
+    payload: Buffer
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What was taken of this attempt will not be completed."""
+
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A round is committed and every chunk of its block was taken. contributors 0: it changed nothing.
+
+    attempt: which one counts. base: the round that made the version of the block before (−1: none did).
+    """
+
+    round: int
+    block: int
+    attempt: int
+    base: int
     contributors: int
     counted: bool
     began: float
@@ -157,4 +188,4 @@ class Gone:
     reason: str
 
 
-Effect = Send | Prepare | Started | Arrived | Uploaded | Dismissed | Notice | Gone
+Effect = Send | Prepare | Started | Took | Dropped | Arrived | Uploaded | Dismissed | Notice | Gone

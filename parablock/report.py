@@ -189,7 +189,7 @@ def _settings(config: Config, rounds: Sequence[Row], num_blocks: int | None) -> 
         ("Mode", config.mode),
         ("Model", config.model),
         ("Blocks", f"{known}, {config.schedule.order}"),
-        ("Steps per round, K", f"{solver.steps} of {solver.batch_size * solver.accumulate} rows"),
+        ("Steps per round, K", f"{_steps(solver.steps, rounds)} of {solver.batch_size * solver.accumulate} rows"),
         ("Learning rate", learning_rate),
         ("Clients", f"{len(clients)}: {_listed(clients)}" if clients else f"{config.round.clients} expected"),
         ("Server optimizer", config.server.optimizer),
@@ -197,6 +197,18 @@ def _settings(config: Config, rounds: Sequence[Row], num_blocks: int | None) -> 
     if config.mode == "parablock":
         shown.append(("Correction", f"{pipeline.correction}, lands at {pipeline.land}"))
     return shown
+
+
+def _steps(fixed: int, rounds: Sequence[Row]) -> str:
+    """K; where it varied, the least and the most of the rounds' means over clients, and their mean."""
+    taken = column(rounds, "steps")
+    taken = taken[np.isfinite(taken)]
+    if not len(taken):
+        return str(fixed)
+    if taken.min() == taken.max():
+        return _significant(float(taken[0]))
+    least, most, mean = (_significant(float(value)) for value in (taken.min(), taken.max(), taken.mean()))
+    return f"{least} to {most} (mean {mean})"
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:

@@ -1,11 +1,13 @@
-"""One round at the broker: who has answered, what is held, and whether it may close.
+"""One round at the broker: who has answered, what is held, what is folded of it, and whether it may close.
 
-    OPEN ──close──▸ FOLDING ──commit──▸ COMMITTED
-      ▴                │
-      └───reopen───────┘     a contribution turned out unfit while it was folded
+    OPEN ──close──▸ CLOSING ──store──▸ STORING ──commit──▸ COMMITTED
+      ▴                │  └───────────commit───────────────────▴       nobody was counted
+      └────reopen──────┘     a contribution turned out unfit while it was folded
 
-A client answers a round by a complete contribution, by abstaining, or by a contribution that is refused. `decide` is
-a pure function that returns the decision together with its reason.
+Folding does not wait for the close: an `Attempt` folds chunk c as soon as it is in from everybody who is expected to
+count. If in the end others count, another attempt folds all of it anew. A client answers a round by a complete
+contribution, by abstaining, or by a contribution that is refused. `decide` is a pure function that returns the
+decision together with its reason.
 """
 
 from __future__ import annotations
@@ -20,19 +22,24 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from parablock.messages import Offer
+    from parablock.sessions import Shipment
     from parablock.transfer import Incoming
+    from parablock.wire import Buffer
 
 
 class RoundState(Enum):
     OPEN = "open"
-    FOLDING = "folding"
+    CLOSING = "closing"
+    STORING = "storing"
     COMMITTED = "committed"
 
 
 TRANSITIONS = {
-    (RoundState.OPEN, "close"): RoundState.FOLDING,
-    (RoundState.FOLDING, "reopen"): RoundState.OPEN,
-    (RoundState.FOLDING, "commit"): RoundState.COMMITTED,
+    (RoundState.OPEN, "close"): RoundState.CLOSING,
+    (RoundState.CLOSING, "reopen"): RoundState.OPEN,
+    (RoundState.CLOSING, "store"): RoundState.STORING,
+    (RoundState.CLOSING, "commit"): RoundState.COMMITTED,
+    (RoundState.STORING, "commit"): RoundState.COMMITTED,
 }
 
 
@@ -43,6 +50,35 @@ class Upload:
     session: str
     offer: Offer
     incoming: Incoming
+    pieces: list[Buffer] = field(default_factory=list)  # its chunks, encoded, uncopied
+
+
+@dataclass
+class Attempt:
+    """A fold of the contributions of `clients`, in roster order, chunk by chunk; what it makes leaves at once.
+
+    missing: for each chunk, how many of the clients have not sent it yet.
+    """
+
+    clients: tuple[str, ...]
+    missing: list[int]
+    shipment: Shipment
+
+    @property
+    def number(self) -> int:
+        return self.shipment.attempt
+
+    def take(self, client: str, index: int) -> bool:
+        """A client's chunk has come; true if it was the last one that was missing."""
+        if client not in self.clients:
+            return False
+        self.missing[index] -= 1
+        return not self.missing[index]
+
+    @property
+    def complete(self) -> bool:
+        """Every chunk is folded."""
+        return self.shipment.payload.complete
 
 
 @dataclass
@@ -51,25 +87,35 @@ class Round:
     block: int
     state: RoundState = RoundState.OPEN
     uploads: dict[str, Upload] = field(default_factory=dict)  # by client
+    done: set[str] = field(default_factory=set)  # clients whose contribution is complete
     out: set[str] = field(default_factory=set)  # abstained, or refused
     first_done_at: float | None = None  # when the first contribution was complete
+    attempts: int = 0  # how many were begun
+    attempt: Attempt | None = None  # the newest one
     why: str = ""  # the reason for which it was closed
 
     def move(self, action: str) -> None:
         assert (self.state, action) in TRANSITIONS, f"round {self.number} is {self.state.value}, cannot {action}"
         self.state = TRANSITIONS[self.state, action]
 
-    @property
-    def done(self) -> set[str]:
-        """Clients whose contribution is complete."""
-        return {client for client, upload in self.uploads.items() if upload.incoming.done}
+    def begin(self, client: str, upload: Upload) -> None:
+        """A contribution begins, perhaps in place of one that another process of the client had begun."""
+        if client in self.uploads:
+            self.drop(client)
+        self.uploads[client] = upload
 
-    def contributions(self) -> tuple[Contribution, ...]:
-        """The complete contributions in roster order, which is the order of names."""
-        return tuple(
-            Contribution(client, self.uploads[client].offer.weight, tuple(self.uploads[client].incoming.pieces))
-            for client in sorted(self.done)
-        )
+    def drop(self, client: str) -> None:
+        """Forget what a client has sent, and the attempt that counted it."""
+        del self.uploads[client]
+        self.done.discard(client)
+        if self.attempt is not None and client in self.attempt.clients:
+            self.attempt = None
+
+    def contributions(self, index: int) -> tuple[Contribution, ...]:
+        """Chunk `index` of every contribution that the attempt counts, in its order."""
+        assert self.attempt is not None
+        uploads = [(client, self.uploads[client]) for client in self.attempt.clients]
+        return tuple(Contribution(client, upload.offer.weight, upload.pieces[index]) for client, upload in uploads)
 
 
 @dataclass(frozen=True)
@@ -106,4 +152,5 @@ def decide(
         if len(done) >= quorum:
             return Decision(True, f"the deadline of {deadline_s:g} s has passed with {len(done)} contributions")
         return Decision(False, f"the deadline has passed, but only {len(done)} of {quorum} contributions are in")
-    return Decision(False, f"waiting for {', '.join(sorted(waiting))}")
+    names = ", ".join(sorted(waiting)[:5]) + (" and others" if len(waiting) > 5 else "")
+    return Decision(False, f"waiting for {names}")

@@ -10,28 +10,27 @@
         report/         the page that `parablock report` writes
         model/          what `parablock export` writes
 
-It makes the folder, appends to the two logs, and keeps blocks so that a reader finds an old version or a new
-one and never half of either. What the rows mean, and the broker's journal, are not its business.
+It makes the folder, appends to the two logs, and keeps the blocks (`parablock.block_file`). What the rows mean, and
+the broker's journal, are not its business.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from parablock import block_file
 from parablock import config as settings
 from parablock.append_file import AppendFile
+from parablock.block_file import BlockFileError, BlockWriter, Label, StoredBlock
 from parablock.manifest import Block, Manifest, Slot
 
 if TYPE_CHECKING:
@@ -46,26 +45,10 @@ EVENTS = "events.jsonl"
 TRACE = "trace.json"
 BLOCKS = "blocks"
 JOURNAL = "journal.sqlite"
-TENSOR = "block"  # the only tensor in a block's file
 
 
 class RunFolderError(ValueError):
     """A run folder cannot be made or read. The message names the path and says what to do."""
-
-
-@dataclass(frozen=True)
-class StoredBlock:
-    """One block as its file holds it, with its checksum already verified.
-
-    values: float32, shape (numel,), in the manifest's layout. round: the round that made this version, -1
-    where none did. manifest_digest: `Manifest.digest` of the model that it belongs to.
-    """
-
-    index: int
-    version: int
-    round: int
-    manifest_digest: str
-    values: np.ndarray[Any, np.dtype[np.float32]]
 
 
 class RunFolder:
@@ -207,7 +190,7 @@ class RunFolder:
             json.dump({"digest": manifest.digest, "weights": weights, **asdict(manifest)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        _rename(temporary, self.path / MANIFEST)
+        block_file.replace(temporary, self.path / MANIFEST)
 
     @property
     def has_manifest(self) -> bool:
@@ -241,45 +224,27 @@ class RunFolder:
             raise RunFolderError(f"{path} is damaged: its digest does not match; take it from a backup of the run")
         return manifest, weights
 
-    def save_block(
-        self,
-        index: int,
-        version: int,
-        values: bytes | bytearray | memoryview | np.ndarray[Any, np.dtype[np.float32]],
-        digest: str,
-        *,
-        round: int = -1,
-    ) -> Path:
-        """Replace block `index` on disk by `values`; on return the new version survives a power cut.
+    def block_writer(self, label: Label, numel: int) -> BlockWriter:
+        """Begin a new version of block `label.index`, of `numel` elements. Raises OSError where the disk refuses."""
+        return BlockWriter(self.block_path(label.index), label, numel)
 
-        values: the flat float32 vector, or its little-endian bytes. digest: `Manifest.digest` of the model.
-        round: the round that made this version. Returns the file's path. Raises OSError where the disk
-        refuses.
+    def block_path(self, index: int) -> Path:
+        return self.path / BLOCKS / f"{index:04d}.safetensors"
+
+    def save_block(self, label: Label, values: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        """Replace a block on disk by `values`, a flat float32 vector; on return it survives a power cut.
+
+        Raises OSError where the disk refuses; then the old version is still there.
         """
-        if isinstance(values, np.ndarray):
-            assert values.dtype == np.float32, f"a block is kept in float32, got {values.dtype}"
-            assert values.ndim == 1, f"a block is one flat vector, got the shape {values.shape}"
-            vector = np.ascontiguousarray(values)
-        else:
-            vector = np.frombuffer(values, dtype="<f4")
-        path = self.path / BLOCKS / f"{index:04d}.safetensors"
-        temporary = path.with_name(f".{path.name}.partial")
-        metadata = {
-            "index": str(index),
-            "version": str(version),
-            "round": str(round),
-            "manifest": digest,
-            "sha256": _sha256(vector),
-        }
+        assert values.dtype == np.float32, f"a block is kept in float32, got {values.dtype}"
+        assert values.ndim == 1, f"a block is one flat vector, got the shape {values.shape}"
+        writer = self.block_writer(label, values.size)
         try:
-            save_file({TENSOR: vector}, temporary, metadata=metadata)
-        except SafetensorError as error:  # its name for a disk that is full
-            temporary.unlink(missing_ok=True)
-            raise OSError(f"cannot write {temporary}: {error}") from error
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        _rename(temporary, path)
-        return path
+            writer.write(np.ascontiguousarray(values))
+            writer.commit()
+        except OSError:
+            writer.abort()
+            raise
 
     def read_blocks(self) -> Iterator[StoredBlock]:
         """Every stored block by rising index, one in memory at a time.
@@ -288,54 +253,18 @@ class RunFolder:
         """
         paths = (self.path / BLOCKS).glob("[0-9]*.safetensors")
         for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
-            yield _read_block(path)
+            try:
+                yield block_file.read(path)
+            except BlockFileError as error:
+                raise RunFolderError(str(error)) from error
 
     def load_blocks(self) -> dict[int, tuple[int, np.ndarray[Any, np.dtype[np.float32]]]]:
         """Version and values of every stored block, by its index. Raises as `read_blocks` does."""
-        return {block.index: (block.version, block.values) for block in self.read_blocks()}
+        return {block.label.index: (block.label.version, block.values) for block in self.read_blocks()}
 
 
 def _already_a_run(path: Path, name: str) -> RunFolderError:
     return RunFolderError(f"{path} already holds a run ({name}); choose another --out, or delete it")
-
-
-def _read_block(path: Path) -> StoredBlock:
-    advice = "restore it from a backup of the run"
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            values: np.ndarray[Any, np.dtype[np.float32]] = file.get_tensor(TENSOR)
-    except (SafetensorError, OSError) as error:
-        raise RunFolderError(f"{path} cannot be read as a block: {error}; {advice}") from error
-    try:
-        index, version, round = (int(metadata[key]) for key in ("index", "version", "round"))
-        digest, expected = metadata["manifest"], metadata["sha256"]
-    except (KeyError, ValueError) as error:
-        raise RunFolderError(f"{path} was not written by parablock (metadata: {error!r})") from error
-    if index != int(path.stem):
-        raise RunFolderError(f"{path} holds block {index}; was it renamed? {advice.capitalize()}")
-    if values.dtype != np.float32 or values.ndim != 1:
-        raise RunFolderError(f"{path} holds {values.dtype} of shape {values.shape}, not a flat float32 vector")
-    found = _sha256(values)
-    if found != expected:
-        raise RunFolderError(
-            f"{path} is damaged: sha256 of its data is {found[:16]}…, written was {expected[:16]}…; {advice}"
-        )
-    return StoredBlock(index, version, round, digest, values)
-
-
-def _sha256(vector: np.ndarray[Any, np.dtype[np.float32]]) -> str:
-    return hashlib.sha256(vector.astype("<f4", copy=False).data.cast("B")).hexdigest()
-
-
-def _rename(temporary: Path, path: Path) -> None:
-    """Put a file that is already on disk in its place, and the folder's entry on disk as well."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _slot(tree: dict[str, Any]) -> Slot:

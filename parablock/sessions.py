@@ -24,10 +24,10 @@ from parablock.messages import (
     Offer,
     Start,
 )
+from parablock.wire import Envelope
 
 if TYPE_CHECKING:
-    from parablock.transfer import Outgoing
-    from parablock.wire import Buffer
+    from parablock.transfer import Encoded, Outgoing, Payload
 
 
 class SessionState(Enum):
@@ -59,22 +59,54 @@ def takes_part(message: Message) -> bool:
     return not isinstance(message, Join | Leave)
 
 
-@dataclass(frozen=True)
+class Shipment:
+    """A block on its way to many: the chunks, and the messages that carry them, each made once.
+
+    attempt: the fold that made it; 0: a block in full, for who does not hold the version before.
+    """
+
+    def __init__(self, run: str, epoch: int, round: int, block: int, attempt: int, payload: Payload) -> None:
+        self.round = round
+        self.block = block
+        self.attempt = attempt
+        self.payload = payload
+        self._run = run
+        self._epoch = epoch
+        self._envelopes: dict[int, Envelope] = {}
+
+    def envelope(self, offset: int, chunk: Encoded) -> Envelope:
+        if offset not in self._envelopes:
+            header = Chunk(self.round, self.block, self.attempt, offset, chunk.checksum)
+            self._envelopes[offset] = Envelope(self._run, self._epoch, header, chunk.payload)
+        return self._envelopes[offset]
+
+
+@dataclass
 class Version:
-    """A block as a round made it. counted: the clients whose contributions are in it."""
+    """A block as a round made it. counted: the clients whose contributions are in it.
+
+    base: the round that made the version before, −1 for the base model's. change: as it was sent to who held that one,
+    while somebody may still hold part of it. full: as it is sent to all others.
+    """
 
     round: int
-    values: Buffer
+    base: int
     counted: tuple[str, ...]
+    change: Shipment | None
+    full: Shipment
 
 
 @dataclass
 class Download:
-    """A block on its way to one worker. progress_at: when it last confirmed more, in seconds."""
+    """A block on its way to one worker; without a commit as long as it is not sure to count.
 
-    commit: Commit
+    progress_at: when it last confirmed more, in seconds.
+    """
+
+    shipment: Shipment
     outgoing: Outgoing
     progress_at: float
+    commit: Commit | None = None
 
 
 @dataclass

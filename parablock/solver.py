@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parablock.blocks import decoder_layers, read_block, write_block
 from parablock.loss import answer_loss, answer_tokens
+from parablock.staging import Outgoing, Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,14 +41,18 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a round of training did to a block."""
+    """What a round of training did to a block. Nobody changes its tensors."""
 
-    start: torch.Tensor  # the block before: float32, on the CPU, of shape (block.numel,)
+    start: torch.Tensor  # the block before: float32, on the device, of shape (block.numel,)
     delta: torch.Tensor  # what training added to it: like start
     loss: float  # in nats per answer token, mean over the round's tokens, each before its step; 0 without any
     tokens: int  # answer tokens trained on
     steps: int  # optimizer steps
     grad_norm: float  # of the whole block, before clipping, mean over the steps
+
+    def guess(self, alpha: float) -> torch.Tensor:
+        """x + α Δ on the device, each operation rounded to float32, as in `parablock.correction`, to the last bit."""
+        return (self.delta * alpha).add_(self.start)
 
 
 class BlockSolver:
@@ -55,36 +60,44 @@ class BlockSolver:
 
     A block of float32 parameters is kept in the model itself. Of a block with parameters of less precision a
     float32 copy is kept on the host from its first writing on: the model's rounded values would forget what
-    is smaller than their last bit.
+    is smaller than their last bit. On CUDA such copies are in pinned memory.
     """
 
     def __init__(
-        self, model: PreTrainedModel, manifest: Manifest, settings: config.Solver, device: torch.device
+        self,
+        model: PreTrainedModel,
+        manifest: Manifest,
+        settings: config.Solver,
+        device: torch.device,
+        staging: Staging | None = None,
     ) -> None:
         # Never in training mode: dropout is noise that fine-tuning over few epochs gains nothing from, and
         # without it a run is a function of its data: one client equals serial descent bit for bit.
         self._model = model.to(device).eval().requires_grad_(False)
         self._manifest = manifest
         self._settings = settings
-        self._masters: dict[int, torch.Tensor] = {}  # by block; only of blocks that are not float32 throughout
+        self._device = device
+        self._staging = staging or Staging.of(device)
+        self._masters: dict[int, Outgoing] = {}  # by block; only of blocks that are not float32 throughout
         self._active: int | None = None
 
     def read(self, block: int) -> torch.Tensor:
         """The block's exact values: float32, on the CPU, of shape (block.numel,), a copy."""
         assert block != self._active, f"block {block} is being trained; its values are the optimizer's"
         if block in self._masters:
-            return self._masters[block].clone()
-        return read_block(self._model, self._manifest.blocks[block])
+            return torch.from_numpy(self._masters[block].wait()).clone()
+        return read_block(self._model, self._manifest.blocks[block]).cpu()
 
     def write(self, block: int, values: torch.Tensor) -> None:
-        """Set the block. values: like those that `read` gives; copied.
+        """Set the block. values: like those that `read` gives, but on any device; copied.
 
         Safe between two steps of another block (`after_step`): no graph is alive then.
         """
         assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
+        values = values.to(self._device)
         write_block(self._model, self._manifest.blocks[block], values)
         if any(slot.dtype != "float32" for slot in self._manifest.blocks[block].slots):
-            self._masters[block] = values.to("cpu", copy=True)
+            self._masters[block] = self._staging.out(values.clone())
 
     def train(
         self,
@@ -104,7 +117,7 @@ class BlockSolver:
         """
         assert self._active is None, f"block {self._active} is being trained"
         assert batches, "a round has at least one step"
-        start = self.read(block)
+        start = self._start(block)
         self._active = block
         try:
             return self._steps(self._manifest.blocks[block], start, batches, lr, after_step)
@@ -114,6 +127,12 @@ class BlockSolver:
                 parameter.grad = None
             self._active = None
             write_block(self._model, self._manifest.blocks[block], start)
+
+    def _start(self, block: int) -> torch.Tensor:
+        """What `read` gives, on the device; not to be changed."""
+        if block in self._masters:
+            return self._staging.bring(self._masters[block].wait()).ready()
+        return read_block(self._model, self._manifest.blocks[block])
 
     def _steps(
         self,
@@ -140,7 +159,7 @@ class BlockSolver:
                 tokens += count
                 if after_step is not None:
                     after_step(step)
-        delta = torch.cat([master.detach().flatten() for master in masters]).cpu().sub_(start)
+        delta = torch.cat([master.detach().flatten() for master in masters]).sub_(start)
         step_losses, step_norms = torch.stack(losses).cpu(), torch.stack(norms).cpu()
         _check_finite(block, step_losses, step_norms, delta, lr)
         return Trained(
@@ -205,13 +224,13 @@ def _rerun_backwards(forward: Callable[..., object], *arguments: object, **named
 
 
 def _masters(block: Block, parameters: list[torch.Tensor], start: torch.Tensor) -> list[torch.Tensor]:
-    """What the optimizer steps on: a float32 parameter itself, else a copy from `start` on its device."""
+    """What the optimizer steps on: a float32 parameter itself, else a copy from `start`."""
 
     def master(slot: Slot, parameter: torch.Tensor) -> torch.Tensor:
         if parameter.dtype == torch.float32:
             return parameter
         values = start[slot.offset : slot.offset + slot.numel].view(slot.shape)
-        return values.to(parameter.device, copy=True)
+        return values.clone()
 
     return [master(slot, parameter) for slot, parameter in zip(block.slots, parameters, strict=True)]
 

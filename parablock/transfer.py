@@ -1,32 +1,91 @@
 """Transfers: a block's bytes in chunks, from a sender within its credit to a receiver, resumable from what it holds.
 
-One `Outgoing` and one `Incoming` are the two ends of one transfer. Both are passive: they say what may be sent or
-what was taken, and read no clock. The receiver grants credit as absolute offsets ("holds `held`, takes up to
-`until`"), so a repeated or reordered grant does no harm. Chunks arrive in order on a live connection; after a lost one
-the sender goes back to `held` and repeats from there.
+A `Payload` is what is sent: encoded chunks, in order, which may still be in the making while the first ones are on
+their way; many transfers may share one. `Outgoing` and `Incoming` are the two ends of one transfer. Both are passive:
+they say what may be sent or what was taken, and read no clock. The receiver grants credit as absolute offsets ("holds
+`held`, takes up to `until`"), so a repeated or reordered grant does no harm. Chunks arrive in order on a live
+connection; after a lost one the sender goes back to `held` and repeats from there.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+from parablock.wire import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from parablock.layout import Layout
     from parablock.wire import Buffer
+
+
+_TELL_EVERY_S = 1.0
 
 
 class TransferError(ValueError):
     """The peer broke the rules of a transfer; the text says how."""
 
 
-class Outgoing:
-    """The sending end. The payload is immutable from here on: views of it are handed to the socket uncopied."""
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of one chunk, immutable from here on: they are handed to the socket uncopied."""
 
-    def __init__(self, payload: Buffer, chunk_bytes: int, window_bytes: int) -> None:
-        self._payload = payload.cast("B")
-        self._chunk_bytes = chunk_bytes
-        self.nbytes = self._payload.nbytes
+    payload: Buffer
+
+    @classmethod
+    def checked(cls, payload: Buffer) -> Encoded:
+        """With its checksum computed here and now, and not where it is sent, on the event loop."""
+        chunk = cls(payload)
+        assert chunk.checksum >= 0
+        return chunk
+
+    @cached_property
+    def checksum(self) -> int:
+        return checksum(self.payload)
+
+
+class Payload:
+    """`nbytes` in chunks of `chunk_bytes` (the last one shorter), of which some are ready."""
+
+    def __init__(self, nbytes: int, chunk_bytes: int) -> None:
+        self.nbytes = nbytes
+        self.chunk_bytes = chunk_bytes
+        self.chunks: list[Encoded] = []
+
+    @classmethod
+    def of(cls, layout: Layout) -> Payload:
+        """Nothing yet, of a block laid out like this."""
+        return cls(layout.nbytes, layout.chunk_bytes)
+
+    @classmethod
+    def whole(cls, values: Buffer, chunk_bytes: int) -> Payload:
+        """All of it: views of `values`."""
+        payload = cls(values.nbytes, chunk_bytes)
+        values = values.cast("B")
+        payload.chunks = [Encoded(values[at : at + chunk_bytes]) for at in range(0, values.nbytes, chunk_bytes)]
+        return payload
+
+    @property
+    def complete(self) -> bool:
+        return len(self.chunks) * self.chunk_bytes >= self.nbytes
+
+    def append(self, chunk: Encoded) -> None:
+        """The next chunk is ready. Its length must fit: that is our own doing."""
+        expected = min(self.chunk_bytes, self.nbytes - len(self.chunks) * self.chunk_bytes)
+        assert chunk.payload.nbytes == expected, f"a chunk of {chunk.payload.nbytes} bytes, {expected} expected"
+        self.chunks.append(chunk)
+
+
+class Outgoing:
+    """The sending end."""
+
+    def __init__(self, payload: Payload, window_bytes: int) -> None:
+        self._payload = payload
+        self.nbytes = payload.nbytes
         self.sent = 0
         self.held = 0
         self._until = min(window_bytes, self.nbytes)
@@ -36,22 +95,31 @@ class Outgoing:
         """The receiver has said that it holds everything."""
         return self.held == self.nbytes
 
-    def due(self) -> Iterator[tuple[int, Buffer]]:
-        """(offset, view) of each chunk that credit covers and that was not sent yet; counts them as sent.
+    @property
+    def under_way(self) -> int:
+        """Bytes that were sent and are not confirmed."""
+        return self.sent - self.held
 
-        Whole chunks only, so that chunk borders are the same whatever the credit was.
+    def due(self, room: float = math.inf) -> Iterator[tuple[int, Encoded]]:
+        """(offset, chunk) of what is ready, within the credit and not sent yet; counts it as sent.
+
+        room: at most so many bytes. Whole chunks only, so that chunk borders are the same whatever the credit was.
         """
+        size = self._payload.chunk_bytes
         while self.sent < self.nbytes:
-            end = min(self.sent + self._chunk_bytes, self.nbytes)
-            if end > self._until:
+            index, end = self.sent // size, min(self.sent + size, self.nbytes)
+            if end > self._until or end - self.sent > room or index >= len(self._payload.chunks):
                 return
             start, self.sent = self.sent, end
-            yield start, self._payload[start:end]
+            room -= end - start
+            yield start, self._payload.chunks[index]
 
     def credit(self, held: int, until: int) -> bool:
         """Take a grant; true if the receiver holds more than it did. Raises TransferError for an impossible one."""
-        if not held <= until <= self.nbytes or (held % self._chunk_bytes and held != self.nbytes):
+        if not 0 <= held <= until <= self.nbytes or (held % self._payload.chunk_bytes and held != self.nbytes):
             raise TransferError(f"credit of {held} held, up to {until}, for a transfer of {self.nbytes} bytes")
+        if held > min(len(self._payload.chunks) * self._payload.chunk_bytes, self.nbytes):
+            raise TransferError(f"credit of {held} held, of which not all was made yet")
         self._until = max(self._until, until)
         if held <= self.held:
             return False
@@ -65,14 +133,19 @@ class Outgoing:
 
 
 class Incoming:
-    """The receiving end. Chunks are kept as they came, uncopied; `pieces` is the whole once `done`."""
+    """The receiving end. It counts and checks; the bytes are the caller's.
 
-    def __init__(self, nbytes: int, chunk_bytes: int, window_bytes: int) -> None:
+    paused: takes the first window, which needs no grant, and no more for now.
+    """
+
+    def __init__(self, nbytes: int, chunk_bytes: int, window_bytes: int, *, paused: bool = False) -> None:
         self.nbytes = nbytes
+        self.paused = paused
+        self.held = 0
         self._chunk_bytes = chunk_bytes
         self._window_bytes = window_bytes
-        self.held = 0
-        self.pieces: list[Buffer] = []
+        self._told = 0  # what `held` was in the newest grant
+        self._told_at = 0.0
 
     @property
     def done(self) -> bool:
@@ -81,10 +154,24 @@ class Incoming:
     @property
     def until(self) -> int:
         """The end of the credit."""
-        return min(self.held + self._window_bytes, self.nbytes)
+        return min((0 if self.paused else self.held) + self._window_bytes, self.nbytes)
+
+    def owes_grant(self, now: float) -> bool:
+        """Whether the sender should hear of what came at `now`.
+
+        That is: everything, or a quarter of the window since it last heard, or anything if it heard nothing for a
+        second, so that it sees progress over a slow link as well.
+        """
+        fresh = self.held - self._told
+        return self.done or fresh >= self._window_bytes // 4 or now - self._told_at >= _TELL_EVERY_S
+
+    def grant(self, now: float) -> tuple[int, int]:
+        """(held, until), to be told to the sender at `now`, in seconds."""
+        self._told, self._told_at = self.held, now
+        return self.held, max(self.held, self.until)
 
     def take(self, offset: int, payload: Buffer) -> bool:
-        """Keep the next chunk; false for one that is held already or comes too early (after a loss).
+        """Count the next chunk; false for one that is held already or comes too early (after a loss).
 
         Raises TransferError for a chunk that cannot be part of this transfer, or that was sent beyond its credit.
         """
@@ -98,6 +185,5 @@ class Incoming:
             raise TransferError(f"a chunk that ends at {offset + payload.nbytes}, beyond the credit of {self.until}")
         if offset != self.held:
             return False
-        self.pieces.append(payload)
         self.held += payload.nbytes
         return True

@@ -11,21 +11,21 @@ import dataclasses
 import math
 import re
 import typing
-import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgpack
+import xxhash
 
 from parablock import messages
-from parablock.messages import Chunk, Items, Message, Real, Text, Whole
+from parablock.messages import PAYLOADS, Chunk, Items, Message, Real, Text, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MAX_HEADER_BYTES = 64 << 10
-MAX_PAYLOAD_BYTES = 8 << 20
-"""One chunk at most; `network.chunk_bytes` is bounded by it."""
+MAX_PAYLOAD_BYTES = max(payload.most for payload in PAYLOADS.values())
 
 Buffer = memoryview
 
@@ -43,10 +43,17 @@ class Envelope:
     message: Message
     payload: Buffer | None = None
 
+    @cached_property
+    def frames(self) -> list[Any]:
+        """Encoded once, also where it is sent to many. The transport may put frames of its own kind in the list."""
+        return encode(self)
+
 
 _ALPHABETS = {"name": re.compile(r"[A-Za-z0-9._-]+"), "hex": re.compile(r"[0-9a-f]+"), "any": re.compile(r"(?s).*")}
 _LISTS = frozenset([*range(0x90, 0xA0), 0xDC, 0xDD])  # first bytes, in msgpack's specification
-_CONTAINERS = _LISTS | frozenset([*range(0x80, 0x90), 0xDE, 0xDF])  # and of maps
+_MAPS = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
+_CONTAINERS = _LISTS | _MAPS
+_SHORT = 512  # bytes; the headers of chunks, credits and most others
 _RUN = Text(64, "name")
 _EPOCH = Whole(0, 2**63)
 
@@ -57,19 +64,24 @@ def encode(envelope: Envelope) -> list[bytes | Buffer]:
     A field out of its bounds is our own bug, and shows here rather than as the other side's refusal.
     """
     message = envelope.message
-    for name, check in _CHECKS[type(message).__name__].items():
+    checks = _CHECKS[type(message).__name__]
+    for name, check in checks.items():
         try:
             check(name, getattr(message, name))
         except WireError as error:
             raise AssertionError(f"{type(message).__name__}: {error}") from error
     header: dict[str, Any] = {"v": messages.PROTOCOL, "k": type(message).__name__}
     header["r"], header["e"] = envelope.run, envelope.epoch
-    for item in dataclasses.fields(message):
-        header[item.name] = getattr(message, item.name)
+    for name in checks:
+        header[name] = getattr(message, name)
     packed: bytes = msgpack.packb(header)
     assert len(packed) <= MAX_HEADER_BYTES, f"our own header has {len(packed)} bytes"
-    assert (envelope.payload is not None) == isinstance(message, Chunk), "chunks, and only chunks, have a payload"
-    return [packed] if envelope.payload is None else [packed, envelope.payload]
+    bounds = PAYLOADS.get(type(message))
+    if envelope.payload is None:
+        assert bounds is None or not bounds.required, f"{type(message).__name__} has a payload"
+        return [packed]
+    assert bounds is not None, f"{type(message).__name__} has no payload"
+    return [packed, envelope.payload]
 
 
 def decode(frames: Sequence[bytes | Buffer]) -> Envelope:
@@ -89,19 +101,44 @@ def decode(frames: Sequence[bytes | Buffer]) -> Envelope:
     run = _text(_RUN, "r", header.pop("r", None), empty=True)
     epoch = _whole(_EPOCH, "e", header.pop("e", None))
     if header.keys() != checks.keys():
-        raise WireError(f"{kind} has the fields {', '.join(checks)}; got {', '.join(header):.200}")
+        raise WireError(f"{kind} has the fields {', '.join(checks)}; got {', '.join(map(str, header)):.200}")
     values = {name: check(f"{kind}.{name}", header[name]) for name, check in checks.items()}
     message = cast("Message", _KINDS[kind](**values))
     return Envelope(run, epoch, message, _payload(message, frames))
 
 
-def chunk(round: int, block: int, offset: int, payload: Buffer) -> Chunk:
-    """The header that goes with `payload`."""
-    return Chunk(round=round, block=block, offset=offset, crc32=zlib.crc32(payload))
+def checksum(payload: Buffer) -> int:
+    """XXH3 of a payload, 64 bits: against torn buffers of our own making, which TCP would not see."""
+    return xxhash.xxh3_64_intdigest(payload)
 
 
 def _unpack(frame: bytes | Buffer) -> dict[str, Any]:
-    """The fields of a header: a map from text to scalars and flat lists.
+    """The fields of a header: a map from text to scalars and flat lists."""
+    return _unpack_short(frame) if len(frame) <= _SHORT else _unpack_long(frame)
+
+
+class _Pairs(tuple[tuple[Any, Any], ...]):
+    """A map as it was packed; no field of a message is one, and none is taken for a list."""
+
+
+def _unpack_short(frame: bytes | Buffer) -> dict[str, Any]:
+    """At once: in so few bytes nothing can be announced that would hurt. Deeper nesting fails the fields' checks."""
+    try:
+        pairs = msgpack.unpackb(
+            frame, use_list=False, object_pairs_hook=_Pairs, max_bin_len=0, max_ext_len=0, max_array_len=_SHORT
+        )
+    except (ValueError, msgpack.UnpackException) as error:
+        raise WireError(f"the header is not a map in valid msgpack: {type(error).__name__}") from error
+    if type(pairs) is not _Pairs:
+        raise WireError("the header is not a map in valid msgpack")
+    header = dict(pairs)
+    if len(header) != len(pairs) or not all(type(name) is str for name in header):
+        raise WireError(f"the names of a header's fields are text, each once; got {[name for name, _ in pairs]!r:.80}")
+    return header
+
+
+def _unpack_long(frame: bytes | Buffer) -> dict[str, Any]:
+    """Piece by piece.
 
     What is nested deeper is refused before it is built: a list announces its length, memory is set aside for it at
     once, and a thousand long lists inside each other, all of them unfinished, fit into a few kilobytes.
@@ -136,16 +173,17 @@ def _scalar(unpacker: msgpack.Unpacker, frame: bytes | Buffer) -> Any:
 
 
 def _payload(message: Message, frames: Sequence[bytes | Buffer]) -> Buffer | None:
-    if not isinstance(message, Chunk):
-        if len(frames) == 2:
-            raise WireError(f"{type(message).__name__} has no payload, got one of {len(frames[1])} bytes")
-        return None
+    kind, bounds = type(message).__name__, PAYLOADS.get(type(message))
     if len(frames) == 1:
-        raise WireError("Chunk has a payload, got none")
+        if bounds is not None and bounds.required:
+            raise WireError(f"{kind} has a payload, got none")
+        return None
+    if bounds is None:
+        raise WireError(f"{kind} has no payload, got one of {len(frames[1])} bytes")
     payload = memoryview(frames[1])
-    if not 1 <= payload.nbytes <= MAX_PAYLOAD_BYTES:
-        raise WireError(f"a payload has 1 to {MAX_PAYLOAD_BYTES} bytes, got {payload.nbytes}")
-    if zlib.crc32(payload) != message.crc32:
+    if not 1 <= payload.nbytes <= bounds.most:
+        raise WireError(f"the payload of a {kind} has 1 to {bounds.most} bytes, got {payload.nbytes}")
+    if isinstance(message, Chunk) and checksum(payload) != message.checksum:
         raise WireError("the payload does not match its checksum")
     return payload
 

@@ -6,7 +6,9 @@ whole world knows rather than by what the machines say of themselves:
 
     rounds are committed in order and once, and the fold has each client once, in roster order, only if it takes part;
     what is folded is what one process of that client made for that round, byte for byte;
-    what arrives is what was committed, byte for byte, once per process;
+    what is committed is what the server optimizer and the codec's feedback make of it, by their formulas, bit for bit;
+    what arrives is what was committed, byte for byte, once per process, and every model holds it bit for bit;
+    a chunk that goes down is encoded once, and the one message shared by all who get it;
     nobody trains a round before all that it builds on has landed, nor a round twice, nor more than in_flight ahead;
     a tick that was due leaves nothing due.
 """
@@ -23,22 +25,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from broker.blocks import BaseModel, GlobalBlocks
+from broker.store import BlockStore
 from parablock import config as settings
-from parablock import coordinator_events as broker
+from parablock import coordinator_events as events
 from parablock import participant_events as worker
 from parablock import wire
-from parablock.aggregation import ServerOptimizer, unfit, weighted_mean
+from parablock.aggregation import server_move, weighted_mean
+from parablock.codec import codec_of
 from parablock.coordinator import Coordinator, Phase
+from parablock.layout import Layout
 from parablock.manifest import Block, Manifest, Slot
-from parablock.messages import Evaluated, Message, Start
+from parablock.messages import Chunk, Evaluated, Message, Start
 from parablock.participant import Participant, State
 from parablock.participant_events import End
 from parablock.schedule import Schedule
+from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import numpy.typing as npt
+
+    from parablock.block_file import Label
 
     Vector = npt.NDArray[np.float32]
 
@@ -52,9 +61,11 @@ def manifest_of(sizes: Iterable[int] = SIZES) -> Manifest:
     return Manifest(tuple(blocks), ())
 
 
-def config_of(clients: int = 2, rounds: int = 6, *, quorum: int = 0, deadline_s: float = 0.0, **top: Any) -> Any:
+def config_of(
+    clients: int = 2, rounds: int = 6, *, quorum: int = 0, deadline_s: float = 0.0, window: int = 2048, **top: Any
+) -> Any:
     """A config with short times: heartbeat 1 s, timeout 6 s, resend 3 s; chunks of 1024 bytes, two of them a window."""
-    network = {"chunk_bytes": 1024, "window_bytes": 2048, "heartbeat_s": 1.0, "timeout_s": 6.0, "resend_s": 3.0}
+    network = {"chunk_bytes": 1024, "window_bytes": window, "heartbeat_s": 1.0, "timeout_s": 6.0, "resend_s": 3.0}
     policy = {"clients": clients, "quorum": quorum, "deadline_s": deadline_s}
     return settings.from_dict({"rounds": rounds, "network": network, "round": policy, **top})
 
@@ -108,9 +119,10 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True)
 class Made:
-    """A contribution as it left a trainer."""
+    """A contribution as it left a trainer. chunks: encoded."""
 
     values: bytes
+    chunks: tuple[bytes, ...]
     weight: int
     loss: float
 
@@ -129,7 +141,8 @@ class Process:
     busy: bool = False
     dead: bool = False
     started: worker.Started | None = None
-    arrivals: list[worker.Arrived] = field(default_factory=list)
+    buffers: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)  # by round and attempt: chunks, in order
+    arrivals: list[tuple[worker.Arrived, list[bytes]]] = field(default_factory=list)
     blocks: dict[int, tuple[int, bytes]] = field(default_factory=dict)  # by block: its round and bytes
     arrived: set[int] = field(default_factory=set)
     trained: list[int] = field(default_factory=list)
@@ -154,9 +167,17 @@ class Process:
                     network.after(0.5, lambda: self.handle(network.prepared(self.habits)), self)
                 case worker.Started():
                     self.started = effect
-                case worker.Arrived():
-                    network.check_arrival(self, effect)
-                    self.arrivals.append(effect)
+                case worker.Took(round, block, attempt, index, payload):
+                    assert block == network.schedule.block(round)
+                    chunks = self.buffers.setdefault((round, attempt), [])
+                    assert index == len(chunks), "a chunk was taken out of order, or twice"
+                    chunks.append(bytes(payload))
+                case worker.Dropped(round, attempt):
+                    del self.buffers[round, attempt]
+                case worker.Arrived(round, _, attempt):
+                    chunks = self.buffers.pop((round, attempt), [])
+                    network.check_arrival(self, effect, chunks)
+                    self.arrivals.append((effect, chunks))
                 case worker.Uploaded(round):
                     self.uploaded.append(round)
                 case worker.Dismissed(round, reason):
@@ -182,7 +203,8 @@ class Process:
         if self.position < 0 or not self.participant.may_train(target):
             return
         arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
-        self.land(target if arrival else max(target - config.in_flight - 1, self.given))
+        through = target if arrival else max(target - config.in_flight - 1, self.given)
+        self.land(lambda arrived: arrived.round <= through)
         self.busy = True
         if done:
             self.handle(worker.Say(Evaluated(config.rounds - 1, 1, 0.0, 1, 0, 0)))
@@ -190,14 +212,30 @@ class Process:
         else:
             made = self.network.train(self, self.position)
             seconds = self.network.rng.uniform(*self.habits.seconds)
+            if arrival:
+                active = self.network.schedule.block(self.position)
+                self.network.after(seconds / 2, lambda: self.land(lambda arrived: arrived.block != active), self)
             self.network.after(seconds, lambda: self.contribute(self.position, made), self)
 
-    def land(self, through: int) -> None:
-        landing = sorted((a for a in self.arrivals if a.round <= through), key=lambda arrived: arrived.round)
-        self.arrivals = [arrived for arrived in self.arrivals if arrived.round > through]
-        for arrived in landing:
-            if arrived.pieces is not None and arrived.round > self.blocks.get(arrived.block, (-1, b""))[0]:
-                self.blocks[arrived.block] = (arrived.round, b"".join(arrived.pieces))
+    def land(self, wanted: Callable[[worker.Arrived], bool]) -> None:
+        """Put in place what has arrived and is wanted, in the order of rounds."""
+        waiting = []
+        for arrived, chunks in sorted(self.arrivals, key=lambda arrival: arrival[0].round):
+            held, content = self.blocks.get(arrived.block, (-1, b""))
+            change = arrived.contributors and not self.network.layout(arrived).codec.lossless
+            if not wanted(arrived):
+                waiting.append((arrived, chunks))
+            elif arrived.contributors and arrived.round > held:
+                layout = self.network.layout(arrived)
+                parts = [layout.part(index) for index in range(layout.count)]
+                values = np.concatenate(
+                    [layout.codec.decode(memoryview(c), p.stop - p.start) for c, p in zip(chunks, parts, strict=True)]
+                )
+                if change:
+                    assert held == arrived.base, "a change of a version that is not here"
+                    values = (np.frombuffer(content, np.float32) if content else np.zeros_like(values)) + values
+                self.blocks[arrived.block] = (arrived.round, values.tobytes())
+        self.arrivals = waiting
 
     def contribute(self, round: int, made: Made) -> None:
         self.busy = False
@@ -205,8 +243,65 @@ class Process:
         block = self.network.schedule.block(round)
         if round in self.habits.diverges:
             self.handle(worker.Withhold(round, "the loss is not finite"))
-        else:
-            self.handle(worker.Contribute(round, block, memoryview(made.values), made.weight, made.loss))
+            return
+        # Encoded one after the other on a thread of the process, while it goes on.
+        for number, chunk in enumerate(made.chunks):
+            event = worker.Ready(round, Encoded(memoryview(chunk)))
+            self.network.after(0.01 * (1 + number), lambda event=event: self.handle(event), self)
+        self.handle(worker.Contribute(round, block, made.weight, made.loss))
+
+
+@dataclass
+class Folder:
+    """Where the broker keeps its blocks: the newest of each. A real one is `parablock.run_folder`'s business."""
+
+    stored: dict[int, bytes] = field(default_factory=dict)
+
+    def block_writer(self, label: Label, numel: int) -> Writer:
+        return Writer(self, label, numel)
+
+
+@dataclass
+class Writer:
+    folder: Folder
+    label: Label
+    numel: int
+    content: bytes = b""
+
+    def write(self, values: Vector) -> None:
+        self.content += values.tobytes()
+
+    def commit(self) -> None:
+        assert len(self.content) == 4 * self.numel
+        self.folder.stored[self.label.index] = self.content
+
+    def abort(self) -> None:
+        self.content = b""
+
+
+class Formula:
+    """The global model by the formulas of `parablock.aggregation` and `parablock.feedback`, on whole vectors."""
+
+    def __init__(self, config: settings.Config, manifest: Manifest) -> None:
+        self._config = config
+        self._x = [np.zeros(block.numel, np.float32) for block in manifest.blocks]
+        self._momentum: dict[int, Vector] = {}
+        self._residuals: dict[int, Vector] = {}
+
+    def move(self, block: int, deltas: list[Vector], weights: list[int]) -> bytes:
+        """What the block becomes when these contributions are counted, in this order."""
+        mean = weighted_mean(deltas, weights)
+        move, momentum = server_move(self._config.server, mean, self._momentum.get(block))
+        if momentum is not None:
+            self._momentum[block] = momentum
+        codec = codec_of(self._config.codec.down)
+        if not codec.lossless:
+            wanted = move + self._residuals.get(block, np.float32(0.0))
+            move = codec.decode(codec.encode(wanted), wanted.size)
+            if self._config.codec.error_feedback:
+                self._residuals[block] = wanted - move
+        self._x[block] = self._x[block] + move
+        return self._x[block].tobytes()
 
 
 class Network:
@@ -222,19 +317,24 @@ class Network:
         self.manifest = manifest_of()
         self.schedule = Schedule.of(config, len(self.manifest.blocks))
         self.coordinator = Coordinator(config, self.manifest, BASE, TOKENIZER, RUN, 1)
-        self.over: broker.Over | None = None
+        self.over: events.Over | None = None
         self.over_at = 0.0
         self.processes: list[Process] = []
         # The ledger: what has happened, by round.
-        self.committed: list[broker.Committed] = []
+        self.committed: list[events.Committed] = []
         self.values: list[bytes | None] = []  # what each round made of its block
         self.made: dict[tuple[str, int], list[Made]] = defaultdict(list)
-        self.folds: list[broker.Fold] = []
-        self.notes: list[broker.Note] = []
+        self.folds: list[events.Fold] = []
+        self.folder = Folder()
+        self._formula = Formula(config, self.manifest)
+        self._chunks: dict[tuple[int, int, int], wire.Envelope] = {}  # sent down, by round, attempt and offset
+        self.notes: list[events.Note] = []
         self.starts: dict[str, list[Start]] = defaultdict(list)
         self.sent: list[Sent] = []
-        self._x = [np.zeros(block.numel, np.float32) for block in self.manifest.blocks]
-        self._optimizer = ServerOptimizer(config.server)
+        zeros = [np.zeros(block.numel, np.float32) for block in self.manifest.blocks]
+        self._blocks = GlobalBlocks(BaseModel(self.manifest, BASE, TOKENIZER, zeros), config)
+        self._store = BlockStore(self.folder, self.manifest.digest)  # type: ignore[arg-type]
+        self._folding_until = 0.0
         self._heap: list[tuple[float, int, Any, Callable[[], None]]] = []
         self._count = 0
         self._armed: dict[int, float] = {}
@@ -285,7 +385,7 @@ class Network:
             if isinstance(whose, Process):
                 whose.handle(worker.Tick())
             else:
-                self.handle(broker.Tick())
+                self.handle(events.Tick())
             self.arm(whose, ticked=True)
 
         self.after(max(due - self.now, 0.0), tick, whose)
@@ -345,18 +445,24 @@ class Network:
         delta = np.random.default_rng(seed).standard_normal(numel, np.float32)
         if round in process.habits.spoils:
             delta[numel // 2] = np.nan
-        made = Made(delta.tobytes(), 1 + seed % 100, float(seed % 7))
+        layout = Layout.up(self.config, numel)
+        chunks = tuple(bytes(layout.codec.encode(delta[layout.part(index)])) for index in range(layout.count))
+        made = Made(delta.tobytes(), chunks, 1 + seed % 100, float(seed % 7))
         self.made[process.name, round].append(made)
         return made
 
-    def check_arrival(self, process: Process, arrived: worker.Arrived) -> None:
+    def layout(self, arrived: worker.Arrived) -> Layout:
+        return Layout.down(self.config, self.manifest.blocks[arrived.block].numel, arrived.attempt)
+
+    def check_arrival(self, process: Process, arrived: worker.Arrived, chunks: list[bytes]) -> None:
         commit = self.committed[arrived.round]
         assert arrived.round not in process.arrived, "a round has arrived twice"
         process.arrived.add(arrived.round)
         assert (arrived.block, arrived.contributors) == (commit.block, len(commit.contributors))
         assert arrived.counted == (process.name in commit.contributors)
-        content = None if arrived.pieces is None else b"".join(arrived.pieces)
-        assert content == self.values[arrived.round], "what arrived is not what was committed"
+        if self.layout(arrived).codec.lossless:
+            content = b"".join(chunks) if arrived.contributors else None
+            assert content == self.values[arrived.round], "what arrived is not what was committed"
 
     # The link
 
@@ -374,7 +480,7 @@ class Network:
                     arrives, self._connection.get((process.peer, up), 0.0)
                 )
             if up:
-                received = broker.Received(process.peer, wire.decode(frames))
+                received = events.Received(process.peer, wire.decode(frames))
                 self.after(arrives - self.now, lambda received=received: self.handle(received), self.coordinator)
             else:
                 event = worker.Received(wire.decode(frames))
@@ -382,60 +488,107 @@ class Network:
 
     # The broker
 
-    def handle(self, event: broker.Event) -> None:
+    def handle(self, event: events.Event) -> None:
         if self.over is not None:
             return
         for effect in self.coordinator.handle(event, self.now):
             match effect:
-                case broker.Send(peer, envelope):
+                case events.Send(peer, envelope):
                     process = next(process for process in self.processes if process.peer == peer)
                     if isinstance(envelope.message, Start):
                         self.starts[process.name].append(envelope.message)
+                    elif isinstance(envelope.message, Chunk):
+                        key = (envelope.message.round, envelope.message.attempt, envelope.message.offset)
+                        assert self._chunks.setdefault(key, envelope) is envelope, "a chunk was encoded twice"
                     self.carry(process, envelope, up=False)
-                case broker.Fold():
+                case events.Fold():
                     self._fold(effect)
-                case broker.Committed():
+                case events.Store():
+                    self._execute(lambda store=effect: self._keep(store))
+                case events.Committed():
                     self._commit(effect, event)
-                case broker.Note():
+                case events.Note():
                     self.notes.append(effect)
-                case broker.Over():
+                case events.Over():
                     self.over, self.over_at = effect, self.now
         clients = self.coordinator.clients
         assert len(clients) == len(set(clients)), "two sessions under one name"
         assert self.coordinator.next_round == len(self.committed)
+        due, latest = self.coordinator.deadline(), self._latest_deadline()
+        assert self.over is not None or latest is None or (due is not None and due <= latest), "a tick comes too late"
         self.arm(self.coordinator)
 
-    def _fold(self, fold: broker.Fold) -> None:
+    def _latest_deadline(self) -> float | None:
+        """When the coordinator must look again at the latest, of all that it waits for."""
+        network, sessions = self.config.network, list(self.coordinator._roster)
+        times = [session.heard_at + network.timeout_s for session in sessions]
+        times += [d.progress_at + network.resend_s for session in sessions for d in session.downloads.values()]
+        closes = self.coordinator._collection.deadline(self.now)
+        return min(times if closes is None else [*times, closes], default=None)
+
+    def _fold(self, fold: events.Fold) -> None:
         names = [contribution.client for contribution in fold.contributions]
         assert fold.round == len(self.committed), "folding out of order"
         assert fold.block == self.schedule.block(fold.round)
         assert names == sorted(set(names)), "the fold has each client once, in roster order"
         for contribution in fold.contributions:
             assert min(start.round for start in self.starts[contribution.client]) <= fold.round, "no member"
-            content = b"".join(contribution.pieces)
             made = self.made[contribution.client, fold.round]
-            assert (content, contribution.weight) in [(m.values, m.weight) for m in made], "a mixed contribution"
+            sent = [(m.chunks[fold.index], m.weight) for m in made]
+            assert (bytes(contribution.payload), contribution.weight) in sent, "a mixed contribution"
+        if self.folds and (self.folds[-1].round, self.folds[-1].attempt) == (fold.round, fold.attempt):
+            before = self.folds[-1]
+            assert fold.index == before.index + 1, "the chunks of an attempt are folded in order, each once"
+            assert names == [contribution.client for contribution in before.contributions]
+        else:
+            assert fold.index == 0, "an attempt begins with the first chunk"
         self.folds.append(fold)
-        reasons = {c.client: reason for c in fold.contributions if (reason := unfit(c)) is not None}
-        answer: broker.Event = broker.Unfit(fold.round, reasons)
-        if not reasons:
-            x = self._x[fold.block]
-            new = self._optimizer.step(fold.block, x, weighted_mean(fold.contributions, x.size))
-            self._x[fold.block] = new
-            answer = broker.Folded(fold.round, memoryview(new.tobytes()))
-        self.after(self.rng.uniform(0.0, 0.3), lambda: self.handle(answer), self.coordinator)
+        self._execute(lambda: self._make(fold))
 
-    def _commit(self, commit: broker.Committed, event: broker.Event) -> None:
+    def _make(self, fold: events.Fold) -> events.Event:
+        made = self._blocks.fold(fold)
+        if isinstance(made, events.Unfit):
+            return made
+        self._store.write(fold.round, fold.attempt, fold.block, made.numel, made.values)
+        return made.answer
+
+    def _keep(self, store: events.Store) -> events.Event:
+        values = self._blocks.values(store)
+        self._store.commit(store, values)
+        self._blocks.settle(store)
+        return events.Stored(store.round, store.attempt, values.data.cast("B"))
+
+    def _execute(self, act: Callable[[], events.Event]) -> None:
+        """On the fold executor: one thing after the other, each taking a while."""
+        self._folding_until = max(self._folding_until, self.now) + self.rng.uniform(0.0, 0.1)
+        self.after(self._folding_until - self.now, lambda: self.handle(act()), self.coordinator)
+
+    def _commit(self, commit: events.Committed, event: events.Event) -> None:
         assert commit.round == len(self.committed), "rounds are committed in order, each once"
         values = None
         if commit.contributors:
-            assert isinstance(event, broker.Folded)
-            assert event.round == commit.round
+            assert isinstance(event, events.Stored)
             fold = self.folds[-1]
+            assert (event.round, event.attempt) == (commit.round, fold.attempt) == (fold.round, fold.attempt)
             assert commit.contributors == tuple(contribution.client for contribution in fold.contributions)
             values = bytes(event.values)
+            assert self.folder.stored[commit.block] == values, "announced before it was stored"
+            assert self._expected(fold) == values, "what was made is not what the formulas say"
         self.committed.append(commit)
         self.values.append(values)
+
+    def _expected(self, last: events.Fold) -> bytes:
+        """What the formulas make of the contributions of an attempt, of which `last` was the last chunk."""
+        folds = self.folds[-1 - last.index :]
+        layout = Layout.up(self.config, self.manifest.blocks[last.block].numel)
+        assert len(folds) == layout.count, "not all of it was folded"
+        numels = [layout.part(index).stop - layout.part(index).start for index in range(layout.count)]
+        chunks = zip(*(fold.contributions for fold in folds), strict=True)  # by client
+        deltas = [
+            np.concatenate([layout.codec.decode(c.payload, n) for c, n in zip(client, numels, strict=True)])
+            for client in chunks
+        ]
+        return self._formula.move(last.block, deltas, [contribution.weight for contribution in last.contributions])
 
     # The end
 
@@ -451,8 +604,11 @@ class Network:
             if process.dead:
                 continue
             assert process.gone is not None, f"{process.name} is still {process.participant.state}"
-            if process.gone.end is End.LOST and ("lost", process.name) in [(n.kind, n.client) for n in self.notes]:
+            forgotten = {note.client for note in self.notes if note.kind in ("lost", "behind")}
+            if process.gone.end is End.LOST and process.name in forgotten:
                 assert self.over_at < self.now - 60.0
                 continue  # out of touch at the end, for so long that the broker went without it
             assert process.gone.end is End.DONE, process.gone
             assert {block: made for block, (made, _) in process.blocks.items()} == latest
+            assert all(content == self.values[made] for made, content in process.blocks.values())
+            assert not process.buffers, "what will not be completed is held for ever"

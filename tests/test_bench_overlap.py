@@ -134,9 +134,15 @@ class Imagined(overlap.Bench):
         comm_s = 8e6 / rate
         return run_of(1.0, comm_s, 1.0 + comm_s if mode == "fedbcd" else max(1.0, comm_s))
 
+    def predict(self, name: str, clients: int, rate: float) -> list[dict[str, Any]]:  # noqa: ARG002
+        """The first client's machine is a tenth faster than it will be in the run."""
+        plan = {"compute_s": 1.0, "exchange_s": 1.0, "fedbcd_round_s": 2.0, "parablock_round_s": 1.0}
+        return [{key: value * share for key, value in plan.items()} for share in (0.9, 1.0)[:clients]]
+
 
 PLAN = overlap.Plan(
     clients=(1, 2), ratios=(0.5, 1.0, 2.0), rate=None, delay_s=0.0, kind="user", steps=2, sweeps=2, repeat=2,
+    predict=False,
     overrides=(),
 )  # fmt: skip
 
@@ -160,6 +166,21 @@ def test_there_is_a_row_for_each_number_of_clients_and_regime() -> None:
 def test_a_rate_that_is_given_is_taken_without_calibration() -> None:
     (row,) = imagined_rows(dataclasses.replace(PLAN, clients=(1,), rate=4e6))
     assert (row["rate_bytes_s"], row["comm_s"], row["regime"]) == (4e6, 2.0, None)
+
+
+def test_a_plan_is_held_against_what_was_measured(tmp_path: Path) -> None:
+    rows = imagined_rows(dataclasses.replace(PLAN, ratios=(1.0,), predict=True))
+    alone, together = rows
+    # Measured are 2.0 and 1.0 s. The only client's plan is a tenth short; of two, the slower one's is right.
+    assert (alone["planned_fedbcd_s"], alone["planned_parablock_s"]) == (1.8, 0.9)
+    assert alone["plan_error_fedbcd_pct"] == pytest.approx(-10.0)
+    assert alone["plan_error_parablock_pct"] == pytest.approx(-10.0)
+    assert together["plan_error_fedbcd_pct"] == pytest.approx(0.0, abs=1e-9)
+    with (tmp_path / "table").open("w") as file:
+        console = Console(width=120, record=True, file=file)
+        console.print(overlap.table(rows))
+    assert "-10.0 -10.0" in console.export_text()
+    assert "plan" not in str(overlap.table(imagined_rows(PLAN)).caption)
 
 
 def test_the_result_has_the_keys_of_the_contract_and_survives_json() -> None:

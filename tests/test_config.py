@@ -94,7 +94,8 @@ def configs(draw: st.DrawFn) -> Config:
     config = outcome(tree)
     if isinstance(config, str):
         # Each value is in its range, so that only the checks of several settings together may object.
-        assert re.search("exclude|can never be reached|must be below|more than twice|multiple of 4|one chunk", config)
+        known = "exclude|never be reached|must be below|more than twice|multiple of 256|one chunk|adaptive|max_steps"
+        assert re.search(known, config)
         reject()
     return config
 
@@ -352,7 +353,21 @@ def test_a_config_is_a_table(tree: Any) -> None:
             {"network": {"window_bytes": 1 << 16, "chunk_bytes": 1 << 17}},
             ["network.window_bytes = 65536 is smaller than one chunk", "131072", "raise it"],
         ),
-        ({"network": {"chunk_bytes": 65537}}, ["network.chunk_bytes = 65537 must be a multiple of 4"]),
+        (
+            {"mode": "fedbcd", "solver": {"adaptive": True}},
+            ["solver.adaptive", "mode = fedbcd hides none", "set solver.adaptive to false, or mode to parablock"],
+        ),
+        (
+            {"solver": {"adaptive": True, "min_steps": 9, "max_steps": 8}},
+            ["solver.min_steps = 9 is above solver.max_steps = 8", "lower the one or raise the other"],
+        ),
+        (
+            {"solver": {"adaptive": True, "steps": 3, "min_steps": 4}},
+            ["solver.steps = 3", "from solver.min_steps = 4 to solver.max_steps = 64", "widen the bounds"],
+        ),
+        ({"solver": {"adaptive": True, "steps": 65}}, ["solver.steps = 65", "to solver.max_steps = 64"]),
+        ({"network": {"chunk_bytes": 65540}}, ["network.chunk_bytes = 65540 must be a multiple of 256"]),
+        ({"network": {"chunk_bytes": 65537}}, ["network.chunk_bytes = 65537 must be a multiple of 256"]),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tree: dict[str, Any], facts: list[str]) -> None:
@@ -365,6 +380,9 @@ def test_settings_that_contradict_each_other_are_refused(tree: dict[str, Any], f
         {"round": {"clients": 2, "quorum": 2}},
         {"rounds": 4, "solver": {"warmup_rounds": 3}},
         {"network": {"window_bytes": 1 << 17, "chunk_bytes": 1 << 17}},
+        {"solver": {"adaptive": True, "steps": 64, "min_steps": 64}},
+        {"solver": {"steps": 65}},  # its bounds are for adaptive K only
+        {"mode": "fedbcd", "solver": {"min_steps": 9, "max_steps": 8}},
         {"network": {"timeout_s": 4.1, "heartbeat_s": 2.0}},
     ],
 )

@@ -179,4 +179,4 @@ def test_the_delta_rule_keeps_what_a_later_round_added() -> None:
 
 def test_a_guess_is_not_changed() -> None:
     with pytest.raises(AttributeError):
-        Guess(0, vector(0), vector(1), 1.0, vector(2)).alpha = 0.5  # type: ignore[misc]
+        Guess(0, vector(0), vector(1), 1.0).alpha = 0.5  # type: ignore[misc]

@@ -14,6 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.link import Link
+from bench.shaping import Shape
 from parablock import export, models, report
 from parablock.run_folder import RunFolder
 from parablock.trace import read_trace
@@ -72,6 +74,19 @@ def test_the_same_seed_gives_identical_blocks(overlapped: RunFolder, tmp_path: P
 def test_another_seed_gives_other_blocks(overlapped: RunFolder, tmp_path: Path) -> None:
     other = finished(tmp_path / "other", mode="parablock", seed=1)
     assert blocks(other) != blocks(overlapped)
+
+
+def test_adaptive_steps_follow_the_link(tmp_path: Path) -> None:
+    """An exchange of about half a second, in which many more steps can be taken than the two of the first rounds."""
+    settings = {"rounds": 10, "round.clients": 1, "data.eval": "", "solver.adaptive": "true", "solver.max_steps": 20}
+    with Processes(tmp_path, **settings) as processes:
+        host, port = processes.endpoint().removeprefix("tcp://").split(":")
+        with Link((host, int(port)), Shape(rate=1e6)) as link:
+            assert processes.worker(0, endpoint=link.endpoint).wait(timeout=200) == 0, processes.said(0)
+        assert processes.broker.wait(timeout=30) == 0
+    steps = [row["steps"] for row in RunFolder.open(processes.out).read_metrics()]
+    assert steps[:2] == [2.0, 2.0], "nothing has been exchanged yet"
+    assert 8 < max(steps) <= 20
 
 
 def test_report_is_one_page_that_opens_without_a_network(overlapped: RunFolder) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from parablock import builtin
+from parablock.block_file import Label
 from parablock.blocks import partition, read_block
 from parablock.config import from_dict
 from parablock.run_folder import RunFolder
@@ -61,11 +62,11 @@ def test_a_run_is_evaluated_with_its_blocks_and_its_settings(
     folder = RunFolder.create(tmp_path / "run", config)
     folder.write_manifest(manifest)
     for block in manifest.blocks:
-        folder.save_block(block.index, 0, read_block(model, block).numpy(), manifest.digest)
+        folder.save_block(Label(block.index, 0, -1, manifest.digest), read_block(model, block).numpy())
     assert scores(capsys, str(folder.path)) == before
     # Without its head's block the model can only guess.
     last = manifest.blocks[-1]
-    folder.save_block(last.index, 1, np.zeros(last.numel, dtype=np.float32), manifest.digest)
+    folder.save_block(Label(last.index, 1, 0, manifest.digest), np.zeros(last.numel, dtype=np.float32))
     assert scores(capsys, str(folder.path))["loss"] == pytest.approx(np.log(259))
     assert scores(capsys, str(folder.path), "--set", "eval.rows=2")["rows"] == 2
 

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from parablock import builtin, export, models
+from parablock.block_file import Label
 from parablock.blocks import partition, read_block
 from parablock.config import Config, from_dict
 from parablock.export import ExportError, load_trained
@@ -44,7 +45,7 @@ def train(folder: RunFolder, base: PreTrainedModel, only: set[int] | None = None
     for block in manifest.blocks:
         if only is None or block.index in only:
             stored[block.index] = 0.1 * torch.randn(block.numel, generator=generator)
-            folder.save_block(block.index, 1, stored[block.index].numpy(), manifest.digest, round=block.index)
+            folder.save_block(Label(block.index, 1, block.index, manifest.digest), stored[block.index].numpy())
     return stored
 
 

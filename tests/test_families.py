@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,16 +15,25 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from parablock import builtin, config, export
-from parablock.aggregation import Contribution, ServerOptimizer, weighted_mean
+from parablock.aggregation import server_move, weighted_mean
+from parablock.block_file import Label
 from parablock.blocks import read_block
 from parablock.participant_events import Arrived
 from parablock.run_folder import RunFolder
 from tests import families
+from workers.inbox import Delivery
 from workers.setup import Local, Setup, prepare
 from workers.trainer import Trainer
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from parablock.staging import Incoming
+
+    Vector = npt.NDArray[np.float32]
 
 ROUNDS = 2
 
@@ -40,11 +50,17 @@ def settings(base: Path) -> config.Config:
     )
 
 
-def client(index: int, run: config.Config) -> tuple[Setup, Trainer, deque[Arrived]]:
+def client(index: int, run: config.Config) -> tuple[Setup, Trainer, deque[Delivery]]:
     local = Local(f"c{index}", "builtin", "", (index, 2), "", "cpu", 1, False)
     setup = prepare(json.dumps(config.to_dict(run, shared_only=True)), local)
-    arrivals: deque[Arrived] = deque()
+    arrivals: deque[Delivery] = deque()
     return setup, Trainer(setup, 2, arrivals, lambda _round, _step: None), arrivals
+
+
+def delivery(setup: Setup, arrived: Arrived, values: Vector) -> Delivery:
+    brought: Future[Incoming] = Future()
+    brought.set_result(setup.staging.bring(values.copy()))
+    return Delivery(arrived, brought, change=False)
 
 
 @pytest.mark.parametrize("family", families.CONFIGS)
@@ -62,18 +78,19 @@ def test_is_partitioned_trained_and_exported(family: str, tmp_path: Path) -> Non
 
     values = [read_block(setup.model, block).numpy().copy() for block in manifest.blocks]
     base = [value.copy() for value in values]
-    optimizer = ServerOptimizer(run.server)
     with RunFolder.create(tmp_path / "run", run) as folder:
         folder.write_manifest(manifest, setup.base)
         for round in range(ROUNDS):
-            solved = [trainer.train(round) for _, trainer, _ in clients]
+            solved = [trainer.train(round, 2) for _, trainer, _ in clients]
             block = solved[0].block
-            parts = [Contribution(str(i), s.weight, [s.values]) for i, s in enumerate(solved) if s.values is not None]
-            assert len(parts) == 2
-            values[block] = optimizer.step(block, values[block], weighted_mean(parts, values[block].size))
-            folder.save_block(block, round + 1, values[block], manifest.digest, round=round)
-            for _, trainer, arrivals in clients:
-                arrivals.append(Arrived(round, block, (values[block].data.cast("B"),), 2, True, 0.0, 1.0))
+            deltas = [part.values.wait() for part in solved if part.values is not None]
+            assert len(deltas) == 2
+            move, _ = server_move(run.server, weighted_mean(deltas, [part.weight for part in solved]), None)
+            values[block] = values[block] + move
+            folder.save_block(Label(block, round + 1, round, manifest.digest), values[block])
+            for client_setup, trainer, arrivals in clients:
+                arrived = Arrived(round, block, 0, -1, 2, True, 0.0, 1.0)
+                arrivals.append(delivery(client_setup, arrived, values[block]))
                 landed = trainer.land(round - 1, round + 1)  # one round late, as in the pipeline
                 assert [land.arrived.round for land in landed] == ([round - 1] if round else [])
         for _, trainer, _ in clients:

@@ -10,6 +10,7 @@ from parablock import wire
 from parablock.messages import (
     PROTOCOL,
     Abstain,
+    Chunk,
     Commit,
     Credit,
     Evaluated,
@@ -33,6 +34,7 @@ from parablock.participant_events import (
     Arrived,
     Contribute,
     Dismissed,
+    Dropped,
     Effect,
     End,
     Event,
@@ -42,14 +44,17 @@ from parablock.participant_events import (
     Prepare,
     Prepared,
     Progress,
+    Ready,
     Received,
     Say,
     Send,
     Started,
     Tick,
+    Took,
     Uploaded,
     Withhold,
 )
+from parablock.transfer import Encoded
 from parablock.wire import Envelope
 from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of
 
@@ -67,6 +72,7 @@ class Seat:
         self.config = config_of(2, 8, **config)
         self.participant = Participant("a", "5e55", patience_s, self.now)
         self.effects: list[Effect] = []  # of the last event
+        self.taken: dict[tuple[int, int], list[bytes]] = {}  # by round and attempt: chunks
 
     def handle(self, event: Event, after_s: float = 0.0) -> list[Message]:
         """An event; what is said to the broker."""
@@ -78,6 +84,7 @@ class Seat:
         said = []
         for message in messages:
             said = self.handle(Received(Envelope(run, epoch, message)))
+            self._keep()
         return said
 
     def of(self, kind: type[E]) -> list[E]:
@@ -86,23 +93,47 @@ class Seat:
     def prepared(self) -> list[Message]:
         return self.handle(Prepared(self.config, MANIFEST, BASE, TOKENIZER, 10))
 
-    def chunk(self, round: int, offset: int, nbytes: int, fill: int = 0, block: int | None = None) -> list[Message]:
+    def chunk(
+        self, round: int, offset: int, nbytes: int, fill: int = 0, block: int | None = None, attempt: int = 1
+    ) -> list[Message]:
         payload = memoryview(bytes([fill]) * nbytes)
-        header = wire.chunk(round, round % 4 if block is None else block, offset, payload)
-        return self.handle(Received(Envelope(RUN, 1, header, payload)))
+        header = Chunk(round, round % 4 if block is None else block, attempt, offset, wire.checksum(payload))
+        said = self.handle(Received(Envelope(RUN, 1, header, payload)))
+        self._keep()
+        return said
+
+    def _keep(self) -> None:
+        """Keep what was taken, as the model's process does: in order, each chunk once, until it is dropped."""
+        for effect in self.effects:
+            if isinstance(effect, Took):
+                chunks = self.taken.setdefault((effect.round, effect.attempt), [])
+                assert effect.index == len(chunks)
+                chunks.append(bytes(effect.payload))
+            elif isinstance(effect, Dropped):
+                del self.taken[effect.round, effect.attempt]
 
     def contribute(self, round: int, fill: int = 0) -> list[Message]:
-        values = memoryview(bytes([fill]) * NBYTES[round % 4])
-        return self.handle(Contribute(round, round % 4, values, 7, 0.5))
+        """All of a contribution, the chunks of which are ready at once."""
+        said = self.handle(Contribute(round, round % 4, 7, 0.5))
+        effects = self.effects
+        for offset in range(0, NBYTES[round % 4], 1024):
+            said += self.ready(round, min(1024, NBYTES[round % 4] - offset), fill)
+            effects += self.effects
+        self.effects = effects
+        return said
+
+    def ready(self, round: int, nbytes: int, fill: int = 0) -> list[Message]:
+        """The next chunk of a contribution is encoded."""
+        return self.handle(Ready(round, Encoded(memoryview(bytes([fill]) * nbytes))))
 
     def land(self, round: int, counted: bool = True, contributors: int = 2) -> None:
         """A commit and its whole block."""
-        self.hear(Commit(round, round % 4, NBYTES[round % 4], contributors, counted))
+        self.hear(Commit(round, round % 4, 1, -1, NBYTES[round % 4], contributors, counted))
         for offset in range(0, NBYTES[round % 4], 1024):
             self.chunk(round, offset, min(1024, NBYTES[round % 4] - offset), fill=round + 1)
 
     def confirm(self, round: int) -> list[Message]:
-        return self.hear(Credit(round, round % 4, NBYTES[round % 4], NBYTES[round % 4]))
+        return self.hear(Credit(round, round % 4, 0, NBYTES[round % 4], NBYTES[round % 4]))
 
     def greet(self, start: Start) -> None:
         """From calling to training."""
@@ -185,7 +216,7 @@ def test_a_heartbeat_while_preparing_keeps_the_session() -> None:
 @pytest.mark.parametrize("state", list(State))
 def test_what_is_not_expected_is_passed_over(state: State) -> None:
     messages = [
-        Terms("{}"), Welcome(1), Start(0, 2, 0, ()), Commit(0, 0, 0, 0, False), Credit(0, 0, 0, 0),
+        Terms("{}"), Welcome(1), Start(0, 2, 0, ()), Commit(0, 0, 0, -1, 0, 0, False), Credit(0, 0, 0, 0, 0),
         Rejected(0, ""), Heartbeat(0.0, 0, 0, "running"), Rejoin(""), Goodbye(""), Refused(""), Stopped(""),
         Hello("b", "b0", PROTOCOL),
     ]  # fmt: skip
@@ -200,7 +231,7 @@ def test_what_is_not_expected_is_passed_over(state: State) -> None:
 
 @pytest.mark.parametrize(("run", "epoch"), [(RUN, 0), (RUN, 2), ("run-0", 1)])
 def test_what_another_epoch_says_is_passed_over(seat: Seat, run: str, epoch: int) -> None:
-    assert seat.hear(Commit(0, 0, NBYTES[0], 1, False), run=run, epoch=epoch) == []
+    assert seat.hear(Commit(0, 0, 1, -1, NBYTES[0], 1, False), run=run, epoch=epoch) == []
     assert seat.participant.told == 0
 
 
@@ -210,12 +241,13 @@ def test_what_another_epoch_says_is_passed_over(seat: Seat, run: str, epoch: int
 def test_a_contribution_goes_up_within_its_credit(seat: Seat) -> None:
     said = seat.contribute(3, fill=7)
     assert said[0] == Offer(3, 3, 2560, 7, 0.5)
-    assert [m.offset for m in said[1:] if isinstance(m, wire.Chunk)] == [0, 1024], "two chunks are the window"
-    (third,) = seat.hear(Credit(3, 3, 1024, 2560))
-    assert isinstance(third, wire.Chunk)
-    assert (third.offset, third.crc32) == (2048, wire.zlib.crc32(bytes([7]) * 512))
-    assert seat.hear(Credit(3, 2, 2560, 2560)) == [], "of another block"
-    assert seat.hear(Credit(2, 2, 0, 0)) == [], "of a round that was not contributed to"
+    assert [m.offset for m in said[1:] if isinstance(m, Chunk)] == [0, 1024], "two chunks are the window"
+    (third,) = seat.hear(Credit(3, 3, 0, 1024, 2560))
+    assert isinstance(third, Chunk)
+    assert (third.offset, third.checksum) == (2048, wire.checksum(memoryview(bytes([7]) * 512)))
+    assert seat.hear(Credit(3, 2, 0, 2560, 2560)) == [], "of another block"
+    assert seat.hear(Credit(3, 3, 1, 2560, 2560)) == [], "of a block on its way down"
+    assert seat.hear(Credit(2, 2, 0, 0, 0)) == [], "of a round that was not contributed to"
     began, seat.now = seat.now, seat.now + 2.0
     assert seat.confirm(3) == []
     assert seat.of(Uploaded) == [Uploaded(3, began, began + 2.0)]
@@ -225,7 +257,7 @@ def test_a_contribution_goes_up_within_its_credit(seat: Seat) -> None:
 
 def test_an_upload_without_progress_is_resumed(seat: Seat) -> None:
     seat.contribute(3)
-    seat.hear(Credit(3, 3, 1024, 2560))
+    seat.hear(Credit(3, 3, 0, 1024, 2560))
     assert seat.participant.deadline() == seat.now + 1.0
     seat.handle(Tick(), after_s=1.5)
     said = seat.handle(Tick(), after_s=1.5)
@@ -236,30 +268,30 @@ def test_an_upload_without_progress_is_resumed(seat: Seat) -> None:
 
 def test_an_impossible_credit_ends_the_session(seat: Seat) -> None:
     seat.contribute(0)
-    seat.hear(Credit(0, 0, 0, 9999))
+    seat.hear(Credit(0, 0, 0, 0, 9999))
     (gone,) = seat.of(Gone)
     assert gone.end is End.REFUSED
     assert "the broker broke the protocol: credit of 0 held, up to 9999" in gone.reason
 
 
 def test_a_contribution_to_a_closed_round_is_not_sent(seat: Seat) -> None:
-    seat.hear(Commit(0, 0, 0, 0, False))
+    seat.hear(Commit(0, 0, 0, -1, 0, 0, False))
     assert seat.contribute(0) == []
     assert seat.of(Dismissed) == [Dismissed(0, "the round was closed before the contribution was ready")]
 
 
 def test_a_commit_that_does_not_count_us_ends_the_upload_and_is_told(seat: Seat) -> None:
     seat.contribute(3)
-    seat.hear(Commit(3, 3, 2560, 1, False))
+    seat.hear(Commit(3, 3, 1, -1, 2560, 1, False))
     assert seat.of(Dismissed) == [Dismissed(3, "the round was closed without it")]
-    assert seat.hear(Credit(3, 3, 1024, 2560)) == []
+    assert seat.hear(Credit(3, 3, 0, 1024, 2560)) == []
     seat.hear(Rejected(3, "too late"))
     assert not seat.of(Dismissed), "told once"
 
 
 def test_a_commit_that_counts_us_ends_the_upload(seat: Seat) -> None:
     seat.contribute(0)
-    seat.hear(Commit(0, 0, 1200, 2, True))
+    seat.hear(Commit(0, 0, 1, -1, 1200, 2, True))
     assert not seat.of(Dismissed)
     assert kinds(seat.handle(Tick(), after_s=4.0)) == [Heartbeat], "our offer is not repeated"
 
@@ -269,14 +301,14 @@ def test_a_rejection_is_told_also_when_all_of_it_was_uploaded(seat: Seat) -> Non
     seat.confirm(0)
     seat.hear(Rejected(0, "it holds values that are not finite"))
     assert seat.of(Dismissed) == [Dismissed(0, "it holds values that are not finite")]
-    seat.hear(Commit(0, 0, 1200, 1, False))
+    seat.hear(Commit(0, 0, 1, -1, 1200, 1, False))
     assert not seat.of(Dismissed)
 
 
 def test_withholding_is_said_until_the_round_is_closed(seat: Seat) -> None:
     assert seat.handle(Withhold(0, "diverged")) == [Abstain(0, "diverged")]
     assert kinds(seat.handle(Tick(), after_s=1.0)) == [Abstain, Heartbeat]
-    seat.hear(Commit(0, 0, 0, 0, False))
+    seat.hear(Commit(0, 0, 0, -1, 0, 0, False))
     assert kinds(seat.handle(Tick(), after_s=1.0)) == [Heartbeat]
     assert seat.handle(Withhold(0, "diverged")) == [], "of a closed round"
 
@@ -291,37 +323,37 @@ def test_reports_are_passed_on_in_training_only(seat: Seat) -> None:
 
 
 def test_a_block_arrives_in_chunks(seat: Seat) -> None:
-    assert seat.hear(Commit(3, 3, 2560, 2, True)) == [Credit(3, 3, 0, 2048)]
-    assert seat.chunk(3, 1024, 1024) == [Credit(3, 3, 0, 2048)], "too early: the first one was lost"
+    assert seat.hear(Commit(3, 3, 1, -1, 2560, 2, True)) == [Credit(3, 3, 1, 0, 2048)]
+    assert seat.chunk(3, 1024, 1024) == [Credit(3, 3, 1, 0, 2048)], "too early: the first one was lost"
     assert seat.chunk(3, 0, 1024, block=2) == [], "of another block"
-    assert seat.chunk(3, 0, 1024, fill=1) == [Credit(3, 3, 1024, 2560)]
-    assert seat.hear(Commit(3, 3, 2560, 2, True)) == [Credit(3, 3, 1024, 2560)], "repeated: go on from here"
+    assert seat.chunk(3, 0, 1024, fill=1) == [Credit(3, 3, 1, 1024, 2560)]
+    assert seat.hear(Commit(3, 3, 1, -1, 2560, 2, True)) == [Credit(3, 3, 1, 1024, 2560)], "repeated: go on from here"
     began, seat.now = seat.now, seat.now + 1.0
     seat.chunk(3, 1024, 1024, fill=2)
-    assert seat.chunk(3, 2048, 512, fill=3) == [Credit(3, 3, 2560, 2560)]
+    assert seat.chunk(3, 2048, 512, fill=3) == [Credit(3, 3, 1, 2560, 2560)]
     (arrived,) = seat.of(Arrived)
-    assert arrived.pieces is not None
-    assert b"".join(arrived.pieces) == b"\1" * 1024 + b"\2" * 1024 + b"\3" * 512
+    assert b"".join(seat.taken[3, 1]) == b"\1" * 1024 + b"\2" * 1024 + b"\3" * 512
     assert (arrived.round, arrived.block, arrived.contributors, arrived.counted) == (3, 3, 2, True)
+    assert (arrived.attempt, arrived.base) == (1, -1)
     assert (arrived.began, arrived.ended) == (began, began + 1.0)
     assert seat.chunk(3, 2048, 512, fill=3) == [], "repeated"
-    assert seat.hear(Commit(3, 3, 2560, 2, True)) == [Credit(3, 3, 2560, 2560)], "our last grant was lost"
+    assert seat.hear(Commit(3, 3, 1, -1, 2560, 2, True)) == [Credit(3, 3, 1, 2560, 2560)], "our last grant was lost"
     assert not seat.of(Arrived)
 
 
 def test_a_round_that_changed_nothing_arrives_at_once(seat: Seat) -> None:
-    assert seat.hear(Commit(0, 0, 0, 0, False)) == [Credit(0, 0, 0, 0)]
+    assert seat.hear(Commit(0, 0, 0, -1, 0, 0, False)) == [Credit(0, 0, 0, 0, 0)]
     (arrived,) = seat.of(Arrived)
-    assert arrived.pieces is None
+    assert (arrived.contributors, seat.taken) == (0, {})
 
 
 @pytest.mark.parametrize(
     "commit",
     [
-        Commit(0, 4, 1200, 1, False),
-        Commit(0, 0, 1204, 1, False),
-        Commit(0, 0, 1200, 0, False),
-        Commit(0, 0, 0, 1, True),
+        Commit(0, 4, 1, -1, 1200, 1, False),
+        Commit(0, 0, 1, -1, 1204, 1, False),
+        Commit(0, 0, 1, -1, 1200, 0, False),
+        Commit(0, 0, 1, -1, 0, 1, True),
     ],
     ids=["no such block", "wrong size", "bytes of nobody", "no bytes of somebody"],
 )
@@ -330,11 +362,11 @@ def test_a_commit_that_does_not_fit_the_manifest_ends_the_session(seat: Seat, co
     (gone,) = seat.of(Gone)
     assert gone.end is End.REFUSED
     assert "not in the manifest" in gone.reason
-    assert seat.hear(Commit(0, 0, 0, 0, False)) == [], "it has gone"
+    assert seat.hear(Commit(0, 0, 0, -1, 0, 0, False)) == [], "it has gone"
 
 
 def test_a_chunk_that_does_not_fit_ends_the_session(seat: Seat) -> None:
-    seat.hear(Commit(0, 0, 1200, 1, False))
+    seat.hear(Commit(0, 0, 1, -1, 1200, 1, False))
     seat.chunk(0, 0, 1000)
     (gone,) = seat.of(Gone)
     assert gone.end is End.REFUSED
@@ -375,7 +407,7 @@ def test_a_late_worker_waits_for_the_blocks_that_it_lacks() -> None:
     assert not participant.may_train(7), "round 5 is not committed"
     seat.land(5)
     assert participant.may_train(7)
-    assert seat.hear(Commit(2, 2, NBYTES[2], 1, False)) == [Credit(2, 2, NBYTES[2], NBYTES[2])]
+    assert seat.hear(Commit(2, 2, 1, -1, NBYTES[2], 1, False)) == [Credit(2, 2, 1, NBYTES[2], NBYTES[2])]
     assert not seat.of(Arrived), "a late copy from before our start"
 
 
@@ -433,8 +465,8 @@ def test_contributions_are_offered_again_after_a_new_start(seat: Seat) -> None:
     said = seat.hear(Start(4, 2, 1, (0,)))
     assert said[:3] == [Offer(1, 1, NBYTES[1], 7, 0.5), Offer(2, 2, NBYTES[2], 7, 0.5), Abstain(3, "diverged")]
     assert kinds(said[3:]) == [Heartbeat], "no chunk before the broker has said what it holds"
-    assert [m.offset for m in seat.hear(Credit(1, 1, 0, 2000)) if isinstance(m, wire.Chunk)] == [0, 1024]
-    assert [m.offset for m in seat.hear(Credit(2, 2, 1024, 1028)) if isinstance(m, wire.Chunk)] == [1024]
+    assert [m.offset for m in seat.hear(Credit(1, 1, 0, 0, 2000)) if isinstance(m, Chunk)] == [0, 1024]
+    assert [m.offset for m in seat.hear(Credit(2, 2, 0, 1024, 1028)) if isinstance(m, Chunk)] == [1024]
     seat.hear(Rejected(2, "too late"))
     assert seat.of(Dismissed) == [Dismissed(2, "too late")]
     seat.hear(Rejected(0, "too late"))
@@ -471,25 +503,26 @@ def test_a_start_that_was_taken_holds_also_after_an_earlier_one(seat: Seat) -> N
 
 
 def test_a_download_is_resumed_in_a_new_session(seat: Seat) -> None:
-    seat.hear(Commit(3, 3, 2560, 2, True))
+    seat.hear(Commit(3, 3, 1, -1, 2560, 2, True))
     seat.chunk(3, 0, 1024, fill=1)
-    seat.hear(Commit(2, 2, NBYTES[2], 2, True))
+    seat.hear(Commit(2, 2, 1, -1, NBYTES[2], 2, True))
     seat.chunk(2, 0, 1024, fill=1)
     seat.hear(Rejoin("who are you?"))
     assert seat.chunk(3, 1024, 1024, fill=2) == [], "nobody has announced it in this session"
     seat.greet(Start(6, 2, 4, (0, 1, 3)))
-    assert seat.hear(Commit(3, 3, 2560, 2, True)) == [Credit(3, 3, 1024, 2560)]
+    assert seat.hear(Commit(3, 3, 1, -1, 2560, 2, True)) == [Credit(3, 3, 1, 1024, 2560)]
     seat.chunk(3, 1024, 1024, fill=2)
     seat.chunk(3, 2048, 512, fill=3)
     (arrived,) = seat.of(Arrived)
-    assert arrived.pieces is not None
-    assert b"".join(arrived.pieces) == b"\1" * 1024 + b"\2" * 1024 + b"\3" * 512
+    assert (arrived.round, arrived.attempt) == (3, 1)
+    assert b"".join(seat.taken[3, 1]) == b"\1" * 1024 + b"\2" * 1024 + b"\3" * 512
 
 
 def test_a_block_that_is_held_does_not_arrive_again(seat: Seat) -> None:
     seat.land(0)
     seat.hear(Rejoin("who are you?"), Terms("{}"), Welcome(2))
-    assert seat.hear(Commit(0, 0, 1200, 2, True)) == [Credit(0, 0, 1200, 1200)], "the broker had an older join of us"
+    said = seat.hear(Commit(0, 0, 1, -1, 1200, 2, True))
+    assert said == [Credit(0, 0, 1, 1200, 1200)], "the broker had an older join of us"
     assert not seat.of(Arrived)
     seat.hear(Start(1, 2, 1, (0,)))
     assert seat.participant.may_train(1)

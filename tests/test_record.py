@@ -44,12 +44,12 @@ def commit(record: Record, round: int, at: float, clients: tuple[str, ...] = ("a
     record.committed(Committed(round, round % 2, clients, 0, 1.5, 32, 32, "2 contributions"), clients, BEGAN + at)
 
 
-def land(record: Record, client: str, round: int, **spans: tuple[float, float]) -> None:
+def land(record: Record, client: str, round: int, steps: int = 8, **spans: tuple[float, float]) -> None:
     """spans: in seconds since the run began, as the broker should see them."""
     offset = BEGAN + AHEAD[client]
     moved = {name: (start + offset, end + offset) for name, (start, end) in spans.items()}
     empty = dict.fromkeys(("computing", "uploading", "downloading", "waiting"), (0.0, 0.0))
-    report = Landed(round=round, alpha=0.5, drift=0.25, staleness=1, loop_lag_ms=2.0, **{**empty, **moved})
+    report = Landed(round=round, alpha=0.5, drift=0.25, steps=steps, staleness=1, loop_lag_ms=2.0, **{**empty, **moved})
     record.reported(Reported(client, report), ("a", "b"), BEGAN + 99)
 
 
@@ -71,6 +71,16 @@ def test_a_rounds_row_is_on_one_time_line_whatever_the_clients_clocks_say(record
     assert rows(record)[1]["round_s"] == pytest.approx(2.5), "and later ones with the commit before"
     uploads = [span for span in read_trace(record._folder.trace_path) if span.lane == "upload"]
     assert [(s.process_name, pytest.approx(s.start_s)) for s in uploads] == [("a", 3.0), ("b", 2.0)]
+
+
+def test_steps_are_the_mean_over_those_who_took_part(record: Record) -> None:
+    commit(record, 0, at=1.0)
+    land(record, "a", 0, steps=4)
+    land(record, "b", 0, steps=7)
+    commit(record, 1, at=2.0, clients=("a",))
+    land(record, "a", 1, steps=4)
+    record.close()
+    assert [row["steps"] for row in rows(record)] == [5.5, 4.0]
 
 
 def test_rows_come_in_the_order_of_rounds_and_a_lost_report_holds_up_nothing(record: Record) -> None:

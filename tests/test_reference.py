@@ -19,7 +19,7 @@ from parablock.blocks import partition
 from parablock.schedule import Schedule
 from parablock.trace import Span, read_trace
 from tests.processes import Processes, blocks
-from workers.batches import round_batches
+from workers.batches import step_batches
 from workers.rows import load_rows
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def serial(config: Config) -> dict[int, bytes]:
         ]
         betas = (config.solver.beta1, config.solver.beta2)
         optimizer = torch.optim.AdamW(groups, lr=config.solver.lr, betas=betas, eps=config.solver.eps, fused=True)
-        for (batch,) in round_batches(rows, config.seed, "w0", round, config.solver):
+        steps = config.solver.steps
+        for (batch,) in step_batches(rows, config.seed, "w0", round * steps, steps, config.solver):
             mean_loss(model, batch).backward()
             torch.nn.utils.clip_grad_norm_(parameters, config.solver.clip)
             optimizer.step()

@@ -209,6 +209,15 @@ def test_a_run_that_goes_on_says_how_far_it_is() -> None:
     assert "Finished: 1 round in 1 h 02 min." in hours
 
 
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [([], "8 of 4 rows"), ([8.0, 8.0], "8 of 4 rows"), ([8.0, None, 21.5], "8 to 21.5 (mean 14.8) of 4 rows")],
+)
+def test_steps_are_told_as_they_were_taken(steps: list[float | None], told: str) -> None:
+    rows = [round_row(number, steps=taken) for number, taken in enumerate(steps)]
+    assert told in Page(report.page("run", settings(), rows, [])).text
+
+
 def test_times_are_means_without_the_warm_up() -> None:
     slow = {"round_s": 100.0, "compute_s": 50.0, "comm_s": 50.0, "exposed_s": 50.0}
     rows = [round_row(number, **(slow if number < 2 else {})) for number in range(10)]

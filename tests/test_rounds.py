@@ -7,20 +7,28 @@ import itertools
 import pytest
 
 from parablock.messages import Offer
-from parablock.rounds import TRANSITIONS, Decision, Round, RoundState, Upload, decide
-from parablock.transfer import Incoming
+from parablock.rounds import TRANSITIONS, Attempt, Decision, Round, RoundState, Upload, decide
+from parablock.sessions import Shipment
+from parablock.transfer import Encoded, Incoming, Payload
 
 
-def upload(*, done: bool, weight: int = 1, fill: bytes = b"\1") -> Upload:
-    incoming = Incoming(8, 1024, 1024)
-    if done:
-        incoming.take(0, memoryview(fill * 8))
-    return Upload("5e55", Offer(0, 0, 8, weight, 0.5), incoming)
+def upload(*, chunks: int, weight: int = 1, fill: bytes = b"\1") -> Upload:
+    """A contribution of two chunks, of which so many are in."""
+    upload = Upload("5e55", Offer(0, 0, 16, weight, 0.5), Incoming(16, 8, 1024))
+    for index in range(chunks):
+        piece = memoryview((fill + bytes([index])) * 4)
+        assert upload.incoming.take(8 * index, piece)
+        upload.pieces.append(piece)
+    return upload
+
+
+def attempt_of(*clients: str, missing: tuple[int, int] = (0, 0)) -> Attempt:
+    return Attempt(clients, list(missing), Shipment("run-1", 1, 0, 0, 1, Payload(16, 8)))
 
 
 def round_of(done: str = "", begun: str = "", out: str = "", first_done_at: float | None = None) -> Round:
-    uploads = {name: upload(done=name in done) for name in done + begun}
-    return Round(0, 0, uploads=uploads, out=set(out), first_done_at=first_done_at)
+    uploads = {name: upload(chunks=2 if name in done else 1) for name in done + begun}
+    return Round(0, 0, uploads=uploads, done=set(done), out=set(out), first_done_at=first_done_at)
 
 
 # quorum 2, a deadline of 10 s after t = 100: (members, also present, done, begun, out, now) → (close, reason)
@@ -81,14 +89,50 @@ def test_transitions_are_those_of_the_table_and_no_others() -> None:
                 round.move(action)
 
 
-def test_contributions_are_the_complete_ones_in_the_order_of_names() -> None:
+def test_contributions_are_those_of_the_attempt_in_its_order() -> None:
     names = ["zoe", "adam", "kim", "bo"]
     round = Round(0, 0)
     for weight, name in enumerate(names, start=1):
-        round.uploads[name] = upload(done=name != "kim", weight=weight, fill=name[:1].encode())
-    assert [(c.client, c.weight, bytes(c.pieces[0][:1])) for c in round.contributions()] == [
-        ("adam", 2, b"a"),
-        ("bo", 4, b"b"),
-        ("zoe", 1, b"z"),
-    ]
-    assert round.done == {"zoe", "adam", "bo"}
+        round.begin(name, upload(chunks=1 if name == "kim" else 2, weight=weight, fill=name[:1].encode()))
+    round.attempt = attempt_of("adam", "bo", "zoe")
+    for index in (0, 1):
+        assert [(c.client, c.weight, bytes(c.payload[:2])) for c in round.contributions(index)] == [
+            ("adam", 2, b"a" + bytes([index])),
+            ("bo", 4, b"b" + bytes([index])),
+            ("zoe", 1, b"z" + bytes([index])),
+        ]
+
+
+def test_a_chunk_is_in_when_the_last_of_the_attempt_has_sent_it() -> None:
+    attempt = attempt_of("a", "b", missing=(2, 1))
+    assert not attempt.take("a", 0)
+    assert not attempt.take("c", 0), "it does not count"
+    assert attempt.take("b", 0)
+    assert attempt.take("a", 1)
+
+
+def test_an_attempt_is_complete_when_every_chunk_is_folded() -> None:
+    attempt = attempt_of("a")
+    for _ in range(2):
+        assert not attempt.complete
+        attempt.shipment.payload.append(Encoded(memoryview(bytes(8))))
+    assert attempt.complete
+
+
+@pytest.mark.parametrize(("dropped", "goes_on"), [("a", False), ("c", True)])
+def test_who_is_dropped_takes_along_the_attempt_that_counted_it(dropped: str, goes_on: bool) -> None:
+    round = round_of(done="ab", begun="c")
+    attempt = round.attempt = attempt_of("a", "b")
+    round.drop(dropped)
+    assert dropped not in round.uploads
+    assert dropped not in round.done
+    assert (round.attempt is attempt) is goes_on
+
+
+def test_another_process_begins_in_place_of_the_one_before() -> None:
+    round = round_of(begun="ab")
+    round.attempt = attempt_of("a", "b")
+    other = upload(chunks=0)
+    round.begin("a", other)
+    assert round.uploads["a"] is other
+    assert round.attempt is None, "it held what the other one had sent"

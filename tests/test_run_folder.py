@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from parablock.block_file import Label
 from parablock.config import ConfigError, from_dict
 from parablock.manifest import Block, Manifest, Slot
 from parablock.run_folder import RunFolder, RunFolderError
@@ -40,6 +41,10 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
 
 def values(count: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(seed).standard_normal(count).astype(np.float32)
+
+
+def label(index: int, version: int, round: int = 0) -> Label:
+    return Label(index, version, round, MANIFEST.digest)
 
 
 def test_the_config_is_read_back_as_it_was(folder: RunFolder) -> None:
@@ -147,15 +152,15 @@ def test_a_log_that_cannot_be_read_is_an_error_that_names_it(folder: RunFolder) 
 
 def test_blocks_come_back_bit_for_bit_and_the_newest_wins(folder: RunFolder) -> None:
     first, second, odd = values(7), values(7, seed=1), np.array([np.nan, -0.0, np.inf, 1e-45], dtype=np.float32)
-    folder.save_block(0, 1, first, MANIFEST.digest, round=0)
-    folder.save_block(0, 2, second.tobytes(), MANIFEST.digest, round=5)
-    path = folder.save_block(1, 1, memoryview(odd), MANIFEST.digest)
-    assert path == folder.path / "blocks" / "0001.safetensors"
+    folder.save_block(label(0, 1, 0), first)
+    folder.save_block(label(0, 2, 5), second)
+    folder.save_block(label(1, 1, -1), odd)
+    assert folder.block_path(1) == folder.path / "blocks" / "0001.safetensors"
     loaded = RunFolder.open(folder.path).load_blocks()
     assert {index: version for index, (version, _) in loaded.items()} == {0: 2, 1: 1}
     assert loaded[0][1].tobytes() == second.tobytes()
     assert loaded[1][1].tobytes() == odd.tobytes()
-    assert [(block.round, block.manifest_digest) for block in folder.read_blocks()] == [
+    assert [(block.label.round, block.label.manifest) for block in folder.read_blocks()] == [
         (5, MANIFEST.digest),
         (-1, MANIFEST.digest),
     ]
@@ -163,19 +168,19 @@ def test_blocks_come_back_bit_for_bit_and_the_newest_wins(folder: RunFolder) -> 
 
 def test_a_slice_that_is_not_contiguous_is_stored_as_it_reads(folder: RunFolder) -> None:
     every_other = values(10)[::2]
-    folder.save_block(0, 1, every_other, MANIFEST.digest)
+    folder.save_block(label(0, 1), every_other)
     np.testing.assert_array_equal(folder.load_blocks()[0][1], every_other)
 
 
 def test_blocks_are_read_in_the_order_of_their_numbers(folder: RunFolder) -> None:
     for index in (10_000, 2, 9_999):
-        folder.save_block(index, 1, values(3), MANIFEST.digest)
-    assert [block.index for block in folder.read_blocks()] == [2, 9_999, 10_000]
+        folder.save_block(label(index, 1), values(3))
+    assert [block.label.index for block in folder.read_blocks()] == [2, 9_999, 10_000]
 
 
 def test_a_crash_before_the_rename_leaves_the_old_version(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     old = values(7)
-    folder.save_block(0, 1, old, MANIFEST.digest)
+    folder.save_block(label(0, 1), old)
 
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
@@ -183,10 +188,10 @@ def test_a_crash_before_the_rename_leaves_the_old_version(folder: RunFolder, mon
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
-            folder.save_block(0, 2, values(7, seed=1), MANIFEST.digest)
+            folder.save_block(label(0, 2), values(7, seed=1))
     version, kept = folder.load_blocks()[0]
     assert (version, kept.tobytes()) == (1, old.tobytes())
-    folder.save_block(0, 3, old, MANIFEST.digest)  # over what the crash left
+    folder.save_block(label(0, 3), old)  # over what the crash left
     assert folder.load_blocks()[0][0] == 3
     assert [path.name for path in (folder.path / "blocks").iterdir()] == ["0000.safetensors"]
 
@@ -205,28 +210,31 @@ def test_the_block_is_on_disk_before_its_name_is(folder: RunFolder, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
-    folder.save_block(0, 1, values(7), MANIFEST.digest)
+    folder.save_block(label(0, 1), values(7))
     assert happened == ["fsync file", "rename", "fsync folder"]
 
 
 def test_a_flipped_bit_is_found_and_the_file_named(folder: RunFolder) -> None:
-    path = folder.save_block(0, 1, values(7), MANIFEST.digest)
+    folder.save_block(label(0, 1), values(7))
+    path = folder.block_path(0)
     content = bytearray(path.read_bytes())
     content[-5] ^= 0x10
     path.write_bytes(content)
-    with pytest.raises(RunFolderError, match=r"0000\.safetensors is damaged: sha256"):
+    with pytest.raises(RunFolderError, match=r"0000\.safetensors is damaged: xxh3_128"):
         folder.load_blocks()
 
 
 def test_a_file_cut_short_is_found_and_named(folder: RunFolder) -> None:
-    path = folder.save_block(0, 1, values(7), MANIFEST.digest)
+    folder.save_block(label(0, 1), values(7))
+    path = folder.block_path(0)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(RunFolderError, match=r"0000\.safetensors cannot be read as a block"):
         folder.load_blocks()
 
 
 def test_a_block_under_another_number_is_found(folder: RunFolder) -> None:
-    path = folder.save_block(0, 1, values(7), MANIFEST.digest)
+    folder.save_block(label(0, 1), values(7))
+    path = folder.block_path(0)
     path.rename(path.with_name("0004.safetensors"))
     with pytest.raises(RunFolderError, match=r"0004\.safetensors holds block 0"):
         folder.load_blocks()
@@ -240,7 +248,7 @@ def test_another_programs_safetensors_are_refused(folder: RunFolder) -> None:
     save_file({"block": values(7)}, path)
     with pytest.raises(RunFolderError, match="was not written by parablock"):
         folder.load_blocks()
-    metadata = {"index": "0", "version": "1", "round": "0", "manifest": "", "sha256": ""}
+    metadata = {"index": "0", "version": "1", "round": "0", "manifest": "", "xxh3_128": ""}
     save_file({"block": np.zeros(7)}, path, metadata=metadata)
     with pytest.raises(RunFolderError, match="holds float64 of shape"):
         folder.load_blocks()
@@ -248,7 +256,10 @@ def test_another_programs_safetensors_are_refused(folder: RunFolder) -> None:
 
 def test_a_block_of_another_dtype_is_our_own_bug(folder: RunFolder) -> None:
     with pytest.raises(AssertionError, match="float64"):
-        folder.save_block(0, 1, np.zeros(7), MANIFEST.digest)  # type: ignore[arg-type]
+        folder.save_block(label(0, 1), np.zeros(7))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match=r"one flat vector, got the shape \(2, 2\)"):
+        folder.save_block(label(0, 1), values(4).reshape(2, 2))
+    assert not list((folder.path / "blocks").iterdir())
 
 
 def test_the_manifest_is_read_back_as_it_was(folder: RunFolder) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +50,33 @@ def test_a_burst_of_chunks_arrives_in_order_both_ways() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_answers_that_nobody_reads_share_their_payload() -> None:
+    async def scenario() -> int:
+        router = RouterSocket(HERE)
+        greeted: list[bytes] = []
+        router.listen(lambda peer, _frames: greeted.append(peer))
+        with zmq.Context() as context, context.socket(zmq.DEALER) as lazy:
+            lazy.set(zmq.LINGER, 0)
+            lazy.set(zmq.RCVHWM, 1)
+            lazy.connect(router.endpoint)
+            lazy.send(b"hello")
+            await until(lambda: len(greeted) == 1)
+            shared = memoryview(bytes(60_000))
+            before = resident_bytes()
+            for _ in range(2000):  # 120 MB if each had its own
+                assert router.send(greeted[0], [b"header", shared])
+            grown = resident_bytes() - before
+            router.close()
+        return grown
+
+    assert asyncio.run(scenario()) < 30e6
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_what_came_before_the_broker_listened_is_not_lost() -> None:
     async def scenario() -> None:
         got: list[list[bytes]] = []
@@ -57,6 +87,27 @@ def test_what_came_before_the_broker_listened_is_not_lost() -> None:
         router.listen(lambda _peer, frames: got.append([bytes(frame) for frame in frames]))
         await until(lambda: got == [[b"hello"]])
         dealer.close(0)
+        router.close()
+
+    asyncio.run(scenario())
+
+
+def test_workers_of_one_process_may_share_a_context() -> None:
+    async def scenario() -> None:
+        got: list[tuple[bytes, bytes]] = []
+        router = RouterSocket(HERE)
+        router.listen(lambda peer, frames: got.append((peer, bytes(frames[0]))))
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        names = [b"one", b"two"]
+        dealers = [DealerSocket(router.endpoint, name, lambda _frames: None, context) for name in names]
+        dealers[0].send([b"hello"])
+        await until(lambda: len(got) == 1)
+        dealers[0].close(0)
+        dealers[1].send([b"still here"])  # the context is not the first one's to end
+        await until(lambda: len(got) == 2)
+        assert got == [(b"one", b"hello"), (b"two", b"still here")]
+        dealers[1].close(0)
+        context.term()
         router.close()
 
     asyncio.run(scenario())

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,8 +15,10 @@ from parablock import config
 from parablock.batch import IGNORED, Batch
 from parablock.blocks import decoder_layers, partition, read_block
 from parablock.loss import answer_loss
-from parablock.solver import BlockSolver, Diverged
+from parablock.solver import BlockSolver, Diverged, Trained
+from parablock.staging import Staging
 from tests import families
+from tests.test_staging import Copies
 
 if TYPE_CHECKING:
     from parablock.manifest import Block, Manifest
@@ -399,3 +402,25 @@ def test_dropout_and_layer_drop_are_off() -> None:
     first = solver.train(1, families.batches(2), lr=1e-3)
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(solver.train(1, families.batches(2), lr=1e-3).delta, first.delta)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 0.3, 1 / 3, 0.9999999])
+def test_the_guess_is_the_corrections_to_the_last_bit(alpha: float) -> None:
+    start, delta = torch.randn(2, 10_000, generator=torch.Generator().manual_seed(1)).unbind()
+    guess = Trained(start, 1e-3 * delta, 0.0, 1, 1, 0.0).guess(alpha)
+    assert guess.numpy().tobytes() == (start.numpy() + np.float32(alpha) * (1e-3 * delta).numpy()).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_device_that_copies_on_its_own_changes_nothing(dtype: torch.dtype, late: bool) -> None:
+    results = []
+    for staging in (Staging(None), Staging(Copies(late=late))):
+        model = families.build("llama", dtype)
+        manifest = partition(model, config.Blocks(num_blocks=3))
+        solver = BlockSolver(model, manifest, config.Solver(), CPU, staging)
+        for round in range(4):
+            trained = solver.train(round % 2, families.batches(2, seed=round), lr=1e-2)
+            solver.write(round % 2, trained.guess(0.5))
+        results.append([solver.read(block).numpy().tobytes() for block in range(3)])
+    assert results[0] == results[1]

@@ -8,13 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parablock.transfer import Incoming, Outgoing, TransferError
+from parablock import wire
+from parablock.transfer import Encoded, Incoming, Outgoing, Payload, TransferError
 
 CHUNK, WINDOW = 1024, 2500
 
 
-def payload_of(nbytes: int, seed: int = 0) -> memoryview:
+def bytes_of(nbytes: int, seed: int = 0) -> memoryview:
     return memoryview(random.Random(seed).randbytes(nbytes))
+
+
+def payload_of(nbytes: int, seed: int = 0) -> Payload:
+    return Payload.whole(bytes_of(nbytes, seed), CHUNK)
 
 
 @given(
@@ -26,17 +31,24 @@ def payload_of(nbytes: int, seed: int = 0) -> memoryview:
 def test_what_arrives_is_what_was_sent_whatever_is_lost_or_comes_twice(
     nbytes: int, window: int, seed: int, loss: float
 ) -> None:
-    payload, rng = payload_of(nbytes), random.Random(seed)
-    outgoing, incoming = Outgoing(payload, CHUNK, window), Incoming(nbytes, CHUNK, window)
+    sent, rng = bytes_of(nbytes), random.Random(seed)
+    payload = Payload(nbytes, CHUNK)  # its chunks become ready while others are on their way
+    unready = Payload.whole(sent, CHUNK).chunks
+    outgoing, incoming = Outgoing(payload, window), Incoming(nbytes, CHUNK, window)
+    came = bytearray()
     grants = [(0, incoming.until)]
     for _ in range(1000):
-        chunks = list(outgoing.due())
+        for _ in range(rng.randint(0, 3)):
+            if unready:
+                payload.append(unready.pop(0))
+        chunks = [(offset, chunk.payload) for offset, chunk in outgoing.due()]
         assert all(offset + view.nbytes <= incoming.held + window for offset, view in chunks), "beyond the credit"
         chunks += rng.choices(chunks, k=2) if chunks else []
         rng.shuffle(chunks)
         for offset, view in chunks:
             if rng.random() >= loss:
-                incoming.take(offset, view)
+                if incoming.take(offset, view):
+                    came += view
                 grants.append((incoming.held, incoming.until))
         for held, until in rng.sample(grants, min(3, len(grants))):  # also old ones
             outgoing.credit(held, until)
@@ -45,31 +57,63 @@ def test_what_arrives_is_what_was_sent_whatever_is_lost_or_comes_twice(
         outgoing.rewind()
     assert outgoing.done
     assert incoming.done
-    assert b"".join(incoming.pieces) == payload
+    assert came == sent
 
 
 def test_chunk_borders_do_not_depend_on_the_credit() -> None:
-    outgoing = Outgoing(payload_of(5000), CHUNK, WINDOW)
-    sent = [(offset, view.nbytes) for offset, view in outgoing.due()]
+    outgoing = Outgoing(payload_of(5000), WINDOW)
+    sent = [(offset, chunk.payload.nbytes) for offset, chunk in outgoing.due()]
     assert sent == [(0, 1024), (1024, 1024)], "2500 bytes of credit are two whole chunks"
     assert list(outgoing.due()) == []
     outgoing.credit(1024, 3524)
-    assert [(offset, view.nbytes) for offset, view in outgoing.due()] == [(2048, 1024)]
+    assert [(offset, chunk.payload.nbytes) for offset, chunk in outgoing.due()] == [(2048, 1024)]
     outgoing.credit(3072, 5000)
-    assert [(offset, view.nbytes) for offset, view in outgoing.due()] == [(3072, 1024), (4096, 904)]
+    assert [(offset, chunk.payload.nbytes) for offset, chunk in outgoing.due()] == [(3072, 1024), (4096, 904)]
 
 
-def test_chunks_are_views_and_pieces_are_kept_uncopied() -> None:
-    payload = payload_of(2000)
-    outgoing, incoming = Outgoing(payload, CHUNK, WINDOW), Incoming(2000, CHUNK, WINDOW)
-    for offset, view in outgoing.due():
-        assert view.obj is payload.obj
-        assert incoming.take(offset, view)
-    assert all(piece.obj is payload.obj for piece in incoming.pieces)
+def test_chunks_are_views() -> None:
+    values = bytes_of(2000)
+    outgoing, incoming = Outgoing(Payload.whole(values, CHUNK), WINDOW), Incoming(2000, CHUNK, WINDOW)
+    for offset, chunk in outgoing.due():
+        assert chunk.payload.obj is values.obj
+        assert incoming.take(offset, chunk.payload)
+    assert incoming.done
+
+
+def test_what_is_not_ready_waits_and_follows() -> None:
+    payload = Payload(2 * CHUNK + 1, CHUNK)
+    first, second, last = Payload.whole(bytes_of(payload.nbytes), CHUNK).chunks
+    outgoing = Outgoing(payload, 8 * CHUNK)
+    assert list(outgoing.due()) == []
+    payload.append(first)
+    assert list(outgoing.due()) == [(0, first)]
+    assert not payload.complete
+    payload.append(second)
+    payload.append(last)
+    assert payload.complete
+    assert list(outgoing.due()) == [(CHUNK, second), (2 * CHUNK, last)]
+
+
+def test_many_transfers_share_a_payload() -> None:
+    payload = payload_of(3000)
+    one, other = Outgoing(payload, WINDOW), Outgoing(payload, 8 * CHUNK)
+    assert [chunk for _, chunk in other.due()] == payload.chunks
+    assert [chunk for _, chunk in one.due()] == payload.chunks[:2]
+
+
+@pytest.mark.parametrize("nbytes", [CHUNK - 1, CHUNK + 1, 1])
+def test_a_chunk_of_another_length_is_our_own_bug(nbytes: int) -> None:
+    with pytest.raises(AssertionError, match=f"a chunk of {nbytes} bytes, 1024 expected"):
+        Payload(5000, CHUNK).append(Encoded(bytes_of(nbytes)))
+
+
+def test_a_chunk_brings_the_checksum_that_the_wire_expects() -> None:
+    chunk = bytes_of(1000)
+    assert Encoded.checked(chunk).checksum == Encoded(chunk).checksum == wire.checksum(chunk)
 
 
 def test_a_sender_takes_up_where_the_receiver_is() -> None:
-    outgoing = Outgoing(payload_of(5000), CHUNK, WINDOW)
+    outgoing = Outgoing(payload_of(5000), WINDOW)
     assert outgoing.credit(2048, 4548), "held from an earlier session"
     assert [offset for offset, _ in outgoing.due()] == [2048, 3072]
     outgoing.rewind()
@@ -77,7 +121,7 @@ def test_a_sender_takes_up_where_the_receiver_is() -> None:
 
 
 def test_an_old_grant_takes_nothing_back() -> None:
-    outgoing = Outgoing(payload_of(5000), CHUNK, WINDOW)
+    outgoing = Outgoing(payload_of(5000), WINDOW)
     assert outgoing.credit(3072, 5000)
     assert not outgoing.credit(3072, 5000)
     assert not outgoing.credit(0, 2500)
@@ -91,9 +135,18 @@ def test_an_old_grant_takes_nothing_back() -> None:
     ids=["held beyond until", "until beyond the end", "held beyond the end", "within a chunk", "within the last chunk"],
 )
 def test_an_impossible_credit_breaks_the_rules(held: int, until: int) -> None:
-    outgoing = Outgoing(payload_of(5000), CHUNK, WINDOW)
+    outgoing = Outgoing(payload_of(5000), WINDOW)
     with pytest.raises(TransferError, match=f"credit of {held} held, up to {until}, for a transfer of 5000 bytes"):
         outgoing.credit(held, until)
+
+
+def test_a_credit_of_what_was_not_made_yet_breaks_the_rules() -> None:
+    payload = Payload(5000, CHUNK)
+    outgoing = Outgoing(payload, 8 * CHUNK)
+    payload.append(Encoded(bytes_of(CHUNK)))
+    assert outgoing.credit(CHUNK, 5000)
+    with pytest.raises(TransferError, match="credit of 2048 held, of which not all was made yet"):
+        outgoing.credit(2 * CHUNK, 5000)
 
 
 @pytest.mark.parametrize(
@@ -104,27 +157,63 @@ def test_an_impossible_credit_breaks_the_rules(held: int, until: int) -> None:
 def test_a_chunk_that_cannot_be_of_the_transfer_breaks_the_rules(offset: int, nbytes: int) -> None:
     incoming = Incoming(5000, CHUNK, 8192)
     with pytest.raises(TransferError, match=f"a chunk of {nbytes} bytes at {offset}; expected"):
-        incoming.take(offset, payload_of(nbytes))
+        incoming.take(offset, bytes_of(nbytes))
 
 
 def test_a_chunk_beyond_the_credit_breaks_the_rules() -> None:
     incoming = Incoming(5000, CHUNK, WINDOW)
     with pytest.raises(TransferError, match="ends at 3072, beyond the credit of 2500"):
-        incoming.take(2048, payload_of(1024))
+        incoming.take(2048, bytes_of(1024))
 
 
 def test_a_chunk_that_is_held_or_comes_too_early_is_passed_over() -> None:
     incoming = Incoming(5000, CHUNK, WINDOW)
-    assert not incoming.take(1024, payload_of(1024)), "too early"
-    assert incoming.take(0, payload_of(1024))
-    assert not incoming.take(0, payload_of(1024)), "held"
-    assert (incoming.held, incoming.until, len(incoming.pieces)) == (1024, 3524, 1)
+    assert not incoming.take(1024, bytes_of(1024)), "too early"
+    assert incoming.take(0, bytes_of(1024))
+    assert not incoming.take(0, bytes_of(1024)), "held"
+    assert (incoming.held, incoming.until) == (1024, 3524)
 
 
 def test_a_transfer_of_nothing_is_done_at_once() -> None:
-    outgoing, incoming = Outgoing(memoryview(b""), CHUNK, WINDOW), Incoming(0, CHUNK, WINDOW)
+    outgoing, incoming = Outgoing(payload_of(0), WINDOW), Incoming(0, CHUNK, WINDOW)
     assert outgoing.done
     assert incoming.done
     assert incoming.until == 0
     assert list(outgoing.due()) == []
     assert not outgoing.credit(0, 0)
+
+
+# Grants
+
+
+def test_a_grant_is_owed_for_a_quarter_of_the_window_or_after_a_second_or_at_the_end() -> None:
+    incoming = Incoming(9 * CHUNK, CHUNK, 8 * CHUNK)
+    assert incoming.grant(10.0) == (0, 8 * CHUNK)
+    incoming.take(0, bytes_of(CHUNK))
+    assert not incoming.owes_grant(10.5), "an eighth of the window, half a second ago"
+    assert incoming.owes_grant(11.0), "it has not heard for a second"
+    incoming.take(CHUNK, bytes_of(CHUNK))
+    assert incoming.owes_grant(10.5), "a quarter of the window"
+    assert incoming.grant(10.5) == (2 * CHUNK, 9 * CHUNK)
+    assert not incoming.owes_grant(10.6), "it was told"
+    for index in range(2, 9):
+        incoming.take(index * CHUNK, bytes_of(CHUNK))
+        if index == 7:
+            incoming.grant(10.7)
+    assert incoming.owes_grant(10.7), "everything"
+
+
+def test_a_paused_receiver_takes_the_first_window_and_goes_on_when_it_may() -> None:
+    incoming = Incoming(9 * CHUNK, CHUNK, 2 * CHUNK, paused=True)
+    outgoing = Outgoing(payload_of(9 * CHUNK), 2 * CHUNK)
+    for offset, chunk in outgoing.due():
+        assert incoming.take(offset, chunk.payload)
+    held, until = incoming.grant(0.0)
+    assert (held, until) == (2 * CHUNK, 2 * CHUNK), "a grant that can be sent: never below what is held"
+    outgoing.credit(held, until)
+    assert list(outgoing.due()) == []
+    with pytest.raises(TransferError, match="beyond the credit of 2048"):
+        incoming.take(2 * CHUNK, bytes_of(CHUNK))
+    incoming.paused = False
+    outgoing.credit(*incoming.grant(1.0))
+    assert [offset for offset, _ in outgoing.due()] == [2 * CHUNK, 3 * CHUNK]

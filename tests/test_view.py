@@ -51,6 +51,21 @@ def test_on_a_terminal_there_is_a_row_per_client(
     assert "stranger" not in told
 
 
+def test_with_adaptive_steps_nobody_knows_how_many_there_will_be(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    view = View(from_dict({"solver": {"steps": 9, "adaptive": True}}), MANIFEST)
+    view.start()
+    view.joined("w0")
+    view.heartbeat("w0", Heartbeat(0.0, 1, 17, "training"))
+    view.close()
+    told = capsys.readouterr().err
+    assert "17" in told
+    assert "17/" not in told
+
+
 def test_what_a_peer_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     View(from_dict({}), MANIFEST).say("a stranger dropped: there is no message of kind '[/a]' :smile:")
     assert "'[/a]' :smile:" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from parablock.allocator import keep_freed_memory
 from parablock.config import ConfigError
 from parablock.network import EndpointError, check_endpoint
 from parablock.participant_events import End, Finish, Gone, Prepared
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
+    keep_freed_memory()
     level = logging.DEBUG if arguments.verbose else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(level)
@@ -132,9 +134,10 @@ class Worker:
             assert self._link.terms is not None
             setup = await self._torch(prepare, self._link.terms, self._local)
             prepared = Prepared(setup.config, setup.manifest, setup.base, setup.tokenizer_digest, len(setup.rows))
-            self._link.handle(prepared)
+            self._link.prepared(prepared, setup.staging)
             await self._link.until(lambda: self._link.started is not None)
-            self._trainer = await self._torch(Trainer, setup, self._link.clients, self._link.arrivals, self._link.step)
+            link = self._link
+            self._trainer = await self._torch(Trainer, setup, link.clients, link.arrivals, link.step)
             await RoundLoop(setup, self._link, self._torch, self._trainer, lag).run()
             return self._farewell(await self._link.leave("done"))
         except (ConfigError, models.ModelError, DataError, PartitionError, DeviceError) as error:

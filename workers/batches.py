@@ -1,7 +1,7 @@
-"""Which rows a client trains on in which round: a pure function, so that a run can be repeated and resumed anywhere.
+"""Which rows a client trains on in which step: a pure function, so that a run can be repeated and resumed anywhere.
 
-A client walks through its rows epoch by epoch, each in an order of its own, and a round takes the next
-steps x accumulate x batch_size of them; how a row came about is `workers.rows`' business.
+A client walks through its rows epoch by epoch, each in an order of its own, and a step takes the next
+accumulate x batch_size of them; how a row came about is `workers.rows`' business.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ if TYPE_CHECKING:
     from workers.rows import Row, Rows
 
 
-def round_batches(rows: Rows, seed: int, client: str, round: int, settings: config.Solver) -> list[tuple[Batch, ...]]:
-    """The micro-batches of a round: one tuple of `settings.accumulate` batches for each of its steps.
+def step_batches(
+    rows: Rows, seed: int, client: str, first: int, steps: int, settings: config.Solver
+) -> list[tuple[Batch, ...]]:
+    """The micro-batches of `steps` steps, the first of them number `first` of the client's whole run: one tuple of
+    `settings.accumulate` batches for each.
 
     Every row comes once per epoch; a batch that is larger than what is left of one goes on into the next, so there
     may be fewer rows than a batch. seed, client: decide the order, and nothing else does.
     """
     per_step = settings.accumulate * settings.batch_size
-    start = round * settings.steps * per_step
 
     def batch(step: int, part: int) -> Batch:
-        cursor = start + step * per_step + part * settings.batch_size
+        cursor = step * per_step + part * settings.batch_size
         places = range(cursor, cursor + settings.batch_size)
         return collate([rows[_row_at(place, len(rows), seed, client)] for place in places], rows.pad_id)
 
-    return [tuple(batch(step, part) for part in range(settings.accumulate)) for step in range(settings.steps)]
+    return [tuple(batch(step, part) for part in range(settings.accumulate)) for step in range(first, first + steps)]
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:

@@ -13,16 +13,19 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_SWITCH_INTERVAL_S = 5e-4
+SWITCH_INTERVAL_S = 5e-4
 """How long the torch thread may hold the interpreter while the event loop waits: with Python's default of 5 ms the
-loop's p99 lag under training was 8 ms, with this 3-5 ms (measured; design notes)."""
+loop's p99 lag under training was 8 ms, with this 3-5 ms (design notes; `python -m bench.executor` measures it)."""
 
 
 class TorchExecutor:
-    """`await executor(function, ...)` runs it on the device's thread. threads: torch's intra-op threads."""
+    """`await executor(function, ...)` runs it on the device's thread. threads: torch's intra-op threads.
 
-    def __init__(self, threads: int) -> None:
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    switch_interval_s: the interpreter's, which is the whole process's.
+    """
+
+    def __init__(self, threads: int, switch_interval_s: float = SWITCH_INTERVAL_S) -> None:
+        sys.setswitchinterval(switch_interval_s)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="torch", initializer=_start_thread, initargs=(threads,))
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -2,10 +2,11 @@
 
     frames ──decode──▸ participant ──effects──▸ socket, arrivals, notices
                           ▴   ▴
-                          │   └── Contribute, Say, Finish: from the round loop
+                          │   └── Contribute, Say, Finish: from the round loop; Ready: from the outbox
                           └── Tick, at the participant's own deadline
 
-Lives on the event loop alone. What has arrived is taken by the round loop (`arrivals`), at its own time.
+Lives on the event loop alone. Chunks go through the inbox and the outbox, whose threads decode and encode them. What
+has arrived is taken by the round loop (`arrivals`), at its own time.
 """
 
 from __future__ import annotations
@@ -20,24 +21,36 @@ from parablock import wire
 from parablock.participant import Participant
 from parablock.participant_events import (
     Arrived,
+    Contribute,
     Dismissed,
+    Dropped,
     End,
     Event,
     Finish,
     Gone,
     Notice,
     Prepare,
+    Prepared,
     Progress,
+    Ready,
     Received,
     Send,
     Started,
     Tick,
+    Took,
     Uploaded,
 )
+from workers.inbox import Delivery, Inbox
+from workers.outbox import Outbox
 from workers.socket import DealerSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import zmq
+
+    from workers.inbox import Staging
+    from workers.outbox import Leaving
 
 log = logging.getLogger("worker")
 
@@ -55,15 +68,23 @@ class SessionEnded(Exception):
 
 
 class Link:
-    """One session with one broker. on_gone: called once, when the session has ended."""
+    """One session with one broker. on_gone: called once, when the session has ended. context: see `DealerSocket`."""
 
-    def __init__(self, endpoint: str, name: str, session: str, patience_s: float, on_gone: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        name: str,
+        session: str,
+        patience_s: float,
+        on_gone: Callable[[], None],
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_gone = on_gone
         self.participant = Participant(name, session, patience_s, time.monotonic())
         self.terms: str | None = None
         self.started: Started | None = None  # the newest start; taken by the round loop
-        self.arrivals: deque[Arrived] = deque()  # appended here, taken by the round loop or the torch thread
+        self.arrivals: deque[Delivery] = deque()  # appended here, taken by the round loop or the torch thread
         self.uploads: dict[int, tuple[float, float]] = {}  # round → began, ended
         self.clients = 1  # how many take part, as the newest start said
         self._gone: Gone | None = None
@@ -71,7 +92,11 @@ class Link:
         self._interrupted = False
         self._changed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._socket = DealerSocket(endpoint, bytes.fromhex(session), self._on_frames)
+        self._timer_due = 0.0
+        self._inbox: Inbox | None = None  # these two from `prepared` on
+        self._outbox: Outbox | None = None
+        # Routing ids that begin with a zero byte are ZeroMQ's own.
+        self._socket = DealerSocket(endpoint, b"w" + bytes.fromhex(session), self._on_frames, context)
         log.info("calling the broker at %s as %s", endpoint, name)
         self.handle(Tick())
 
@@ -79,20 +104,42 @@ class Link:
     def gone(self) -> Gone | None:
         return self._gone
 
+    def prepared(self, prepared: Prepared, staging: Staging) -> None:
+        """Model and data are loaded; blocks may come and go."""
+        self._inbox = Inbox(prepared.config, prepared.manifest, staging, self._fail)
+        self._outbox = Outbox(prepared.config, lambda round, chunk: self.handle(Ready(round, chunk)), self._fail)
+        self.handle(prepared)
+
+    def contribute(self, contribution: Contribute, delta: Leaving) -> None:
+        """Send a delta, which may still be on its way from the device."""
+        assert self._outbox is not None
+        wanted = contribution.round >= self.participant.told
+        self.handle(contribution)
+        if not wanted:
+            return  # nothing of it is sent, so nothing is encoded, and no residual moves
+        self._outbox.put(contribution.round, contribution.block, delta)
+
     def handle(self, event: Event) -> None:
         """Give the participant an event and perform what it asks for."""
         now = time.monotonic()
         for effect in self.participant.handle(event, now):
             match effect:
                 case Send(envelope):
-                    self._socket.send(wire.encode(envelope))
+                    self._socket.send(envelope.frames)
                 case Prepare(config):
                     self.terms = config
                 case Started():
                     self.started = effect
                     self.clients = effect.clients
+                case Took(round, block, attempt, index, payload):
+                    assert self._inbox is not None
+                    self._inbox.take(round, block, attempt, index, payload)
+                case Dropped(round, attempt):
+                    assert self._inbox is not None
+                    self._inbox.drop(round, attempt)
                 case Arrived():
-                    self.arrivals.append(effect)
+                    assert self._inbox is not None
+                    self.arrivals.append(self._inbox.deliver(effect))
                 case Uploaded(round, began, ended):
                     self.uploads[round] = (began, ended)
                 case Dismissed(round, reason):
@@ -112,7 +159,10 @@ class Link:
 
     def fail(self, context: dict[str, Any]) -> None:
         """A callback of the loop has failed, which is a bug of ours: whoever waits in `until` gets the exception."""
-        self._failure = self._failure or context.get("exception") or RuntimeError(context["message"])
+        self._fail(context.get("exception") or RuntimeError(context["message"]))
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
         self._changed.set()
         self._on_gone()
 
@@ -149,6 +199,9 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for box in (self._inbox, self._outbox):
+            if box is not None:
+                box.close()
         lost = self._gone is not None and self._gone.end is End.LOST
         self._socket.close(linger_ms=0 if lost else 2000)
 
@@ -161,9 +214,16 @@ class Link:
         self.handle(Received(envelope))
 
     def _set_timer(self, now: float) -> None:
+        due = self.participant.deadline()
         if self._timer is not None:
+            if self._gone is None and self._timer_due <= due:
+                return  # it looks again when it goes off
             self._timer.cancel()
             self._timer = None
         if self._gone is None:
-            due = self.participant.deadline()
-            self._timer = self._loop.call_later(max(due - now, 0.0) + 1e-3, lambda: self.handle(Tick()))
+            self._timer_due = due
+            self._timer = self._loop.call_later(max(due - now, 0.0) + 1e-3, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.handle(Tick())

@@ -18,9 +18,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from parablock import messages
+from parablock.adaptive_steps import AdaptiveSteps
 from parablock.participant_events import Contribute, Progress, Say, Withhold
+from parablock.schedule import Schedule
 
 if TYPE_CHECKING:
+    from parablock.participant_events import Arrived
     from workers.executor import TorchExecutor
     from workers.lag import LoopLag
     from workers.link import Link
@@ -42,6 +45,9 @@ class RoundLoop:
         self._torch = torch
         self._trainer = trainer
         self._lag = lag
+        self._schedule = Schedule.of(setup.config, len(setup.manifest.blocks))
+        self._steps = AdaptiveSteps(setup.config.solver, setup.config.in_flight)
+        self._taken: dict[int, int] = {}  # round → the steps of it
         self._computed: dict[int, Span] = {}
         self._waited: dict[int, Span] = {}
         self._given = -1  # the last round committed before our newest start: what came of it is older than any guess
@@ -56,8 +62,9 @@ class RoundLoop:
             round = await self._settle(round)
             if round >= config.rounds:
                 break
-            solved = await self._torch(self._trainer.train, round)
-            self._contribute(solved)
+            hidden = [self._schedule.block(before) for before in range(max(round - config.in_flight, 0), round)]
+            self._taken[round] = steps = self._steps.next(self._schedule.block(round), hidden)
+            self._contribute(await self._torch(self._trainer.train, round, steps))
             before, round = round, max(round + 1, link.participant.told)
             every = config.eval.every
             if every and round // every > before // every and round < config.rounds:
@@ -106,9 +113,11 @@ class RoundLoop:
             log.error("round %d (%s) was of no use: %s", solved.round, name, solved.reason)
             self._link.handle(Withhold(solved.round, solved.reason[:1000]))
         else:
-            self._link.handle(Contribute(solved.round, solved.block, solved.values, solved.weight, solved.loss))
-            seconds = solved.ended - solved.began
-            log.info("round %d (%s): loss %.4f, %.2f s", solved.round, name, solved.loss, seconds)
+            contribution = Contribute(solved.round, solved.block, solved.weight, solved.loss)
+            self._link.contribute(contribution, solved.values)
+            steps, seconds = self._taken[solved.round], solved.ended - solved.began
+            self._steps.trained(solved.block, steps, seconds)
+            log.info("round %d (%s): loss %.4f, %d steps, %.2f s", solved.round, name, solved.loss, steps, seconds)
         self._report(solved.landed)
 
     def _report(self, landed: list[Landed]) -> None:
@@ -117,14 +126,19 @@ class RoundLoop:
         lag_ms = self._lag.take_p99_ms()
         for block in landed:
             arrived = block.arrived
+            computing = self._computed.pop(arrived.round, _NEVER)
+            uploading = self._link.uploads.pop(arrived.round, _NEVER)
+            if arrived.counted and _NEVER not in (computing, uploading):
+                self._steps.exchanged(arrived.block, _exchange_s(computing, uploading, arrived))
             report = messages.Landed(
                 round=arrived.round,
-                computing=self._computed.pop(arrived.round, _NEVER),
-                uploading=self._link.uploads.pop(arrived.round, _NEVER),
+                computing=computing,
+                uploading=uploading,
                 downloading=(arrived.began, arrived.ended),
                 waiting=self._waited.pop(arrived.round, _NEVER),
                 alpha=block.alpha,
                 drift=block.drift,
+                steps=self._taken.pop(arrived.round, 0),
                 staleness=block.staleness,
                 loop_lag_ms=lag_ms,
             )
@@ -144,3 +158,12 @@ class RoundLoop:
         elif tokens:
             log.info("held-out loss after round %d: %.4f (%d tokens)", round, scores.loss, tokens)
         self._link.handle(Say(messages.Evaluated(round, rows, loss_sum, tokens, scores.correct, scores.answered)))
+
+
+def _exchange_s(computing: Span, uploading: Span, arrived: Arrived) -> float:
+    """Seconds from the own delta ready to the block held, without those in which the link had nothing to do for us.
+
+    Between our upload's end and the download's beginning the broker waits for slower clients, and folds. Where blocks
+    come down while contributions still go up, what is left of that wait is at most the slowest one's upload.
+    """
+    return arrived.ended - computing[1] - max(arrived.began - uploading[1], 0.0)

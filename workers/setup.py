@@ -17,6 +17,7 @@ import torch
 from parablock import config as settings
 from parablock import models
 from parablock.blocks import partition
+from parablock.staging import Staging
 from workers.rows import Rows, load_rows
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything loaded. base and tokenizer_digest are what the broker compares at the door."""
+    """Everything loaded. base and tokenizer_digest are what the broker compares at the door. staging: the device's."""
 
     name: str
     config: Config
@@ -60,6 +61,7 @@ class Setup:
     rows: Rows
     held_out: Rows | None
     device: torch.device
+    staging: Staging
 
 
 def prepare(terms: str, local: Local) -> Setup:
@@ -90,6 +92,7 @@ def prepare(terms: str, local: Local) -> Setup:
         rows=rows,
         held_out=held_out,
         device=device,
+        staging=Staging.of(device),
     )
 
 

@@ -22,13 +22,27 @@ if TYPE_CHECKING:
 _BURST = 64
 """Messages taken per wake-up, before other callbacks of the loop have their turn."""
 
+_LAST = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+
 
 class DealerSocket:
-    """Connected to `endpoint` under the routing id `identity`; `on_frames(frames)` is called on the loop."""
+    """Connected to `endpoint` under the routing id `identity`; `on_frames(frames)` is called on the loop.
 
-    def __init__(self, endpoint: str, identity: bytes, on_frames: Callable[[list[memoryview]], None]) -> None:
+    context: shared with other sockets of the process, and left to whoever made it; without one, the socket's own.
+    Raises zmq.ZMQError where `endpoint` is no address.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        identity: bytes,
+        on_frames: Callable[[list[memoryview]], None],
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
         self._on_frames = on_frames
-        self._context = zmq.Context()
+        self._context_is_shared = context is not None
+        self._context = context or zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.ROUTING_ID, identity)
         self._socket.set(zmq.SNDHWM, 0)
@@ -39,7 +53,13 @@ class DealerSocket:
         self._socket.set(zmq.RECONNECT_IVL_MAX, 5000)
         self._socket.set(zmq.TCP_KEEPALIVE, 1)
         self._socket.set(zmq.TCP_KEEPALIVE_IDLE, 60)
-        self._socket.connect(endpoint)
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError:
+            self._socket.close(linger=0)
+            if not self._context_is_shared:
+                self._context.term()
+            raise
         self._draining = False
         self._closed = False
         self._loop = asyncio.get_running_loop()
@@ -47,7 +67,10 @@ class DealerSocket:
         self._loop.add_reader(self._descriptor, self._drain)
 
     def send(self, frames: Sequence[bytes | memoryview]) -> None:
-        self._socket.send_multipart(frames, flags=zmq.NOBLOCK, copy=False)
+        header, *payload = frames
+        self._socket.send(header, _MORE if payload else _LAST)
+        for frame in payload:
+            self._socket.send(frame, _LAST, copy=False)
         self._wake()
 
     def close(self, linger_ms: int) -> None:
@@ -56,7 +79,8 @@ class DealerSocket:
             self._closed = True
             self._loop.remove_reader(self._descriptor)
             self._socket.close(linger=linger_ms)
-            self._context.term()
+            if not self._context_is_shared:
+                self._context.term()
 
     def _wake(self) -> None:
         """The descriptor is edge-triggered, and sending may have consumed the edge: look once more."""

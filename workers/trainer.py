@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from parablock.aggregation import gather
 from parablock.correction import Corrector
 from parablock.flight import Flight
 from parablock.learning_rate import learning_rate
 from parablock.schedule import Schedule
 from parablock.solver import BlockSolver, Diverged
-from workers.batches import round_batches
+from workers.batches import step_batches
 from workers.evaluation import Scores, evaluate
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
 
+    import numpy as np
+    import numpy.typing as npt
+
     from parablock.participant_events import Arrived
+    from parablock.staging import Incoming, Outgoing
+    from workers.inbox import Delivery
     from workers.setup import Setup
 
 
@@ -46,14 +50,14 @@ class Landed:
 
 @dataclass(frozen=True)
 class Solved:
-    """A round was trained. values: float32 bytes of the delta, or None with a `reason` where it diverged.
+    """A round was trained. values: the delta, on its way from the device; None with a `reason` where it diverged.
 
     weight: tokens trained on. loss: per token. began, ended: monotonic seconds.
     """
 
     round: int
     block: int
-    values: memoryview | None
+    values: Outgoing | None
     weight: int
     loss: float
     reason: str
@@ -66,16 +70,22 @@ class Trainer:
     """See the module. arrivals: blocks that wait to be put in place. on_step: told (round, step) after each step."""
 
     def __init__(
-        self, setup: Setup, clients: int, arrivals: deque[Arrived], on_step: Callable[[int, int], None]
+        self,
+        setup: Setup,
+        clients: int,
+        arrivals: deque[Delivery],
+        on_step: Callable[[int, int], None],
     ) -> None:
         config = setup.config
         self._setup = setup
         self._config = config
         self._schedule = Schedule.of(config, len(setup.manifest.blocks))
-        self._solver = BlockSolver(setup.model, setup.manifest, config.solver, setup.device)
+        self._solver = BlockSolver(setup.model, setup.manifest, config.solver, setup.device, setup.staging)
         self._flight = Flight(Corrector(config.pipeline, clients))
         self._arrivals = arrivals
-        self._waiting: list[Arrived] = []
+        self._waiting: list[Delivery] = []
+        self._versions: dict[int, int] = {}  # by block, the round whose block all clients hold; none: the base model's
+        self._surplus = 0  # steps taken beyond `solver.steps` a round, or short of it
         self._on_step = on_step
         self._stop = threading.Event()
 
@@ -83,11 +93,14 @@ class Trainer:
         """End `train` at its next step; from any thread."""
         self._stop.set()
 
-    def train(self, round: int) -> Solved:
-        """K steps on the round's block, which then holds its guess. Raises Stopped."""
+    def train(self, round: int, steps: int) -> Solved:
+        """So many steps on the round's block, which then holds its guess. Raises Stopped."""
         setup, config, block = self._setup, self._config, self._schedule.block(round)
         began = time.monotonic()
-        batches = round_batches(setup.rows, config.seed, setup.name, round, config.solver)
+        # The rows go on where the last round left them; a round that is not trained here counts as solver.steps.
+        first = round * config.solver.steps + self._surplus
+        self._surplus += steps - config.solver.steps
+        batches = step_batches(setup.rows, config.seed, setup.name, first, steps, config.solver)
         landed: list[Landed] = []
 
         def after_step(step: int) -> None:
@@ -104,15 +117,15 @@ class Trainer:
             return Solved(round, block, None, 0, 0.0, str(error), began, time.monotonic(), landed)
         if trained.tokens == 0:
             return Solved(round, block, None, 0, 0.0, "its rows have no answer tokens", began, time.monotonic(), landed)
-        delta = trained.delta.numpy()
-        guess = self._flight.depart(round, block, trained.start.numpy(), delta)
-        self._solver.write(block, torch.from_numpy(guess))
-        values = delta.data.cast("B")
-        return Solved(round, block, values, trained.tokens, trained.loss, "", began, time.monotonic(), landed)
+        delta = self._setup.staging.out(trained.delta)
+        alpha = self._flight.depart(round, block, self._setup.staging.out(trained.start).wait, delta.wait)
+        self._solver.write(block, trained.guess(alpha))
+        return Solved(round, block, delta, trained.tokens, trained.loss, "", began, time.monotonic(), landed)
 
     def land(self, through: int, next_round: int) -> list[Landed]:
         """Put in place, in the order of rounds, every block that has arrived from a round up to `through`."""
-        return [self._land(a, next_round - 1 - a.round) for a in self._take(lambda a: a.round <= through)]
+        taken = self._take(lambda arrived: arrived.round <= through)
+        return [self._land(delivery, next_round - 1 - delivery.arrived.round) for delivery in taken]
 
     def revert(self, before: int) -> None:
         """Take back the guesses of rounds below `before`, of which the broker will not speak again."""
@@ -133,26 +146,48 @@ class Trainer:
 
     def _land_meanwhile(self, round: int, active: int) -> list[Landed]:
         """Between two steps: what has arrived, but nothing for the block that is being trained."""
-        return [self._land(a, round - a.round) for a in self._take(lambda a: a.block != active)]
+        taken = self._take(lambda arrived: arrived.block != active)
+        return [self._land(delivery, round - delivery.arrived.round) for delivery in taken]
 
-    def _take(self, wanted: Callable[[Arrived], bool]) -> list[Arrived]:
-        """Arrivals that are `wanted`, in the order of rounds; the others wait here."""
+    def _take(self, wanted: Callable[[Arrived], bool]) -> list[Delivery]:
+        """Deliveries that are `wanted`, in the order of rounds; the others wait here."""
         while self._arrivals:  # filled by the event loop's thread, emptied only by this one
             self._waiting.append(self._arrivals.popleft())
-        taken = [arrived for arrived in self._waiting if wanted(arrived)]
-        self._waiting = [arrived for arrived in self._waiting if not wanted(arrived)]
-        return sorted(taken, key=lambda arrived: arrived.round)
+        taken = [delivery for delivery in self._waiting if wanted(delivery.arrived)]
+        self._waiting = [delivery for delivery in self._waiting if not wanted(delivery.arrived)]
+        return sorted(taken, key=lambda delivery: delivery.arrived.round)
 
-    def _land(self, arrived: Arrived, staleness: int) -> Landed:
-        block = self._setup.manifest.blocks[arrived.block]
-        values = None if arrived.pieces is None else gather(arrived.pieces, block.numel)
+    def _land(self, delivery: Delivery, staleness: int) -> Landed:
+        arrived, staging = delivery.arrived, self._setup.staging
+        incoming = None if delivery.values is None else delivery.values.result()
         landing = self._flight.land(
             arrived.round,
             arrived.block,
-            values,
+            self._landed(delivery, incoming),
             alone=arrived.contributors == 1 and arrived.counted,
             held=lambda: self._solver.read(arrived.block).numpy(),
         )
         if landing.value is not None:
-            self._solver.write(arrived.block, torch.from_numpy(landing.value))
+            same = incoming is not None and landing.value is incoming.values
+            arriving = incoming if same and incoming is not None else staging.bring(landing.value)
+            self._solver.write(arrived.block, arriving.ready())
+        if incoming is not None and self._flight.public(arrived.block) is None:
+            staging.release(incoming)  # nothing but the model holds the block now
         return Landed(arrived, landing.alpha, landing.drift, max(staleness, 0))
+
+    def _landed(self, delivery: Delivery, incoming: Incoming | None) -> npt.NDArray[np.float32] | None:
+        """What every client holds of the block from now on, bit for bit; None: what it held before.
+
+        A change is added just as the broker has added it.
+        """
+        arrived, block = delivery.arrived, delivery.arrived.block
+        if incoming is None:
+            return None
+        values = incoming.values
+        held = self._versions.get(block, -1)
+        if delivery.change and held < arrived.round:
+            assert held == arrived.base, f"a change of round {arrived.base}'s block {block}, which is round {held}'s"
+            public = self._flight.public(block)
+            values = (self._solver.read(block).numpy() if public is None else public) + values
+        self._versions[block] = max(held, arrived.round)
+        return values

@@ -1,4 +1,4 @@
-"""Rates, sizes and times as people type them: "45mbit", "5MB/s", "64KiB", "50ms".
+"""Rates, sizes, times and lists of numbers as people type them: "45mbit", "5MB/s", "64KiB", "50ms", "1,2,4".
 
 Prefixes are decimal (k, M, G) unless written with an i (Ki, Mi, Gi). This module knows no link.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0}
@@ -47,6 +50,17 @@ def parse_duration(text: str) -> float:
     if match is None:
         raise UnitError(f"{text!r} is not a time; write it like 50ms, 2s or 0.05 (seconds)")
     return float(match[1]) * _SECONDS[match[2].lower()]
+
+
+def parse_numbers(text: str, kind: type[Number], option: str) -> tuple[Number, ...]:
+    """Numbers above zero from "1,2,4". option: whose value it is, for the message. Raises UnitError otherwise."""
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 < number < 1e6 for number in numbers):
+        raise UnitError(f"{option} takes numbers above zero, separated by commas; got {text!r}")
+    return numbers
 
 
 def format_rate(rate: float) -> str:

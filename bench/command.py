@@ -1,0 +1,67 @@
+"""What the commands of the exchange benchmarks share: their exit codes, their temporary folder, and SIGTERM.
+
+Exit codes: 0; 1 where a run failed (the message has the ends of the logs); 2 for wrong input; 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from bench import results
+from bench.figures import FiguresError
+from bench.netns import LinkError
+from bench.processes import ChildError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+SHM = Path("/dev/shm")
+
+Plan = TypeVar("Plan")
+
+
+def run(
+    name: str,
+    options: argparse.Namespace,
+    plan: Callable[[argparse.Namespace, Path | None], Plan],
+    measure: Callable[[Plan, Path], None],
+) -> int:
+    """Make the plan, then measure in a new temporary folder that goes at the end. Returns the exit code.
+
+    options: with `out` and `shm`. plan: of the options and where runs go (see `shm`); raises ValueError, with what to
+    do, for what cannot be run. measure: prints and keeps its result itself.
+    """
+    try:
+        results.check_out(options.out)
+        where = shm(options.shm)
+        asked = plan(options, where)
+    except ValueError as error:
+        print(f"bench.{name}: {error}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children and links end
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"parablock-{name}-", dir=where) as folder:
+            measure(asked, Path(folder))
+    except KeyboardInterrupt:
+        return 130
+    except (ChildError, LinkError, FiguresError, OSError) as error:
+        print(f"bench.{name} failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def shm(asked: bool) -> Path | None:
+    """Where runs go: the file system in memory where it was asked for, else (None) the usual temporary folder.
+
+    Raises ValueError where there is none.
+    """
+    if not asked:
+        return None
+    if not SHM.is_dir():
+        raise ValueError(f"there is no {SHM} here; leave --shm out, and the runs go to {tempfile.gettempdir()}")
+    return SHM

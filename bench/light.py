@@ -1,0 +1,260 @@
+"""Light clients: the real link and participant without a model, so that the exchange is all that a round costs.
+
+    python -m bench.light --broker ENDPOINT --first 0 --count 128 --blocks 2 --block-bytes 65536 --report FILE
+
+Any number of them live in one process, on one event loop. In each round a client rests for a fixed time, contributes
+an update that was made once, and waits for the block. What it measured, and a digest of all blocks that it holds, go
+to a file; what is made of them is `bench.exchange`'s business. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zmq
+import zmq.asyncio
+
+from bench import synthetic, usage
+from bench.gate import AsyncVisitor
+from broker.__main__ import loop_factory
+from parablock import config as settings
+from parablock import messages
+from parablock.allocator import keep_freed_memory
+from parablock.participant_events import Contribute, Prepared, Say
+from parablock.schedule import Schedule
+from workers.executor import SWITCH_INTERVAL_S
+from workers.link import Link, SessionEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from parablock.manifest import Manifest
+    from parablock.participant_events import Arrived
+
+    Vector = npt.NDArray[np.float32]
+
+_PATIENCE_S = 300.0
+
+
+class Host:
+    """What `parablock.staging` is on the host, without torch: a buffer is where it shall be as soon as it is filled."""
+
+    def __init__(self) -> None:
+        self._free: list[Vector] = []
+
+    def buffer(self, numel: int) -> Vector:
+        return self._free.pop() if self._free and self._free[-1].size == numel else np.empty(numel, np.float32)
+
+    def bring(self, values: Vector) -> Brought:
+        return Brought(values, time.monotonic())
+
+    def release(self, values: Vector) -> None:
+        self._free.append(values)
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A block, and when the last of it was there."""
+
+    values: Vector
+    at: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """A delta that need not be waited for."""
+
+    values: Vector
+
+    @property
+    def numel(self) -> int:
+        return self.values.size
+
+    def wait(self) -> Vector:
+        return self.values
+
+
+class LightClient:
+    """One client of a run. delta: at least as long as any block, and nobody changes it."""
+
+    def __init__(
+        self, link: Link, name: str, manifest: Manifest, delta: Vector, pause_s: float, gate: AsyncVisitor | None
+    ) -> None:
+        self._link = link
+        self._name = name
+        self._manifest = manifest
+        self._delta = delta
+        self._pause_s = pause_s
+        self._gate = gate
+        self._host = Host()
+        self._held: dict[int, tuple[int, Vector]] = {}  # by block: the round that made it, and its values
+        self._began: dict[int, float] = {}
+        self._arrived: dict[int, float] = {}
+
+    async def run(self) -> dict[str, Any]:
+        """Take part from the first round to the last, and say how it went. Raises SessionEnded where it ends early."""
+        link = self._link
+        await link.until(lambda: link.terms is not None)
+        assert link.terms is not None
+        config = settings.from_dict(json.loads(link.terms))
+        link.prepared(Prepared(config, self._manifest, synthetic.WEIGHTS, synthetic.TOKENIZER, 1), self._host)
+        schedule = Schedule.of(config, len(self._manifest.blocks))
+        round = 0
+        while True:
+            await link.until(partial(self._ready, min(round, config.rounds)))
+            await self._take()
+            if link.started is not None:  # the first start, or a new one for a client that fell behind
+                round, link.started = max(round, link.started.round), None
+                continue
+            if round >= config.rounds:
+                break
+            if self._gate is not None:
+                await self._gate.wait()
+            if self._pause_s:
+                await asyncio.sleep(self._pause_s)
+            self._contribute(round, schedule.block(round))
+            round = max(round + 1, link.participant.told)
+        await link.leave("done")
+        return {
+            "name": self._name,
+            "digest": self._digest(),
+            "began": [[round, at] for round, at in self._began.items()],
+            "held": [[round, at] for round, at in self._arrived.items()],
+        }
+
+    def _ready(self, round: int) -> bool:
+        return self._link.started is not None or self._link.participant.may_train(round)
+
+    def _contribute(self, round: int, block: int) -> None:
+        self._began[round] = time.monotonic()
+        delta = Made(self._delta[: self._manifest.blocks[block].numel])
+        self._link.contribute(Contribute(round, block, weight=1, loss=0.0), delta)
+
+    async def _take(self) -> None:
+        """Keep what has arrived in place of what it replaces, and report on it as a worker does."""
+        while self._link.arrivals:
+            delivery = self._link.arrivals.popleft()
+            arrived = delivery.arrived
+            assert not delivery.change, "light clients hold blocks in full"
+            if delivery.values is None:
+                self._arrived[arrived.round] = arrived.ended
+            else:
+                brought: Brought = await asyncio.wrap_future(delivery.values)
+                self._arrived[arrived.round] = brought.at
+                newest, before = self._held.get(arrived.block, (-1, None))
+                if arrived.round > newest:
+                    self._held[arrived.block] = arrived.round, brought.values
+                    if before is not None:
+                        self._host.release(before)
+            self._link.handle(Say(self._report(arrived)))
+
+    def _report(self, arrived: Arrived) -> messages.Landed:
+        began = self._began.get(arrived.round)
+        return messages.Landed(
+            round=arrived.round,
+            computing=(began - self._pause_s, began) if began is not None else (0.0, 0.0),
+            uploading=self._link.uploads.pop(arrived.round, (0.0, 0.0)),
+            downloading=(arrived.began, arrived.ended),
+            waiting=(0.0, 0.0),
+            alpha=1.0,
+            drift=0.0,
+            steps=1,
+            staleness=0,
+            loop_lag_ms=0.0,
+        )
+
+    def _digest(self) -> str:
+        """SHA-256 over the blocks that were ever exchanged, with their rounds, as hexadecimal text."""
+        digest = hashlib.sha256()
+        for block, (round, values) in sorted(self._held.items()):
+            digest.update(f"{block} {round}\n".encode())
+            digest.update(values.data)
+        return digest.hexdigest()
+
+
+async def take_part(options: argparse.Namespace) -> dict[str, Any]:
+    """All clients of this process, to the end of the run. Raises what any of them raises."""
+    manifest = synthetic.manifest(options.blocks, options.block_bytes)
+    memory = usage.Memory()
+    context = zmq.asyncio.Context()
+    context.set(zmq.MAX_SOCKETS, 2 * options.count + 8)  # its default is 1023
+    plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
+    links, gates, clients = [], [], []
+    for index in range(options.first, options.first + options.count):
+        name = f"light-{index:04d}"
+        link = Link(options.broker, name, secrets.token_hex(16), _PATIENCE_S, lambda: None, plain)
+        links.append(link)
+        gate = AsyncVisitor(context, options.gate) if options.gate else None
+        if gate is not None:
+            gates.append(gate)
+        delta = synthetic.delta(index, options.block_bytes // 4)
+        clients.append(LightClient(link, name, manifest, delta, options.pause_s, gate))
+
+    def fail(_loop: asyncio.AbstractEventLoop, trouble: dict[str, Any]) -> None:
+        for link in links:
+            link.fail(trouble)
+
+    asyncio.get_running_loop().set_exception_handler(fail)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(client.run()) for client in clients]
+    finally:
+        for link in links:
+            link.close()
+        for gate in gates:
+            gate.close()
+        context.term()
+    return {
+        "clients": [task.result() for task in tasks],
+        "peak_bytes": memory.peak(),
+        "cpu_s": usage.cpu_s(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0; 1 where a session ended before the run did."""
+    parser = argparse.ArgumentParser(prog="python -m bench.light", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--broker", required=True, metavar="ENDPOINT", help="where the broker listens")
+    add("--first", type=int, default=0, help="number of the first client of this process")
+    add("--count", type=int, default=1, help="how many clients live here")
+    add("--blocks", type=int, required=True, help="blocks of the synthetic model")
+    add("--block-bytes", type=int, required=True, help="bytes of each of them, in float32")
+    add("--pause-s", type=float, default=0.0, help="rest before each contribution, in place of training")
+    add("--gate", default="", metavar="ENDPOINT", help="wait here before each round")
+    add("--report", type=Path, required=True, metavar="FILE", help="where to write what was measured, as JSON")
+    options = parser.parse_args(argv)
+    keep_freed_memory()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        try:
+            report = runner.run(take_part(options))
+        except BaseExceptionGroup as failed:
+            ended, others = failed.split(SessionEnded)
+            if others is not None or ended is None:
+                raise
+            print(f"bench.light: {ended.exceptions[0]}", file=sys.stderr)
+            return 1
+    partial = options.report.with_suffix(".partial")
+    partial.write_text(json.dumps(report), encoding="utf-8")
+    partial.rename(options.report)  # at once: the benchmark waits for the file
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The real broker over a synthetic model, with an eye on itself: CPU seconds, memory, and the time that storing takes.
+
+    python -m bench.light_broker CONFIG.toml --out RUN --blocks 2 --block-bytes 65536 --report FILE
+
+Everything but the model is the broker of a run: its socket, coordinator, folds, record and view. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import synthetic, usage
+from broker.__main__ import loop_factory, tune
+from broker.server import Broker
+from broker.socket import RouterSocket
+from parablock import config as settings
+from parablock.block_file import BlockWriter, Label
+from parablock.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    Vector = npt.NDArray[np.float32]
+
+ENDPOINT = "endpoint"
+"""The file in the run's folder that says where the broker listens, as soon as it does."""
+
+
+class MeteredFolder(RunFolder):
+    """A run's folder that notes what each block's storing took, and what the process had used by then."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.stored: list[dict[str, Any]] = []
+        self.discards = False
+
+    def block_writer(self, label: Label, numel: int) -> BlockWriter:
+        kind = _DiscardingWriter if self.discards else _MeteredWriter
+        return kind(self.block_path(label.index), label, numel, self.stored)
+
+
+class _MeteredWriter(BlockWriter):
+    """Notes what it took to make a block durable that was written while it was folded."""
+
+    def __init__(self, path: Path, label: Label, numel: int, stored: list[dict[str, Any]]) -> None:
+        super().__init__(path, label, numel)
+        self._round = label.round
+        self._stored = stored
+
+    def commit(self) -> None:
+        began = time.monotonic()
+        super().commit()
+        ended = time.monotonic()
+        self._stored.append({"round": self._round, "began": began, "ended": ended, "cpu_s": usage.cpu_s()})
+
+
+class _DiscardingWriter(_MeteredWriter):
+    """Keeps nothing, so that an exchange is N uploads, the fold, and N downloads, and no disk."""
+
+    def write(self, values: Vector) -> None:
+        del values
+
+    def commit(self) -> None:
+        self.abort()
+        now = time.monotonic()
+        self._stored.append({"round": self._round, "began": now, "ended": now, "cpu_s": usage.cpu_s()})
+
+
+async def _serve(config: settings.Config, base: Any, folder: MeteredFolder, socket: RouterSocket) -> bool:
+    broker = Broker(config, base, folder, socket, "bench", time.time_ns())
+    return (await broker.run()).complete
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0; 1 where the run did not come to its end."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.light_broker", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("config", type=Path, help="TOML file of the run's settings")
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--blocks", type=int, required=True, help="blocks of the synthetic model")
+    parser.add_argument("--block-bytes", type=int, required=True, help="bytes of each of them, in float32")
+    parser.add_argument("--report", type=Path, required=True, metavar="FILE", help="where to write the measures, JSON")
+    parser.add_argument("--discard", action="store_true", help="do not store the blocks")
+    options = parser.parse_args(argv)
+    tune()
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    config = settings.load(options.config)
+    manifest = synthetic.manifest(options.blocks, options.block_bytes)
+    socket = RouterSocket(config.network.bind)
+    memory = usage.Memory()
+    base = synthetic.base(manifest)
+    with MeteredFolder.create(options.out, config) as folder:
+        assert isinstance(folder, MeteredFolder)
+        folder.discards = options.discard
+        folder.write_manifest(manifest, synthetic.WEIGHTS)
+        (options.out / ENDPOINT).write_text(socket.endpoint + "\n", encoding="utf-8")
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            complete = runner.run(_serve(config, base, folder, socket))
+        report = {"stored": folder.stored, "peak_bytes": memory.peak(), "cpu_s": usage.cpu_s()}
+    options.report.write_text(json.dumps(report), encoding="utf-8")
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

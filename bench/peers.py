@@ -1,0 +1,187 @@
+"""The same exchange through Flower: same payload, same clients, same machine, no training on either side (design §6).
+
+    python -m bench.peers --quick --flower-python flower/bin/python --out peers.json
+
+Each moves one float32 array of a block's size down to and up from every client, as a process each, and forms the
+mean; both without encryption. Parablock's round is from the first client's start of upload to the last one's holding
+of the block, Flower's from the strategy's first step to the mean. The two take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from bench import command, exchange, figures, flower, results
+from bench.exchange import Exchange
+from bench.throughput import MAX_BLOCK_MB, block_bytes
+from parablock.units import parse_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.table import Table
+
+WARM_UP_ROUNDS = 2
+FLOWER_WARM_UP_ROUNDS = 1
+"""Its first round starts processes and installs the app."""
+
+_BLOCKS = 2
+
+_console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asked for. rounds: measured ones on each side, after the warm-up."""
+
+    block_mb: tuple[float, ...]
+    clients: tuple[int, ...]
+    rounds: int
+    repeat: int
+    python: Path
+    flower: str
+    out: Path | None
+    where: Path | None
+
+
+def measure(plan: Plan, folder: Path) -> None:
+    """All rows, printed and kept."""
+    rows = [_row(plan, block_mb, clients, folder) for clients in plan.clients for block_mb in plan.block_mb]
+    _console.print(table(rows))
+    results.emit(result(rows, plan), plot(rows), plan.out)
+
+
+def _row(plan: Plan, block_mb: float, clients: int, folder: Path) -> dict[str, Any]:
+    asked = Exchange(clients, _BLOCKS, block_bytes(block_mb), plan.rounds + WARM_UP_ROUNDS, gated=True)
+    found = []
+    for _ in range(plan.repeat):
+        _console.print(f"{clients} clients, {block_mb:g} MB: parablock")
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            ours = exchange.run(asked, Path(place)).exchange_s(WARM_UP_ROUNDS)
+        _console.print(f"{clients} clients, {block_mb:g} MB: Flower {plan.flower}")
+        rounds = plan.rounds + FLOWER_WARM_UP_ROUNDS
+        theirs = flower.measure(plan.python, clients, asked.block_bytes, rounds, FLOWER_WARM_UP_ROUNDS, folder)
+        found.append(row(clients, asked.block_bytes, ours, theirs))
+    return figures.medians(found)
+
+
+def row(clients: int, nbytes: int, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """One row of the result, from the seconds of each round; MB are 1e6 bytes, rates medians."""
+    moved_mb = 2 * clients * nbytes / 1e6
+    parablock_s, flower_s = statistics.median(ours), statistics.median(theirs)
+    return {
+        "workers": clients,
+        "block_mb": nbytes / 1e6,
+        "parablock_mb_s": moved_mb / parablock_s,
+        "flower_mb_s": moved_mb / flower_s,
+        "ratio": flower_s / parablock_s,
+        "parablock_s": parablock_s,
+        "flower_s": flower_s,
+        "rounds": len(theirs),
+        "parablock_rounds_s": list(ours),
+        "flower_rounds_s": list(theirs),
+    }
+
+
+def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
+    """The JSON object of design §6: the row with the lowest ratio, all rows, the conditions."""
+    worst = min(rows, key=lambda row: row["ratio"])
+    return {
+        "bench": "peers",
+        **{key: value for key, value in worst.items() if not isinstance(value, list)},
+        "rows": rows,
+        "flower": plan.flower,
+        "repeat": plan.repeat,
+        "folder": str(plan.where or tempfile.gettempdir()),
+        "encryption": "none on either side",
+        "machine": results.machine(),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows for people."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "clients": lambda row: str(row["workers"]),
+        "block MB": lambda row: f"{row['block_mb']:g}",
+        "parablock MB/s": lambda row: f"{row['parablock_mb_s']:.0f}",
+        "Flower MB/s": lambda row: f"{row['flower_mb_s']:.1f}",
+        "ratio": lambda row: f"{row['ratio']:.1f}",
+        "parablock s": lambda row: f"{row['parablock_s']:.3f}",
+        "Flower s": lambda row: f"{row['flower_s']:.2f}",
+    }
+    return results.table(columns, rows, "payload up + down over all clients; medians over rounds")
+
+
+def plot(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Both rates, on a logarithmic axis, a pair of bars a row."""
+    figure = Figure(figsize=(1.6 * len(rows) + 3, 3.2), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(rows))
+    for shift, key, colour, label in (
+        (-0.2, "flower_mb_s", "tab:gray", "Flower"),
+        (0.2, "parablock_mb_s", "tab:blue", "parablock"),
+    ):
+        bars = axes.bar([place + shift for place in places], [row[key] for row in rows], 0.4, color=colour, label=label)
+        axes.bar_label(bars, fmt="%.0f", fontsize=8)
+    axes.set_yscale("log")
+    axes.set_xticks(list(places), [f"{row['workers']} clients\n{row['block_mb']:g} MB" for row in rows])
+    axes.set_ylabel("payload up + down (MB/s)")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; exit codes as in `bench.command`, 2 also where Flower is missing."""
+    return command.run("peers", _parser().parse_args(argv), _plan, measure)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--quick", action="store_true", help="blocks of 16 MB, two clients, one round: within 60 s")
+    add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
+    add("--flower-python", type=Path, default=Path(sys.executable), help="a Python that has flwr (default: this one)")
+    add("--block-mb", help="sizes of a block in MB (1e6 bytes), a row for each (default: 64; quick: 16)")
+    add("--clients", default="2", help="numbers of clients, rows for each (default: 2)")
+    add("--rounds", type=int, help="rounds that are measured on each side (default: 5; quick: 1)")
+    add("--repeat", type=int, default=1, help="runs of each side, of which the medians are given (default: 1)")
+    add("--shm", action="store_true", help="keep the runs in /dev/shm, so that no disk is part of a round")
+    return parser
+
+
+def _plan(options: argparse.Namespace, where: Path | None) -> Plan:
+    """Raises ValueError, with what to do, for what cannot be run."""
+    quick = options.quick
+    block_mb = parse_numbers(options.block_mb or ("16" if quick else "64"), float, "--block-mb")
+    clients = parse_numbers(options.clients, int, "--clients")
+    rounds = options.rounds if options.rounds is not None else (1 if quick else 5)
+    for name, value in (("--rounds", rounds), ("--repeat", options.repeat)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not all(1e-3 <= size <= MAX_BLOCK_MB for size in block_mb):
+        raise ValueError(f"--block-mb takes sizes from 0.001 to {MAX_BLOCK_MB:g} MB, got {options.block_mb}")
+    if quick and (len(clients) * len(block_mb) > 1 or options.repeat > 1):
+        raise ValueError("--quick is one row within 60 s; leave it out for several sizes, clients or repetitions")
+    return Plan(
+        block_mb=block_mb,
+        clients=clients,
+        rounds=rounds,
+        repeat=options.repeat,
+        python=options.flower_python,
+        flower=flower.version(options.flower_python),
+        out=options.out,
+        where=where,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

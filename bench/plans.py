@@ -1,0 +1,60 @@
+"""`parablock plan` as the clients of a run would type it: all at once, over given links, against a real broker.
+
+The clients of a run share the cores, so their planners do too. What is made of the predictions is the caller's part.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from bench.processes import ChildError, Children
+from bench.runs import ENVIRONMENT, PATIENCE_S
+from parablock import config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bench.network import Network
+    from bench.processes import Child
+
+_POLL_S = 0.1
+
+
+def plans(settings: config.Config, links: Network, folder: Path) -> list[dict[str, Any]]:
+    """What each client's planner printed, by client. settings, links: as for `bench.runs.run`; folder: new.
+
+    Raises ChildError, with the ends of the logs, where a process fails or nothing moves any more.
+    """
+    assert settings.network.bind == links.bind, "the broker must listen where the links lead"
+    folder.mkdir()
+    config_path, out = folder / "config.toml", folder / "run"
+    config_path.write_text(config.to_toml(settings), encoding="utf-8")
+    python = (sys.executable, "-m")
+    with Children(folder) as children:
+        broker_options = (str(config_path), "--out", str(out), *links.flags)
+        broker = children.start("broker", [*links.broker_prefix, *python, "broker", *broker_options], ENVIRONMENT)
+        _listening(broker, out / "endpoint")
+        planners = []
+        for index, (endpoint, prefix) in enumerate(zip(links.endpoints, links.client_prefixes, strict=True)):
+            options = (str(config_path), "--broker", endpoint, "--threads", "1", "--json", *links.flags)
+            command = [*prefix, *python, "parablock.cli", "plan", *options]
+            planners.append(children.start(f"planner-{index}", command, ENVIRONMENT))
+
+        def progress() -> int:
+            return sum(planner.log.stat().st_size for planner in planners)
+
+        for planner in planners:
+            children.wait(planner, progress, PATIENCE_S)
+    return [json.loads(planner.log.read_text(encoding="utf-8").splitlines()[-1]) for planner in planners]
+
+
+def _listening(broker: Child, endpoint: Path) -> None:
+    """Wait until the broker has written its endpoint: a planner that comes earlier would not wait for it so long."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not endpoint.exists():
+        if broker.process.poll() is not None or time.monotonic() > deadline:
+            raise ChildError(f"the broker does not listen\n{broker.story()}")
+        time.sleep(_POLL_S)

@@ -1,0 +1,225 @@
+"""A full exchange (N uploads, fold, N downloads) against a bare pyzmq ROUTER/DEALER moving the same bytes (design §6).
+
+    python -m bench.throughput --quick --out throughput.json
+    python -m bench.throughput --block-mb 4,16,64,256 --clients 2,4,8 --shm
+
+Real processes on loopback: the broker over a synthetic model, light clients, no compute. A round's time is from the
+first client's start of upload to the last client's holding of the committed block; bytes are those of the blocks, up
+and down, over all clients. Parablock and the bare sockets take turns, so that what else the machine does hits both.
+Memory is above what a process had before it made its arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from bench import command, exchange, figures, raw, results
+from bench.exchange import Exchange
+from parablock.units import parse_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.table import Table
+
+    from bench.exchange import Finished
+
+WARM_UP_ROUNDS = 2
+CHUNK_BYTES = 1 << 20
+"""Of the bare exchange; parablock's default as well."""
+
+MAX_BLOCK_MB = 4096.0
+
+_console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asked for. rounds: measured ones, after the warm-up."""
+
+    block_mb: tuple[float, ...]
+    clients: tuple[int, ...]
+    blocks: int
+    rounds: int
+    repeat: int
+    out: Path | None
+    where: Path | None
+
+
+def measure(plan: Plan, folder: Path) -> None:
+    """All rows, printed and kept."""
+    rows = [_row(plan, block_mb, clients, folder) for clients in plan.clients for block_mb in plan.block_mb]
+    _console.print(table(rows))
+    results.emit(result(rows, plan), plot(rows), plan.out)
+
+
+def _row(plan: Plan, block_mb: float, clients: int, folder: Path) -> dict[str, Any]:
+    _console.print(f"{clients} clients, blocks of {block_mb:g} MB")
+    asked = Exchange(clients, plan.blocks, block_bytes(block_mb), plan.rounds + WARM_UP_ROUNDS, gated=True)
+    found = []
+    for _ in range(plan.repeat):
+        bare = raw.measure(clients, asked.block_bytes, CHUNK_BYTES, asked.rounds, WARM_UP_ROUNDS, folder)
+        finished = []
+        for each in (dataclasses.replace(asked, discards=True), asked):
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                finished.append(exchange.run(each, Path(place)))
+        found.append(row(asked, *finished, bare))
+    return figures.medians(found)
+
+
+def block_bytes(block_mb: float) -> int:
+    """Bytes of a block of `block_mb` MB (1e6 bytes), down to whole float32 values."""
+    return int(block_mb * 1e6) // 4 * 4
+
+
+def row(asked: Exchange, moved: Finished, stored: Finished, raw_s: Sequence[float]) -> dict[str, Any]:
+    """One row of the result. moved: the run that kept no blocks; stored: the one that did.
+
+    raw_s: seconds of the bare exchange's rounds; MB are 1e6 bytes, rates medians.
+    """
+    moved_mb = 2 * asked.clients * asked.block_bytes / 1e6
+    block_mb = asked.block_bytes / 1e6
+    rounds_s, stored_rounds_s = moved.exchange_s(WARM_UP_ROUNDS), stored.exchange_s(WARM_UP_ROUNDS)
+    exchange_s, bare_s = statistics.median(rounds_s), statistics.median(raw_s)
+    stored_s = statistics.median(stored_rounds_s)
+    return {
+        "workers": asked.clients,
+        "block_mb": block_mb,
+        "exchange_mb_s": moved_mb / exchange_s,
+        "raw_zmq_mb_s": moved_mb / bare_s,
+        "ratio": bare_s / exchange_s,
+        "exchange_s": exchange_s,
+        "stored_mb_s": moved_mb / stored_s,
+        "stored_ratio": bare_s / stored_s,
+        "store_s": stored.store_s(WARM_UP_ROUNDS),
+        "broker_peak_mb": stored.broker_peak_bytes / 1e6,
+        "bound_mb": block_mb * (asked.blocks + asked.clients + 3),
+        "client_peak_mb": stored.client_peak_bytes / 1e6,
+        # What a light client has in a solver's place: the model's blocks and the update that it sends.
+        "client_bound_mb": block_mb * (asked.blocks + 1 + 3),
+        "broker_cpu_s": stored.broker_cpu_s(WARM_UP_ROUNDS),
+        "rounds": len(rounds_s),
+        "rounds_s": rounds_s,
+        "stored_rounds_s": stored_rounds_s,
+        "raw_rounds_s": list(raw_s),
+    }
+
+
+def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
+    """The JSON object of design §6: the row with the lowest ratio, all rows, the conditions."""
+    worst = min(rows, key=lambda row: row["ratio"])
+    return {
+        "bench": "throughput",
+        **{key: value for key, value in worst.items() if not isinstance(value, list)},
+        "rows": rows,
+        "blocks": plan.blocks,
+        "chunk_bytes": CHUNK_BYTES,
+        "repeat": plan.repeat,
+        "folder": str(plan.where or tempfile.gettempdir()),
+        "encryption": "none on either side",
+        "machine": results.machine(),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows for people."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "clients": lambda row: str(row["workers"]),
+        "block MB": lambda row: f"{row['block_mb']:g}",
+        "MB/s": lambda row: f"{row['exchange_mb_s']:.0f}",
+        "bare": lambda row: f"{row['raw_zmq_mb_s']:.0f}",
+        "ratio": lambda row: f"{row['ratio']:.2f}",
+        "round s": lambda row: f"{row['exchange_s']:.3f}",
+        "stored": lambda row: f"{row['stored_ratio']:.2f}",
+        "store s": lambda row: f"{row['store_s']:.3f}",
+        "broker MB": lambda row: f"{row['broker_peak_mb']:.0f}",
+        "bound": lambda row: f"{row['bound_mb']:.0f}",
+        "client MB": lambda row: f"{row['client_peak_mb']:.0f}",
+        "bound ": lambda row: f"{row['client_bound_mb']:.0f}",
+    }
+    return results.table(
+        columns,
+        rows,
+        "medians; stored: the ratio with every block made durable; memory: peaks, and what they may be",
+    )
+
+
+def plot(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Rates by block size, parablock against the bare sockets, a panel for each number of clients."""
+    counts = sorted({each["workers"] for each in rows})
+    figure = Figure(figsize=(3.4 * len(counts) + 1, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
+    for axes, count in zip(panels, counts, strict=True):
+        chosen = sorted((each for each in rows if each["workers"] == count), key=lambda each: each["block_mb"])
+        sizes = [each["block_mb"] for each in chosen]
+        for key, colour, label in (
+            ("raw_zmq_mb_s", "tab:gray", "bare pyzmq"),
+            ("exchange_mb_s", "tab:blue", "parablock"),
+        ):
+            axes.plot(sizes, [each[key] for each in chosen], color=colour, marker="o", markersize=4, label=label)
+        for each in chosen:
+            place = (each["block_mb"], each["exchange_mb_s"])
+            axes.annotate(f"{each['ratio']:.2f}", place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        axes.set_xscale("log", base=4)
+        axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axes.set_ylim(0, 1.1 * max(max(each["raw_zmq_mb_s"], each["exchange_mb_s"]) for each in rows))
+        axes.set_title(f"{count} clients", fontsize=10)
+        axes.set_xlabel("block (MB)")
+    panels[0].set_ylabel("payload up + down (MB/s)")
+    panels[-1].legend(fontsize=8)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; exit codes as in `bench.command`."""
+    return command.run("throughput", _parser().parse_args(argv), _plan, measure)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--quick", action="store_true", help="blocks of 16 MB, two clients, few rounds: within 60 s")
+    add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
+    add("--block-mb", help="sizes of a block in MB (1e6 bytes), a row for each (default: 4,16,64,256; quick: 16)")
+    add("--clients", help="numbers of clients, rows for each (default: 2,4,8; quick: 2)")
+    add("--blocks", type=int, default=2, help="blocks of the model (default: 2)")
+    add("--rounds", type=int, help="rounds that are measured in each run (default: 8; quick: 5)")
+    add("--repeat", type=int, help="runs of each kind, of which the medians are given (default: 3; quick: 1)")
+    add("--shm", action="store_true", help="keep the runs in /dev/shm, so that no disk is part of a round")
+    return parser
+
+
+def _plan(options: argparse.Namespace, where: Path | None) -> Plan:
+    """Raises ValueError, with what to do, for what cannot be run."""
+    quick = options.quick
+    plan = Plan(
+        block_mb=parse_numbers(options.block_mb or ("16" if quick else "4,16,64,256"), float, "--block-mb"),
+        clients=parse_numbers(options.clients or ("2" if quick else "2,4,8"), int, "--clients"),
+        blocks=options.blocks,
+        rounds=options.rounds if options.rounds is not None else (5 if quick else 8),
+        repeat=options.repeat if options.repeat is not None else (1 if quick else 3),
+        out=options.out,
+        where=where,
+    )
+    for name in ("blocks", "rounds", "repeat"):
+        if (value := getattr(plan, name)) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if not all(1e-3 <= size <= MAX_BLOCK_MB for size in plan.block_mb):
+        raise ValueError(f"--block-mb takes sizes from 0.001 to {MAX_BLOCK_MB:g} MB, got {options.block_mb}")
+    if quick and (len(plan.clients) * len(plan.block_mb) > 1 or plan.repeat > 1):
+        raise ValueError("--quick is one row within 60 s; leave it out for several sizes, clients or repetitions")
+    return plan
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""The collection of contributions: the rounds that are open, what has come of each, and what is folded of it.
+
+Aggregation cuts through: chunk c of the new block is folded and leaves as soon as chunk c is in from everybody who is
+expected to count (`parablock.rounds.Attempt`), so that the way down begins while the way up goes on. Rounds are
+committed in order, each at most once. A contribution to a later round than the next may begin to come; all of it comes
+when its turn has come, so that no more than the roster's contributions to one round are held, and a window each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from parablock.coordinator_events import Committed, Effect, Fold, Note, Store
+from parablock.layout import Layout
+from parablock.messages import Credit, Rejected
+from parablock.rounds import Attempt, Round, RoundState, Upload, decide
+from parablock.schedule import Schedule
+from parablock.transfer import Incoming, TransferError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from parablock.config import Config
+    from parablock.distribution import Distribution
+    from parablock.manifest import Manifest
+    from parablock.messages import Abstain, Chunk, FromBroker, Offer
+    from parablock.roster import Roster
+    from parablock.sessions import Session
+    from parablock.transfer import Encoded
+    from parablock.wire import Buffer
+
+
+class Collection:
+    """emit: asks for an effect. due_by: a Tick is needed by then, in seconds.
+
+    stirred: something has happened since `advance` that may begin a fold or close a round.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        manifest: Manifest,
+        roster: Roster,
+        distribution: Distribution,
+        say: Callable[[bytes, FromBroker], None],
+        emit: Callable[[Effect], None],
+        due_by: Callable[[float], None],
+    ) -> None:
+        self.next_round = 0  # the first that is not committed
+        self.stirred = False
+        self._config = config
+        self._manifest = manifest
+        self._roster = roster
+        self._distribution = distribution
+        self._say = say
+        self._emit = emit
+        self._due_by = due_by
+        self._schedule = Schedule.of(config, len(manifest.blocks))
+        self._rounds: dict[int, Round] = {}
+        self._late: set[str] = set()  # were not in time for the last round; nobody's chunks wait for them
+
+    @property
+    def complete(self) -> bool:
+        """Every round is committed."""
+        return self.next_round == self._config.rounds
+
+    def deadline(self, now: float) -> float | None:
+        """When the round at hand closes without those who are not there, if that is still to come."""
+        round = self._rounds.get(self.next_round)
+        if not self._config.round.deadline_s or round is None or round.first_done_at is None:
+            return None
+        due = round.first_done_at + self._config.round.deadline_s
+        return due if due > now else None  # one that has passed was looked at, and passes only once
+
+    # Contributions
+
+    def offer(self, session: Session, offer: Offer, now: float) -> None:
+        """Raises TransferError for one that cannot be."""
+        assert session.start is not None
+        if offer.round < self.next_round:
+            if offer.round not in session.downloads:  # else the commit is on its way, and says what became of it
+                self._say(session.peer, Rejected(offer.round, "the round was closed before the contribution came"))
+            return
+        if offer.round > self.next_round + self._config.in_flight or offer.round >= self._config.rounds:
+            raise TransferError(f"a contribution to round {offer.round} while round {self.next_round} is open")
+        round = self._round(offer.round)
+        layout = Layout.up(self._config, self._manifest.blocks[round.block].numel)
+        if (offer.block, offer.nbytes) != (round.block, layout.nbytes):
+            raise TransferError(
+                f"round {offer.round} trains block {round.block} of {layout.nbytes} bytes; "
+                f"got block {offer.block} of {offer.nbytes} bytes"
+            )
+        upload = round.uploads.get(session.name)
+        resumed = upload is not None and upload.session == session.token
+        reason = None
+        if session.name in round.out:
+            reason = "the client has abstained, or its contribution was refused before"
+        elif not resumed and session.name in round.done:
+            reason = "a contribution that an earlier process of this name sent is counted"
+        elif not resumed and offer.round < session.start.round:
+            reason = f"the client takes part from round {session.start.round} on"
+        if reason is not None:
+            self._say(session.peer, Rejected(offer.round, reason))
+            return
+        if round.state is not RoundState.OPEN:
+            return  # the commit will say that it is closed; if it is opened again, the offer will be repeated
+        if upload is None or not resumed:
+            window = self._config.network.window_bytes
+            ahead = offer.round > self.next_round  # takes its first window now, the rest when its turn has come
+            incoming = Incoming(offer.nbytes, layout.chunk_bytes, window, paused=ahead)
+            upload = Upload(session.token, offer, incoming)
+            round.begin(session.name, upload)
+            self.stirred = True
+        elif upload.offer != offer:
+            raise TransferError(f"a second, different contribution to round {offer.round}")
+        self._grant(session.peer, round, upload, now)
+
+    def chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> None:
+        """Raises TransferError for one that cannot be."""
+        round = self._rounds.get(chunk.round)
+        upload = round.uploads.get(session.name) if round is not None else None
+        if round is None or upload is None or upload.session != session.token or chunk.block != round.block:
+            return  # of a closed round, or its offer was lost: the sender hears of the one and repeats the other
+        if round.state is not RoundState.OPEN:
+            return  # who counts is settled
+        taken = upload.incoming.take(chunk.offset, payload)
+        if taken:
+            upload.pieces.append(payload)
+            if upload.incoming.done:
+                self._done(round, session.name, now)
+            if round.attempt is not None and round.attempt.take(session.name, len(upload.pieces) - 1):
+                self._fold(round, len(upload.pieces) - 1)
+        if not taken or upload.incoming.owes_grant(now):
+            self._grant(session.peer, round, upload, now)
+
+    def abstain(self, session: Session, abstain: Abstain) -> None:
+        if not self.next_round <= abstain.round <= self.next_round + self._config.in_flight:
+            return  # repeated after the round was closed
+        round = self._round(abstain.round)
+        if round.state is RoundState.OPEN and session.name not in round.out | round.done:
+            if session.name in round.uploads:
+                round.drop(session.name)
+            round.out.add(session.name)
+            self._emit(Note("abstained", session.name, f"round {abstain.round}: {abstain.reason}"))
+            self.stirred = True
+
+    def withdraw(self, client: str) -> None:
+        """This process of the client will not go on with what it has begun. What is complete stays."""
+        for round in self._rounds.values():
+            if client in round.uploads and client not in round.done:
+                round.drop(client)
+
+    # Folds
+
+    def folded(self, number: int, attempt: int, chunk: Encoded) -> None:
+        """The next chunk of an attempt is made."""
+        round = self._rounds.get(number)
+        if round is None or round.attempt is None or round.attempt.number != attempt:
+            return  # of an attempt that was given up
+        shipment = round.attempt.shipment
+        shipment.payload.append(chunk)
+        self.stirred = self.stirred or shipment.payload.complete
+        for session in self._roster:
+            self._distribution.more(session, shipment)
+
+    def unfit(self, number: int, attempt: int, reasons: dict[str, str], now: float) -> None:
+        """Contributions that must not be counted."""
+        round = self._rounds.get(number)
+        if round is None or round.attempt is None or round.attempt.number != attempt:
+            return  # of an attempt that was given up; if they are in another one, that finds it again
+        if round.state is RoundState.CLOSING:
+            round.move("reopen")
+        for name in sorted(reasons):
+            round.drop(name)
+            round.out.add(name)
+            self._emit(Note("rejected", name, f"round {round.number}: {reasons[name]}"))
+            for session in self._roster.named(name):
+                self._say(session.peer, Rejected(round.number, reasons[name]))
+        if not round.done:
+            round.first_done_at = None
+        self.stirred = True
+        self._grant_all(round, now)  # what came while the round was closed was not taken
+
+    def stored(self, number: int, attempt: int, values: Buffer, now: float) -> None:
+        """What the attempt has made is durable."""
+        round = self._rounds[number]
+        assert round.attempt is not None
+        assert round.attempt.number == attempt
+        self._commit(round, values, now)
+
+    def advance(self, now: float) -> None:
+        """Begin to fold what can be folded, and close what can close."""
+        self.stirred = False
+        while not self.complete:
+            round = self._round(self.next_round)
+            if round.state is RoundState.OPEN and not self._close(round, now):
+                return
+            if round.state is RoundState.COMMITTED:
+                continue  # nobody was counted
+            if round.state is RoundState.CLOSING:
+                assert round.attempt is not None
+                if round.attempt.complete:
+                    round.move("store")
+                    self._emit(Store(round.number, round.block, round.attempt.number))
+            return
+
+    def _close(self, round: Round, now: float) -> bool:
+        """Whether an open round closes now."""
+        members, present = self._roster.members(round.number), self._roster.present()
+        decision = decide(round, members, present, self._config.quorum, self._config.round.deadline_s, now)
+        if not decision.close:
+            expected = self._expected(round)
+            if expected and (round.attempt is None or round.attempt.clients != expected):
+                self._begin(round, expected, now)
+            return False
+        round.move("close")
+        round.why = decision.reason
+        counted = tuple(sorted(round.done))
+        if not counted:
+            self._commit(round, None, now)
+        elif round.attempt is None or round.attempt.clients != counted:
+            self._begin(round, counted, now)
+        return True
+
+    def _expected(self, round: Round) -> tuple[str, ...]:
+        """Who will count, in roster order, as far as one can tell; empty as long as one of them has offered nothing.
+
+        Where rounds have a deadline, those who were late last time are expected to be late again.
+        """
+        voters = (self._roster.members(round.number) | round.done) - round.out
+        if self._config.round.deadline_s:
+            in_time = voters - (self._late - round.done)
+            voters = in_time if len(in_time) >= self._config.quorum else voters
+        if len(voters) < self._config.quorum or not all(name in round.uploads for name in voters):
+            return ()
+        return tuple(sorted(voters))
+
+    def _begin(self, round: Round, clients: tuple[str, ...], now: float) -> None:
+        """Fold the contributions of `clients`, from the first chunk on; every active session is sent what comes."""
+        round.attempts += 1
+        shipment = self._distribution.shipment(round.number, round.block, round.attempts)
+        count = Layout.up(self._config, self._manifest.blocks[round.block].numel).count
+        held = [len(round.uploads[name].pieces) for name in clients]
+        missing = [sum(pieces <= index for pieces in held) for index in range(count)]
+        round.attempt = Attempt(clients, missing, shipment)
+        for session in self._roster.active():
+            self._distribution.ship(session, shipment, now)
+        for index, lacking in enumerate(missing):
+            if not lacking:
+                self._fold(round, index)
+
+    def _fold(self, round: Round, index: int) -> None:
+        assert round.attempt is not None
+        parts = round.contributions(index)
+        self._emit(Fold(round.number, round.block, round.attempt.number, index, parts))
+
+    def _commit(self, round: Round, values: Buffer | None, now: float) -> None:
+        round.move("commit")
+        attempt = round.attempt
+        counted = attempt.clients if values is not None and attempt is not None else ()
+        base = self._distribution.base(round.block)
+        if values is not None and attempt is not None:
+            shipment = attempt.shipment
+            self._distribution.keep(shipment, counted, values)
+        else:
+            shipment = self._distribution.nothing(round.number, round.block)
+        late = sorted(set(round.uploads) - set(counted))
+        self._late = set(self._roster.members(round.number)) - set(counted) - round.out
+        active = self._roster.active()
+        for session in active:
+            if session.name in late:
+                reason = f"the round was closed before all of it came: {round.why}"
+                self._say(session.peer, Rejected(round.number, reason))
+            self._distribution.announce(session, shipment, base, counted, now)
+        weights = {name: round.uploads[name].offer.weight for name in counted}
+        loss = None
+        if counted:
+            loss = sum(round.uploads[name].offer.loss * weights[name] for name in counted) / sum(weights.values())
+        bytes_up = sum(upload.incoming.held for upload in round.uploads.values())
+        bytes_down = shipment.payload.nbytes * len(active)
+        reason = f"{len(counted)} contributions; {round.why}"
+        self._emit(Committed(round.number, round.block, counted, len(late), loss, bytes_up, bytes_down, reason))
+        del self._rounds[round.number]
+        self.next_round = round.number + 1
+        self.stirred = True
+        if self.next_round in self._rounds:
+            self._resume(self._rounds[self.next_round], now)
+
+    def _resume(self, round: Round, now: float) -> None:
+        """Its turn has come: contributions that are ahead of it may come whole."""
+        for upload in round.uploads.values():  # also of clients that are away just now
+            upload.incoming.paused = False
+        self._grant_all(round, now)
+        due = self.deadline(now)
+        if due is not None:
+            self._due_by(due)
+
+    def _done(self, round: Round, client: str, now: float) -> None:
+        """A contribution is complete."""
+        round.done.add(client)
+        deadline_s = self._config.round.deadline_s
+        if round.first_done_at is None:
+            round.first_done_at = now
+            if deadline_s and round.number == self.next_round:
+                self._due_by(now + deadline_s)
+        passed = bool(deadline_s) and now >= round.first_done_at + deadline_s
+        answered = len(round.done) + len(round.out) >= len(self._roster.members(round.number))
+        if passed or answered or client in self._late:  # a late one was not expected
+            self.stirred = True  # else nobody need look
+
+    def _grant_all(self, round: Round, now: float) -> None:
+        """Let every contribution that is under way go on."""
+        for session in self._roster:
+            upload = round.uploads.get(session.name)
+            if upload is not None and upload.session == session.token and not upload.incoming.done:
+                self._grant(session.peer, round, upload, now)
+
+    def _grant(self, peer: bytes, round: Round, upload: Upload, now: float) -> None:
+        self._say(peer, Credit(round.number, round.block, 0, *upload.incoming.grant(now)))
+
+    def _round(self, number: int) -> Round:
+        if number not in self._rounds:
+            self._rounds[number] = Round(number, self._schedule.block(number))
+        return self._rounds[number]

@@ -1,0 +1,160 @@
+"""A worker's contributions: what it has trained and the broker may not have, kept until the round is closed.
+
+Sends each within its credit, sends again what was not confirmed, and remembers for which rounds the worker has nothing
+to give. What the broker counts it says by commits, which are the participant's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from parablock.messages import Abstain, Chunk, Credit, Offer
+from parablock.participant_events import Dismissed, Uploaded
+from parablock.transfer import Outgoing, Payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from parablock.messages import FromWorker
+    from parablock.transfer import Encoded
+    from parablock.wire import Buffer
+
+    Say = Callable[[FromWorker, Buffer | None], None]
+
+
+@dataclass
+class _Upload:
+    """A contribution. outgoing: its transfer in the present session. Times in seconds."""
+
+    offer: Offer
+    payload: Payload
+    outgoing: Outgoing
+    began: float
+    progress_at: float
+    uploaded: bool = False  # the broker has said that it holds all of it
+
+
+class Contributions:
+    """say: sends a message, with its payload. emit: asks for an effect."""
+
+    def __init__(self, say: Say, emit: Callable[[Dismissed | Uploaded], None]) -> None:
+        self._say = say
+        self._emit = emit
+        self._window_bytes = 0  # until the first offer
+        self._uploads: dict[int, _Upload] = {}  # by round
+        self._unsettled: set[int] = set()  # rounds of which we do not know whether we were counted
+        self._withheld: dict[int, Abstain] = {}  # by round
+        self._passed = 0  # rounds before it will not be trained by us any more
+
+    def offer(self, offer: Offer, payload: Payload, window_bytes: int, now: float, *, live: bool) -> None:
+        """A round was trained. live: the broker listens; else it is offered after the next start."""
+        self._passed = max(self._passed, offer.round + 1)
+        self._window_bytes = window_bytes
+        upload = _Upload(offer, payload, Outgoing(payload, window_bytes), now, now)
+        self._uploads[offer.round] = upload
+        self._unsettled.add(offer.round)
+        if live:
+            self._repeat(upload, now)
+
+    def ready(self, round: int, chunk: Encoded, now: float, *, live: bool) -> None:
+        """The next chunk of a contribution is encoded."""
+        upload = self._uploads.get(round)
+        if upload is None:
+            return  # the round was closed meanwhile
+        upload.payload.append(chunk)
+        if live:
+            upload.progress_at = now
+            self._pump()
+
+    def withhold(self, abstain: Abstain, told: int, *, live: bool) -> None:
+        """A round was trained to no use. told: the first round that is not known to be committed."""
+        self._passed = max(self._passed, abstain.round + 1)
+        if abstain.round >= told:
+            self._withheld[abstain.round] = abstain
+            if live:
+                self._say(abstain, None)
+
+    def late(self, round: int) -> None:
+        """A round was trained that had been closed by then."""
+        self._passed = max(self._passed, round + 1)
+        self._emit(Dismissed(round, "the round was closed before the contribution was ready"))
+
+    def start(self, round: int, next_round: int, told: int, window_bytes: int, now: float) -> None:
+        """A session has started at `round`: offer what the broker may not have, and find what it need not wait for.
+
+        next_round: the first round that the broker had not committed.
+        """
+        self.forget(next_round)
+        self._unsettled = {unsettled for unsettled in self._unsettled if unsettled >= next_round}
+        for upload in self._uploads.values():
+            upload.outgoing = Outgoing(upload.payload, window_bytes)
+            upload.progress_at = now
+            self._say(upload.offer, None)  # and no chunk yet: the answer says how much the broker holds
+        for passed in range(round, self._passed):
+            if passed not in self._uploads and passed >= told:
+                self._withheld.setdefault(passed, Abstain(passed, "the worker had gone on to later rounds"))
+        self._passed = max(self._passed, round)
+
+    def credit(self, credit: Credit, now: float) -> None:
+        """Raises TransferError for an impossible one."""
+        upload = self._uploads.get(credit.round)
+        if upload is None or (upload.offer.block, 0) != (credit.block, credit.attempt) or upload.outgoing.done:
+            return
+        if upload.outgoing.credit(credit.held, credit.until):
+            upload.progress_at = now
+        if upload.outgoing.done and not upload.uploaded:
+            upload.uploaded = True
+            self._emit(Uploaded(credit.round, upload.began, now))
+        self._pump()
+
+    def committed(self, round: int, *, counted: bool) -> None:
+        """The round is closed, and so are those before it."""
+        self.forget(round + 1)
+        if counted:
+            self._unsettled.discard(round)
+        self.dismiss(round, "the round was closed without it")
+
+    def forget(self, next_round: int) -> None:
+        """Let go of what was kept for rounds before it."""
+        for number in [number for number in self._uploads if number < next_round]:
+            del self._uploads[number]
+        for number in [number for number in self._withheld if number < next_round]:
+            del self._withheld[number]
+
+    def dismiss(self, round: int, reason: str) -> None:
+        """The broker does not count our contribution to `round`, if there was one that we believed in."""
+        self._uploads.pop(round, None)
+        if round in self._unsettled:
+            self._unsettled.remove(round)
+            self._emit(Dismissed(round, reason))
+
+    def abstain(self) -> None:
+        """Say again to which rounds there is nothing to give."""
+        for abstain in self._withheld.values():
+            self._say(abstain, None)
+
+    def stalled_at(self, resend_s: float) -> list[float]:
+        """When each contribution that is on its way will have made no progress for `resend_s`."""
+        return [upload.progress_at + resend_s for upload in self._uploads.values() if not upload.outgoing.done]
+
+    def resend(self, resend_s: float, now: float) -> None:
+        """Send again what was not confirmed for that long."""
+        for upload in self._uploads.values():
+            if not upload.outgoing.done and now >= upload.progress_at + resend_s:
+                upload.outgoing.rewind()
+                self._repeat(upload, now)
+
+    def _repeat(self, upload: _Upload, now: float) -> None:
+        upload.progress_at = now
+        self._say(upload.offer, None)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what is ready, earlier rounds first, as they are needed first; a window at most is under way."""
+        room = self._window_bytes - sum(upload.outgoing.under_way for upload in self._uploads.values())
+        for upload in self._uploads.values():
+            for offset, chunk in upload.outgoing.due(room):
+                room -= chunk.payload.nbytes
+                header = Chunk(upload.offer.round, upload.offer.block, 0, offset, chunk.checksum)
+                self._say(header, chunk.payload)

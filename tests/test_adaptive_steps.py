@@ -1,0 +1,141 @@
+"""Adaptive K: where it settles, that it never leaves its bounds, and that noise does not move it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parablock.adaptive_steps import MARGIN_SHARE, MARGIN_STEPS, AdaptiveSteps
+from parablock.config import Solver
+
+seconds = st.floats(1e-9, 1e9)
+
+
+def adaptive(steps: int = 8, low: int = 1, high: int = 1000, in_flight: int = 1) -> AdaptiveSteps:
+    return AdaptiveSteps(Solver(adaptive=True, steps=steps, min_steps=low, max_steps=high), in_flight)
+
+
+def settled(choice: AdaptiveSteps, exchange_s: float, step_s: float, rounds: int = 40, overhead_s: float = 0.0) -> int:
+    """The K after so many rounds in which a round takes `overhead_s` beyond its steps."""
+    for _ in range(rounds):
+        steps = choice.next(0, [0])
+        choice.trained(0, steps, overhead_s + steps * step_s)
+        choice.exchanged(0, exchange_s)
+    return choice.next(0, [0])
+
+
+def near(steps: int, wanted: float) -> bool:
+    """Whether `wanted` is in the range that K stands for, with its margin."""
+    margin = max(MARGIN_STEPS, MARGIN_SHARE * steps) + 1e-6
+    return steps - 1 - margin <= wanted <= steps + margin
+
+
+@given(
+    st.integers(1, 50),
+    st.integers(0, 50),
+    st.integers(0, 50),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 2), seconds, st.none() | st.floats(0, 1e9)), max_size=30),
+)
+def test_whatever_is_observed_it_stays_within_its_bounds(
+    low: int, first: int, more: int, in_flight: int, rounds: list[tuple[int, float, float | None]]
+) -> None:
+    high = low + first + more
+    choice = adaptive(low + first, low, high, in_flight)
+    for block, compute_s, exchange_s in rounds:
+        steps = choice.next(block, [0])
+        assert low <= steps <= high
+        choice.trained(block, steps, compute_s)
+        if exchange_s is not None:
+            choice.exchanged(0, exchange_s)
+    assert low <= choice.next(0, [0]) <= high
+
+
+@given(st.floats(0.01, 100), st.floats(0.5, 500), st.integers(1, 1000), st.integers(1, 3))
+def test_on_a_constant_link_it_settles_at_exchange_over_step_seconds(
+    step_s: float, wanted: float, first: int, in_flight: int
+) -> None:
+    choice = adaptive(first, in_flight=in_flight)
+    steps = settled(choice, wanted * step_s * in_flight, step_s)
+    assert near(steps, wanted)
+    assert settled(choice, wanted * step_s * in_flight, step_s, rounds=10) == steps
+
+
+@given(st.floats(4, 400), st.integers(1, 800))
+def test_a_client_twice_as_slow_settles_at_half_the_steps(wanted: float, first: int) -> None:
+    fast, slow = settled(adaptive(first), wanted, 1.0), settled(adaptive(first), wanted, 2.0)
+    assert near(fast, wanted)
+    assert near(slow, wanted / 2)
+    assert fast / 2 == pytest.approx(slow, rel=2 * MARGIN_SHARE, abs=1 + 2 * MARGIN_STEPS)
+
+
+def test_training_lasts_as_long_as_the_exchange_also_where_a_round_costs_more_than_its_steps() -> None:
+    assert settled(adaptive(), exchange_s=10.0, step_s=1.0, overhead_s=2.5) == 8
+
+
+def test_the_round_that_hides_and_the_exchange_that_waits_for_the_one_before_find_each_other() -> None:
+    """On a link that carries one exchange at a time a round that is too short makes the next exchange queue."""
+    choice, link_s = adaptive(steps=1), 12.0
+    for _ in range(30):
+        steps = choice.next(0, [0])
+        choice.trained(0, steps, 1.0 * steps)
+        choice.exchanged(0, link_s + max(link_s - steps, 0.0))
+    assert choice.next(0, [0]) == 12
+
+
+def test_before_the_first_exchange_it_is_the_steps_of_the_settings() -> None:
+    choice = adaptive(steps=5)
+    assert choice.next(0, [0]) == 5
+    choice.trained(0, 5, 1.0)
+    assert choice.next(1, [0]) == 5
+    choice.exchanged(0, 100.0)
+    assert choice.next(1, []) == 5, "nothing is on its way that this round could hide"
+    assert choice.next(2, [1]) == 500, "of block 1 no more is known than of any"
+
+
+def test_noise_around_a_whole_number_of_steps_moves_nothing() -> None:
+    generator, choice, seen = random.Random(0), adaptive(steps=7), set()
+    for _ in range(200):
+        steps = choice.next(0, [0])
+        seen.add(steps)
+        choice.trained(0, steps, steps * generator.uniform(0.98, 1.02))
+        choice.exchanged(0, 7.0 * generator.uniform(0.98, 1.02))
+    assert seen == {7}
+
+
+def test_one_slow_round_moves_nothing() -> None:
+    choice = adaptive()
+    assert settled(choice, 5.5, 1.0) == 6
+    choice.exchanged(0, 500.0)
+    choice.trained(0, 6, 500.0)
+    assert choice.next(0, [0]) == 6
+
+
+def test_a_block_whose_steps_take_longer_gets_fewer() -> None:
+    choice = adaptive()
+    for _ in range(10):
+        for block, step_s in enumerate((4.0, 1.0)):
+            choice.trained(block, steps := choice.next(block, [0]), steps * step_s)
+            choice.exchanged(0, 20.0)
+    assert (choice.next(0, [0]), choice.next(1, [0])) == (5, 20)
+
+
+def test_a_round_lasts_as_long_as_the_exchange_of_the_blocks_that_are_on_their_way() -> None:
+    choice = adaptive(in_flight=2)
+    choice.trained(0, 10, 10.0)
+    for block, exchange_s in enumerate((10.0, 20.0, 40.0)):
+        choice.exchanged(block, exchange_s)
+    assert [choice.next(0, hidden) for hidden in ([0, 1], [1, 2], [2, 2])] == [8, 15, 20]
+
+
+@given(st.integers(1, 100), st.lists(st.tuples(seconds, seconds), max_size=10))
+def test_unless_it_is_asked_for_nothing_adapts(steps: int, rounds: list[tuple[float, float]]) -> None:
+    choice = AdaptiveSteps(Solver(steps=steps), in_flight=1)
+    for compute_s, exchange_s in rounds:
+        assert choice.next(0, [0]) == steps
+        choice.trained(0, steps, compute_s)
+        choice.exchanged(0, exchange_s)
+    assert choice.next(0, [0]) == steps

@@ -1,0 +1,125 @@
+"""`parablock plan`: against a real broker and against an assumed link, and what it says of wrong input."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from parablock import cli
+from tests.processes import Processes
+from workers import plan_command, prober, timing
+from workers.plan_command import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = ("--threads", "1", "--set", "solver.steps=2", "--set", "solver.batch_size=1")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prober, "STREAM_S", 0.2)
+    monkeypatch.setattr(timing, "_BLOCK_S", 0.0)
+    monkeypatch.setattr(plan_command, "_PATIENCE_S", 10.0)
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    assert main([*SMALL, *arguments, "--json"]) == 0
+    *shown, last = capsys.readouterr().out.splitlines()
+    result: dict[str, Any] = json.loads(last)
+    return result, "\n".join(shown)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    assert main([*SMALL, *arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("parablock plan: ")
+    return captured.err
+
+
+def test_this_machine_and_the_link_to_a_real_broker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Processes(tmp_path) as processes:
+        result, shown = planned(capsys, "--broker", processes.endpoint())
+        assert processes.broker.poll() is None
+        assert "stranger" not in processes.broker_log.read_text()
+    assert result["link"]["measured"]
+    assert 0 < result["link"]["rtt_s"] < 1
+    assert min(result["link"]["up_bytes_s"], result["link"]["down_bytes_s"]) > 1e6
+    assert [block["index"] for block in result["blocks"]] == [0, 1, 2, 3]
+    assert all(block["measured"] and block["step_s"] > 0 for block in result["blocks"])
+    assert result["fedbcd_round_s"] == pytest.approx(result["compute_s"] + result["exchange_s"])
+    assert result["compute_s"] <= result["parablock_round_s"] <= result["fedbcd_round_s"]
+    assert "(measured, payload)" in shown
+
+
+def test_an_assumed_link_that_is_too_slow(capsys: pytest.CaptureFixture[str]) -> None:
+    result, shown = planned(capsys, "--rate", "100kbit", "--delay", "20ms", "--clients", "3")
+    assert result["link"] == {"rtt_s": 0.04, "up_bytes_s": 12_500.0, "down_bytes_s": 12_500.0, "measured": False}
+    first = result["blocks"][0]
+    assert first["upload_s"] == pytest.approx(first["bytes_up"] / 12_500)
+    assert first["exposed_s"] == pytest.approx(first["exchange_s"] - result["blocks"][1]["compute_s"])
+    assert not result["hidden"]
+    assert result["steps_to_hide"] == max(block["steps_to_hide"] for block in result["blocks"]) > 2
+    assert f"solver.steps = {result['steps_to_hide']}" in shown
+    assert "for 3 clients" in shown
+
+
+def test_a_fast_link_hides_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    result, shown = planned(capsys, "--rate", "10GB/s")
+    assert result["hidden"]
+    assert (result["codec_to_hide"], result["num_blocks_to_hide"]) == (None, None)
+    assert result["steps_to_hide"] <= 2
+    assert "hidden    all of it" in shown
+
+
+def test_more_blocks_or_a_codec_can_do_it(capsys: pytest.CaptureFixture[str]) -> None:
+    # Four layers in one block cost a step as much as one by one, and have four times as much to exchange: at this
+    # rate by the block 2 s against 0.6 s of compute, whatever the machine.
+    whole, _ = planned(capsys, "--rate", "10GB/s", "--set", "blocks.num_blocks=1")
+    (block,) = whole["blocks"]
+    rate = 2 * block["bytes_up"] / (1.5 * block["compute_s"])
+    result, shown = planned(capsys, "--rate", str(rate), "--set", "blocks.num_blocks=1")
+    assert not result["hidden"]
+    assert result["codec_to_hide"] in ("bfloat16", "int8", "int4")
+    assert result["num_blocks_to_hide"] in (2, 3, 4)
+    assert f"codec.up and codec.down = {result['codec_to_hide']}" in shown
+    assert f"blocks.num_blocks = {result['num_blocks_to_hide']}" in shown
+
+
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(plan_command, "_PATIENCE_S", 0.2)
+    # Port 9 is discard: nobody listens there.
+    assert "no broker answers at tcp://127.0.0.1:9" in refusal(capsys, "--broker", "tcp://127.0.0.1:9", code=75)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "name the link: --broker"),
+        (["--broker", "tcp://127.0.0.1:1", "--rate", "1mbit"], "name the link: --broker"),
+        (["--rate", "0mbit"], "a rate must be above zero, got '0mbit'"),
+        (["--rate", "fast"], "'fast' is not a rate"),
+        (["--rate", "1mbit", "--delay", "soon"], "'soon' is not a time"),
+        (["--broker", "tcp://127.0.0.1:1", "--delay", "5ms"], "--delay goes with --rate"),
+        (["--broker", "127.0.0.1:5557"], "an endpoint is tcp://HOST:PORT"),
+        (["--broker", "tcp://192.0.2.1:5557"], "beyond this machine"),
+        (["--rate", "1mbit", "--clients", "0"], "--clients is a whole number above zero, got 0"),
+        (["--rate", "1mbit", "--threads=-1"], "--threads is a whole number"),
+        (["--rate", "1mbit", "--set", "solver.stepz=1"], "solver.step"),
+        (["no-such.toml", "--rate", "1mbit"], "cannot read the config file no-such.toml"),
+        (["--rate", "1mbit", "--data", "no-such.jsonl"], "no-such.jsonl"),
+        (["--rate", "1mbit", "--device", "warp"], "there is no device called 'warp'"),
+        (["--rate", "1mbit", "--set", "blocks.num_blocks=9"], "at most 4"),
+        (["--rate", "1mbit", "--set", "solver.lr=1e30"], "diverged"),
+    ],
+)
+def test_wrong_input_is_told(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert complaint in refusal(capsys, *arguments)
+
+
+def test_it_is_a_command_of_parablock(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--rate", "0"]) == 2
+    assert "above zero" in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""Staging: what goes out and comes in is the same whenever the copies are made, and on the host nothing is copied."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from parablock.staging import Staging
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Copies:
+    """An engine whose device is other memory of the host. late: nothing is copied before somebody waits for it."""
+
+    def __init__(self, *, late: bool) -> None:
+        self.late = late
+        self.marks = 0
+        self.waited: list[threading.Thread] = []
+
+    def host(self, numel: int) -> torch.Tensor:
+        return torch.full((numel,), float("nan"))
+
+    def out(self, source: torch.Tensor, target: torch.Tensor) -> Callable[[], object]:
+        return self._begin(source, target)
+
+    def bring(self, source: torch.Tensor) -> tuple[torch.Tensor, Callable[[], object]]:
+        target = torch.full_like(source, float("nan"))
+        return target, self._begin(source, target)
+
+    def wait(self, mark: Callable[[], object]) -> None:
+        self.waited.append(threading.current_thread())
+        mark()
+
+    def follow(self, mark: Callable[[], object], tensor: torch.Tensor) -> None:
+        assert tensor.ndim == 1
+        mark()
+
+    def _begin(self, source: torch.Tensor, target: torch.Tensor) -> Callable[[], object]:
+        self.marks += 1
+        left = [source]
+
+        def copy() -> None:
+            if left:
+                target.copy_(left.pop())
+
+        if not self.late:
+            copy()
+        return copy
+
+
+@pytest.fixture(params=[False, True], ids=["early", "late"])
+def engine(request: pytest.FixtureRequest) -> Copies:
+    return Copies(late=request.param)
+
+
+def values(numel: int = 5) -> torch.Tensor:
+    return torch.randn(numel, generator=torch.Generator().manual_seed(0))
+
+
+def test_what_goes_out_is_there_for_whoever_waits_as_often_as_they_ask(engine: Copies) -> None:
+    outgoing = Staging(engine).out(values())
+    assert outgoing.numel == 5
+    assert engine.waited == [], "the thread that trains does not wait"
+    assert outgoing.wait().tobytes() == values().numpy().tobytes()
+    assert np.shares_memory(outgoing.wait(), outgoing.wait())
+
+
+def test_waiting_is_done_on_the_thread_that_asks(engine: Copies) -> None:
+    outgoing = Staging(engine).out(values())
+    encoder = threading.Thread(target=outgoing.wait)
+    encoder.start()
+    encoder.join(timeout=10)
+    assert engine.waited == [encoder]
+
+
+def test_what_is_brought_is_on_the_device_when_it_is_used(engine: Copies) -> None:
+    staging = Staging(engine)
+    buffer = staging.buffer(5)
+    buffer[:] = values().numpy()
+    incoming = staging.bring(buffer)
+    assert engine.marks == 1
+    assert incoming.values is buffer
+    assert torch.equal(incoming.ready(), values())
+    assert not np.shares_memory(incoming.ready().numpy(), buffer)
+    assert engine.waited == []
+
+
+def test_many_copies_do_not_mix(engine: Copies) -> None:
+    staging = Staging(engine)
+    outgoing = [staging.out(torch.full((3,), float(number))) for number in range(5)]
+    incoming = [staging.bring(np.full(2, number, np.float32)) for number in range(5)]
+    assert [copy.wait().tolist() for copy in reversed(outgoing)] == [[n] * 3 for n in (4, 3, 2, 1, 0)]
+    assert [copy.ready().tolist() for copy in reversed(incoming)] == [[n] * 2 for n in (4, 3, 2, 1, 0)]
+
+
+def test_on_the_host_nothing_is_copied() -> None:
+    staging = Staging.of(torch.device("cpu"))
+    source, buffer = values(), staging.buffer(4)
+    assert (buffer.dtype, buffer.shape) == (np.float32, (4,))
+    assert np.shares_memory(staging.out(source).wait(), source.numpy())
+    assert np.shares_memory(staging.bring(buffer).ready().numpy(), buffer)
+
+
+@pytest.mark.parametrize("wrong", [values().double(), values(4).view(2, 2)], ids=["dtype", "shape"])
+def test_only_flat_float32_goes_out(wrong: torch.Tensor) -> None:
+    with pytest.raises(AssertionError, match="blocks are"):
+        Staging.of(torch.device("cpu")).out(wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_copies_run_beside_the_training_stream() -> None:
+    device = torch.device("cuda")
+    staging = Staging.of(device)
+    numel = 1 << 24
+    source = torch.zeros(numel, device=device)
+    for _ in range(50):  # work that the copy out must wait for, though nobody has waited for it
+        source += 1
+    outgoing = staging.out(source.clone())
+    source.zero_()
+    assert (outgoing.wait() == 50).all()
+    buffer = staging.buffer(numel)
+    assert torch.from_numpy(buffer).is_pinned()
+    assert torch.from_numpy(outgoing.wait()).is_pinned()
+    buffer[:] = np.arange(numel)
+    incoming = staging.bring(buffer)
+    total = incoming.ready().double().sum().item()
+    del incoming, buffer
+    assert total == numel * (numel - 1) / 2

@@ -1,0 +1,339 @@
+"""`parablock plan CONFIG.toml`: whether each block's exchange will hide behind compute, measured here and now.
+
+Only the command: it measures by `workers.prober` and `workers.timing`, and what follows from that is the arithmetic of
+`parablock.plan` and `parablock.advice`. Trains a model that it throws away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from parablock import advice, plan
+from parablock import config as settings
+from parablock.config import ConfigError
+from parablock.network import EndpointError, check_endpoint
+from parablock.plan import Link
+from parablock.schedule import Schedule
+from parablock.units import UnitError, format_rate, parse_duration, parse_rate
+from workers.__main__ import EXIT_DONE, EXIT_INPUT, EXIT_LATER, EXIT_REFUSED, loop_factory
+from workers.prober import Prober, Refusal, Unanswered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from parablock.config import Config
+    from parablock.manifest import Manifest
+    from parablock.plan import Cost
+    from workers.setup import Setup
+
+_PATIENCE_S = 8.0
+_HIDDEN_S = 5e-4  # what is shorter is not shown
+_MOST_PARTITIONS = 32  # that are tried for a finer one
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0; 2 where the input is wrong; 3 refused by the broker; 75 where no broker answers."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _check(arguments)
+        config = settings.load(arguments.config, arguments.set)
+        link = _link(arguments, config)
+        with _Live() as live:
+            if link is None:
+                with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                    link = runner.run(_probed(arguments.broker, config, live.tell))
+            result = _measured(arguments, config, link, live)
+    except (ConfigError, EndpointError, UnitError) as error:
+        return _complain(error, EXIT_INPUT)
+    except _WrongInput as error:
+        return _complain(error, EXIT_INPUT)
+    except Refusal as error:
+        return _complain(error, EXIT_REFUSED)
+    except Unanswered as error:
+        return _complain(error, EXIT_LATER)
+    console = Console()
+    console.print(_table(result))
+    for line in _conclusions(result):
+        console.print(line, highlight=False, soft_wrap=True)
+    if arguments.json:
+        print(json.dumps(result, allow_nan=False), flush=True)
+    return EXIT_DONE
+
+
+class _WrongInput(ValueError):
+    """Told by a module that is imported late."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="parablock plan",
+        description="Measures K steps of each kind of block on this machine, and the link to the broker; says which "
+        "exchanges will hide behind compute, by how much not, and what would hide them.",
+    )
+    add = parser.add_argument
+    add("config", metavar="CONFIG.toml", nargs="?", type=Path, help="the run's settings (default: the built-in ones)")
+    add("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting, as solver.steps=4")
+    add("--broker", metavar="ENDPOINT", help="measure the link to the broker at tcp://HOST:PORT")
+    add("--rate", help="or take a link of this rate each way, as 100mbit or 5MB/s")
+    add("--delay", help="with --rate: the link's delay each way, as 20ms (default: none)")
+    add("--data", metavar="FILE", help="training rows (default: data.train of the settings)")
+    add("--model", default="", help="where the model lies on this machine, if elsewhere")
+    add("--device", default="auto", help="cpu, cuda, cuda:N or auto")
+    add("--threads", type=int, default=0, help="torch threads on the CPU (default: all cores but one)")
+    add("--clients", type=int, help="how many will take part (default: round.clients of the settings)")
+    add("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    add("--allow-plain-tcp", action="store_true", help="connect unencrypted beyond this machine")
+    add("--json", action="store_true", help="also print one JSON object, the last line")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UnitError or EndpointError."""
+    if (arguments.broker is None) == (arguments.rate is None):
+        raise UnitError("name the link: --broker tcp://HOST:PORT to measure it, or --rate 100mbit to assume one")
+    if arguments.delay is not None and arguments.rate is None:
+        raise UnitError("--delay goes with --rate; the delay to a --broker is measured")
+    for option in ("threads", "clients"):
+        value = getattr(arguments, option)
+        if value is not None and not (0 if option == "threads" else 1) <= value <= 100_000:
+            raise UnitError(f"--{option} is a whole number above zero, got {value}")
+    if arguments.broker is not None:
+        check_endpoint(arguments.broker, allow_plain_tcp=arguments.allow_plain_tcp)
+
+
+def _link(arguments: argparse.Namespace, config: Config) -> Link | None:
+    """The link that was given, None where it is to be measured."""
+    if arguments.rate is None:
+        return None
+    delay_s = parse_duration(arguments.delay) if arguments.delay is not None else 0.0
+    return Link.given(parse_rate(arguments.rate), delay_s, config.network.window_bytes)
+
+
+async def _probed(endpoint: str, config: Config, told: Callable[[str], None]) -> Link:
+    prober = Prober(endpoint, config.network.chunk_bytes, config.network.window_bytes, _PATIENCE_S)
+    return await prober.measure(lambda what: told(f"the link to {endpoint}: {what}"))
+
+
+def _measured(arguments: argparse.Namespace, config: Config, link: Link, live: _Live) -> dict[str, Any]:
+    """Time the blocks and work out the result. Raises _WrongInput."""
+    # Imported here: torch and transformers take seconds, and a broker that does not answer should be told at once.
+    import torch
+
+    from parablock.blocks import PartitionError
+    from parablock.models import ModelError, quiet
+    from parablock.solver import Diverged
+    from workers.rows import DataError
+    from workers.setup import DeviceError, Local, prepare
+    from workers.timing import BlockTimer
+
+    quiet()
+    torch.set_num_threads(arguments.threads or max((os.cpu_count() or 2) - 1, 1))
+    local = Local(
+        name="plan",
+        train=arguments.data or config.data.train,
+        held_out="",
+        shard=(0, 1),
+        model=arguments.model,
+        device=arguments.device,
+        threads=arguments.threads,
+        trust_remote_code=arguments.trust_remote_code or config.trust_remote_code,
+    )
+    try:
+        live.tell("the model and its rows")
+        setup = prepare(json.dumps(settings.to_dict(config)), local)
+        finer = _finer(setup)  # now: the solver leaves no parameter that a partition would call trainable
+        kinds = [tuple(slot.shape for slot in block.slots) for block in setup.manifest.blocks]
+        chosen = plan.to_measure(kinds)
+        timer = BlockTimer(setup, config.solver.steps)
+        live.tell("the first steps")
+        timer.warm_up(chosen[0])
+        measured: dict[int, Cost] = {}
+        for block in chosen:
+            live.tell(f"K steps of block {block} ({setup.manifest.blocks[block].name})", len(measured), len(chosen))
+            measured[block] = timer.cost(block)
+    except (ModelError, DataError, PartitionError, DeviceError, Diverged) as error:
+        raise _WrongInput(str(error)) from error
+    result = outcome(config, setup.manifest, plan.interpolated(kinds, measured), link, finer)
+    for block in result["blocks"]:
+        block["measured"] = block["index"] in measured
+    clients = arguments.clients or config.round.clients
+    return {
+        "plan": 1,
+        "model": arguments.model or config.model,
+        "device": str(setup.device),
+        "threads": torch.get_num_threads(),
+        "clients": clients,
+        "link": {**dataclasses.asdict(link), "measured": arguments.broker is not None},
+        **result,
+    }
+
+
+def _finer(setup: Setup) -> dict[int, list[int]]:
+    """Partitions into more and smaller blocks: elements of each block, by `blocks.num_blocks`."""
+    from parablock.blocks import decoder_layers, partition
+
+    layers = len(decoder_layers(setup.model))
+    largest = max(block.numel for block in setup.manifest.blocks)
+    step = -(-layers // _MOST_PARTITIONS)
+    sizes = {}
+    for number in sorted({*range(1, layers, step), layers}):
+        blocks = dataclasses.replace(setup.config.blocks, num_blocks=number, max_block_mb=0.0)
+        numels = [block.numel for block in partition(setup.model, blocks).blocks]
+        if max(numels) < largest:
+            sizes[number] = numels
+    return sizes
+
+
+def outcome(
+    config: Config, manifest: Manifest, costs: Sequence[Cost], link: Link, finer: dict[int, list[int]]
+) -> dict[str, Any]:
+    """What is shown and printed: per block, per mode, and what would hide what does not. costs: by block."""
+    steps, in_flight, chunk_bytes = config.solver.steps, config.pipeline.max_in_flight, config.network.chunk_bytes
+    codecs = config.codec
+    numels = [block.numel for block in manifest.blocks]
+    compute_s = [cost.seconds(steps) for cost in costs]
+    exchanges = [plan.exchange(numel, link, codecs, chunk_bytes) for numel in numels]
+    schedule = Schedule(config.schedule.order, len(numels), in_flight, config.seed)
+    order = [schedule.block(round) for round in range(plan.rounds_to_play(len(numels), in_flight))]
+    behind = plan.successors(order, in_flight)
+    needed = [advice.steps_to_hide(exchanges[block], behind[block], costs) for block in range(len(numels))]
+    hidden = all(number is not None and number <= steps for number in needed)
+    known = [number for number in needed if number is not None]
+    return {
+        "steps": steps,
+        "in_flight": in_flight,
+        "codec_up": codecs.up,
+        "codec_down": codecs.down,
+        "compute_s": statistics.fmean(compute_s),
+        "exchange_s": statistics.fmean(moved.seconds for moved in exchanges),
+        "fedbcd_round_s": plan.round_seconds(order, compute_s, exchanges, 0),
+        "parablock_round_s": plan.round_seconds(order, compute_s, exchanges, in_flight),
+        "hidden": hidden,
+        "steps_to_hide": max(known) if len(known) == len(needed) else None,
+        "num_blocks_to_hide": None
+        if hidden
+        else advice.blocks_to_hide(finer, min(compute_s), link, codecs, chunk_bytes, in_flight),
+        "codec_to_hide": None if hidden else advice.codec_to_hide(numels, behind, costs, steps, link, chunk_bytes),
+        "blocks": [
+            {
+                "index": block.index,
+                "name": block.name,
+                "numel": block.numel,
+                "bytes_up": moved.bytes_up,
+                "bytes_down": moved.bytes_down,
+                "fixed_s": costs[block.index].fixed_s,
+                "step_s": costs[block.index].step_s,
+                "compute_s": compute_s[block.index],
+                "upload_s": moved.up_s,
+                "download_s": moved.down_s,
+                "exchange_s": moved.seconds,
+                "exposed_s": plan.exposed_seconds(moved, behind[block.index], compute_s),
+                "steps_to_hide": needed[block.index],
+            }
+            for block, moved in zip(manifest.blocks, exchanges, strict=True)
+        ],
+    }
+
+
+def _table(result: dict[str, Any]) -> Table:
+    """Narrow enough for 80 columns."""
+    table = Table(
+        box=box.SIMPLE,
+        padding=(0, 0),
+        caption="seconds of compute (C), of each way, and of the exchange (M); exposed: longer than the C behind it; "
+        "K: from which on it hides",
+    )
+    table.add_column("block")
+    for name in ("MB up", "MB down", "C", "up", "down", "M", "exposed", "K"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for block in result["blocks"]:
+        needed, waits = block["steps_to_hide"], block["exposed_s"]
+        table.add_row(
+            f"{block['index']} {block['name']}",
+            f"{block['bytes_up'] / 1e6:.2f}",
+            f"{block['bytes_down'] / 1e6:.2f}",
+            ("" if block["measured"] else "≈ ") + f"{block['compute_s']:.3f}",
+            *(f"{block[key]:.3f}" for key in ("upload_s", "download_s", "exchange_s")),
+            "hidden" if waits < _HIDDEN_S else f"{waits:.3f}",
+            "none" if needed is None else str(needed),
+        )
+    return table
+
+
+def _conclusions(result: dict[str, Any]) -> list[str]:
+    link, steps = result["link"], result["steps"]
+    lines = [
+        f"link      {format_rate(link['up_bytes_s'])} up, {format_rate(link['down_bytes_s'])} down, round trip "
+        f"{link['rtt_s'] * 1e3:.1f} ms ({'measured, payload' if link['measured'] else 'given'})",
+        f"round     fedbcd {result['fedbcd_round_s']:.3f} s, parablock {result['parablock_round_s']:.3f} s, with "
+        f"K = {steps} on {result['device']} with {_threads(result['threads'])}",
+    ]
+    if result["hidden"]:
+        lines.append(
+            f"hidden    all of it; the smallest K that still hides every exchange is {result['steps_to_hide']}"
+        )
+    else:
+        ways = [
+            f"solver.steps = {result['steps_to_hide']}" if result["steps_to_hide"] is not None else "",
+            f"blocks.num_blocks = {result['num_blocks_to_hide']}" if result["num_blocks_to_hide"] is not None else "",
+            f"codec.up and codec.down = {result['codec_to_hide']}" if result["codec_to_hide"] is not None else "",
+        ]
+        told = ", or ".join(way for way in ways if way) or "no K, number of blocks or codec; take a faster link"
+        lines.append(f"to hide   every exchange: {told}")
+    if result["clients"] > 1:
+        # In steady state each round brings every client's block up and takes the new one down to every client.
+        up, down = (statistics.fmean(block[key] for block in result["blocks"]) for key in ("bytes_up", "bytes_down"))
+        each_s = result["parablock_round_s"] / result["clients"]
+        lines.append(
+            f"broker    for {result['clients']} clients its own link carries {format_rate(up / each_s)} in and "
+            f"{format_rate(down / each_s)} out"
+        )
+    return lines
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
+
+
+class _Live:
+    """What is being measured: a bar on a terminal, a line each elsewhere. On stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._bar = self._progress.add_task("measuring", total=None)
+
+    def __enter__(self) -> _Live:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def tell(self, what: str, done: int = 0, total: int | None = None) -> None:
+        if self._console.is_terminal:
+            self._progress.update(self._bar, description=f"measuring {what}", completed=done, total=total)
+        else:
+            print(f"measuring {what}", file=sys.stderr, flush=True)
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"parablock plan: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
