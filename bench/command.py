@@ -1,4 +1,4 @@
-"""What the commands of the exchange benchmarks share: their exit codes, their temporary folder, and SIGTERM.
+"""What the commands of the benchmarks share: their exit codes, their temporary folder, and SIGTERM.
 
 Exit codes: 0; 1 where a run failed (the message has the ends of the logs); 2 for wrong input; 130 for Ctrl-C.
 """
@@ -33,12 +33,12 @@ def run(
 ) -> int:
     """Make the plan, then measure in a new temporary folder that goes at the end. Returns the exit code.
 
-    options: with `out` and `shm`. plan: of the options and where runs go (see `shm`); raises ValueError, with what to
-    do, for what cannot be run. measure: prints and keeps its result itself.
+    options: with `out`, and with `shm` where the command has it. plan: of the options and where runs go (see `shm`);
+    raises ValueError, with what to do, for what cannot be run. measure: prints and keeps its result itself.
     """
     try:
         results.check_out(options.out)
-        where = shm(options.shm)
+        where = shm(getattr(options, "shm", False))
         asked = plan(options, where)
     except ValueError as error:
         print(f"bench.{name}: {error}", file=sys.stderr)

@@ -26,7 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import results
+from bench import command, results
 from parablock import config, models
 from parablock.batch import Batch
 from parablock.blocks import partition
@@ -49,6 +49,16 @@ NEAR = 1.02
 """Step times within this factor of the shortest are taken for equal."""
 
 _console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asked for. seconds: of a turn. turns: of each setting."""
+
+    threads: tuple[int, ...]
+    seconds: float
+    turns: int
+    out: Path | None
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ class Training:
         return (time.monotonic() - began) / STEPS
 
 
-async def measure(training: Training, setting: Setting, seconds: float, *, loaded: bool) -> dict[str, float]:
+async def turn(training: Training, setting: Setting, seconds: float, *, loaded: bool) -> dict[str, float]:
     """One turn of a setting. loaded: with a link beside it; without, only the step time is told."""
     executor = TorchExecutor(setting.threads, setting.switch_interval_s)
     load = Load()
@@ -140,13 +150,13 @@ async def measure(training: Training, setting: Setting, seconds: float, *, loade
             spent = time.monotonic() - began
     finally:
         executor.close()
-    turn = {"step_ms": 1e3 * statistics.median(steps)}
+    found = {"step_ms": 1e3 * statistics.median(steps)}
     if loaded:
         lags = sorted(load.lags_s)
-        turn["lag_p99_ms"] = 1e3 * lags[int(0.99 * (len(lags) - 1))]
-        turn["lag_max_ms"] = 1e3 * lags[-1]
-        turn["chunks_s"] = load.chunks / spent
-    return turn
+        found["lag_p99_ms"] = 1e3 * lags[int(0.99 * (len(lags) - 1))]
+        found["lag_max_ms"] = 1e3 * lags[-1]
+        found["chunks_s"] = load.chunks / spent
+    return found
 
 
 async def rows(threads: Sequence[int], seconds: float, turns: int) -> list[dict[str, Any]]:
@@ -157,19 +167,19 @@ async def rows(threads: Sequence[int], seconds: float, turns: int) -> list[dict[
     measured: dict[Setting, list[dict[str, float]]] = {setting: [] for setting in settings}
     for _ in range(turns):
         for count in threads:
-            turn = await measure(training, Setting(count, SWITCH_INTERVAL_S), seconds, loaded=False)
-            alone[count].append(turn["step_ms"])
+            unloaded = await turn(training, Setting(count, SWITCH_INTERVAL_S), seconds, loaded=False)
+            alone[count].append(unloaded["step_ms"])
         for setting in settings:
-            measured[setting].append(await measure(training, setting, seconds, loaded=True))
+            measured[setting].append(await turn(training, setting, seconds, loaded=True))
     return [
         {
             "threads": setting.threads,
             "switch_interval_ms": 1e3 * setting.switch_interval_s,
-            "step_ms": statistics.median(turn["step_ms"] for turn in taken),
+            "step_ms": statistics.median(each["step_ms"] for each in taken),
             "step_alone_ms": statistics.median(alone[setting.threads]),
-            "lag_p99_ms": statistics.median(turn["lag_p99_ms"] for turn in taken),
-            "lag_max_ms": max(turn["lag_max_ms"] for turn in taken),
-            "chunks_s": statistics.median(turn["chunks_s"] for turn in taken),
+            "lag_p99_ms": statistics.median(each["lag_p99_ms"] for each in taken),
+            "lag_max_ms": max(each["lag_max_ms"] for each in taken),
+            "chunks_s": statistics.median(each["chunks_s"] for each in taken),
         }
         for setting, taken in measured.items()
     ]
@@ -220,29 +230,10 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Exit codes: 0, or 2 for wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m bench.executor", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="short turns: within 60 s")
-    parser.add_argument("--seconds", type=float, help="of a turn (default: 4; quick: 0.8)")
-    parser.add_argument("--turns", type=int, help="of each setting (default: 5; quick: 2)")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep the result here, a plot beside it")
-    options = parser.parse_args(argv)
-    seconds = options.seconds if options.seconds is not None else (0.8 if options.quick else 4.0)
-    turns = options.turns if options.turns is not None else (2 if options.quick else 5)
-    try:
-        results.check_out(options.out)
-        if not 0 < seconds <= 600:
-            raise ValueError(f"--seconds is above 0 and at most 600, got {seconds:g}")
-        if turns < 1:
-            raise ValueError(f"--turns must be at least 1, got {turns}")
-    except ValueError as error:
-        print(f"bench.executor: {error}", file=sys.stderr)
-        return 2
-    cores = results.cores()
-    threads = sorted({1, max(cores - 1, 1), cores})
+def measure(plan: Plan, _folder: Path) -> None:
+    """All rows, printed and kept."""
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        found = runner.run(rows(threads, seconds, turns))
+        found = runner.run(rows(plan.threads, plan.seconds, plan.turns))
     chosen, reason = best(found)
     _console.print(table(found, chosen))
     _console.print(
@@ -253,13 +244,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         **chosen,
         "reason": reason,
         "rows": found,
-        "seconds": seconds,
-        "turns": turns,
+        "seconds": plan.seconds,
+        "turns": plan.turns,
         "chunk_bytes": CHUNK_BYTES,
         "machine": results.machine(),
     }
-    results.emit(result, plot(found), options.out)
-    return 0
+    results.emit(result, plot(found), plan.out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; exit codes as in `bench.command`."""
+    return command.run("executor", _parser().parse_args(argv), _plan, measure)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.executor", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="short turns: within 60 s")
+    parser.add_argument("--seconds", type=float, help="of a turn (default: 4; quick: 0.8)")
+    parser.add_argument("--turns", type=int, help="of each setting (default: 5; quick: 2)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep the result here, a plot beside it")
+    return parser
+
+
+def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
+    """Raises ValueError, with what to do, for what cannot be run."""
+    seconds = options.seconds if options.seconds is not None else (0.8 if options.quick else 4.0)
+    turns = options.turns if options.turns is not None else (2 if options.quick else 5)
+    if not 0 < seconds <= 600:
+        raise ValueError(f"--seconds is above 0 and at most 600, got {seconds:g}")
+    if turns < 1:
+        raise ValueError(f"--turns must be at least 1, got {turns}")
+    cores = results.cores()
+    return Plan(tuple(sorted({1, max(cores - 1, 1), cores})), seconds, turns, options.out)
 
 
 if __name__ == "__main__":

@@ -20,19 +20,21 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bench import command, exchange, figures, flower, results
+from bench import command, exchange, figures, flower, grid, results
 from bench.exchange import Exchange
-from bench.throughput import MAX_BLOCK_MB, block_bytes
-from parablock.units import parse_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rich.table import Table
 
+    from bench.grid import Grid
+
 WARM_UP_ROUNDS = 2
 FLOWER_WARM_UP_ROUNDS = 1
 """Its first round starts processes and installs the app."""
+
+DEFAULTS = grid.Defaults(block_mb=("64", "16"), clients=("2", "2"), rounds=(5, 1), repeat=(1, 1))
 
 _BLOCKS = 2
 
@@ -41,12 +43,9 @@ _console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asked for. rounds: measured ones on each side, after the warm-up."""
+    """What the command line asked for. flower: the version that `python` has."""
 
-    block_mb: tuple[float, ...]
-    clients: tuple[int, ...]
-    rounds: int
-    repeat: int
+    grid: Grid
     python: Path
     flower: str
     out: Path | None
@@ -55,20 +54,20 @@ class Plan:
 
 def measure(plan: Plan, folder: Path) -> None:
     """All rows, printed and kept."""
-    rows = [_row(plan, block_mb, clients, folder) for clients in plan.clients for block_mb in plan.block_mb]
+    rows = [_row(plan, clients, block_mb, folder) for clients, block_mb in plan.grid.rows()]
     _console.print(table(rows))
     results.emit(result(rows, plan), plot(rows), plan.out)
 
 
-def _row(plan: Plan, block_mb: float, clients: int, folder: Path) -> dict[str, Any]:
-    asked = Exchange(clients, _BLOCKS, block_bytes(block_mb), plan.rounds + WARM_UP_ROUNDS, gated=True)
+def _row(plan: Plan, clients: int, block_mb: float, folder: Path) -> dict[str, Any]:
+    asked = Exchange(clients, _BLOCKS, grid.block_bytes(block_mb), plan.grid.rounds + WARM_UP_ROUNDS, gated=True)
     found = []
-    for _ in range(plan.repeat):
+    for _ in range(plan.grid.repeat):
         _console.print(f"{clients} clients, {block_mb:g} MB: parablock")
         with tempfile.TemporaryDirectory(dir=folder) as place:
             ours = exchange.run(asked, Path(place)).exchange_s(WARM_UP_ROUNDS)
         _console.print(f"{clients} clients, {block_mb:g} MB: Flower {plan.flower}")
-        rounds = plan.rounds + FLOWER_WARM_UP_ROUNDS
+        rounds = plan.grid.rounds + FLOWER_WARM_UP_ROUNDS
         theirs = flower.measure(plan.python, clients, asked.block_bytes, rounds, FLOWER_WARM_UP_ROUNDS, folder)
         found.append(row(clients, asked.block_bytes, ours, theirs))
     return figures.medians(found)
@@ -100,7 +99,7 @@ def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
         **{key: value for key, value in worst.items() if not isinstance(value, list)},
         "rows": rows,
         "flower": plan.flower,
-        "repeat": plan.repeat,
+        "repeat": plan.grid.repeat,
         "folder": str(plan.where or tempfile.gettempdir()),
         "encryption": "none on either side",
         "machine": results.machine(),
@@ -150,37 +149,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="blocks of 16 MB, two clients, one round: within 60 s")
     add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
     add("--flower-python", type=Path, default=Path(sys.executable), help="a Python that has flwr (default: this one)")
-    add("--block-mb", help="sizes of a block in MB (1e6 bytes), a row for each (default: 64; quick: 16)")
-    add("--clients", default="2", help="numbers of clients, rows for each (default: 2)")
-    add("--rounds", type=int, help="rounds that are measured on each side (default: 5; quick: 1)")
-    add("--repeat", type=int, default=1, help="runs of each side, of which the medians are given (default: 1)")
+    DEFAULTS.add_options(parser)
     add("--shm", action="store_true", help="keep the runs in /dev/shm, so that no disk is part of a round")
     return parser
 
 
 def _plan(options: argparse.Namespace, where: Path | None) -> Plan:
     """Raises ValueError, with what to do, for what cannot be run."""
-    quick = options.quick
-    block_mb = parse_numbers(options.block_mb or ("16" if quick else "64"), float, "--block-mb")
-    clients = parse_numbers(options.clients, int, "--clients")
-    rounds = options.rounds if options.rounds is not None else (1 if quick else 5)
-    for name, value in (("--rounds", rounds), ("--repeat", options.repeat)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not all(1e-3 <= size <= MAX_BLOCK_MB for size in block_mb):
-        raise ValueError(f"--block-mb takes sizes from 0.001 to {MAX_BLOCK_MB:g} MB, got {options.block_mb}")
-    if quick and (len(clients) * len(block_mb) > 1 or options.repeat > 1):
-        raise ValueError("--quick is one row within 60 s; leave it out for several sizes, clients or repetitions")
-    return Plan(
-        block_mb=block_mb,
-        clients=clients,
-        rounds=rounds,
-        repeat=options.repeat,
-        python=options.flower_python,
-        flower=flower.version(options.flower_python),
-        out=options.out,
-        where=where,
-    )
+    asked = DEFAULTS.grid(options)
+    return Plan(asked, options.flower_python, flower.version(options.flower_python), options.out, where)
 
 
 if __name__ == "__main__":

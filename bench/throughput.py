@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bench import command, exchange, figures, raw, results
+from bench import command, exchange, figures, grid, raw, results
 from bench.exchange import Exchange
-from parablock.units import parse_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,41 +32,40 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from bench.exchange import Finished
+    from bench.grid import Grid
 
 WARM_UP_ROUNDS = 2
 CHUNK_BYTES = 1 << 20
 """Of the bare exchange; parablock's default as well."""
 
-MAX_BLOCK_MB = 4096.0
+DEFAULTS = grid.Defaults(block_mb=("4,16,64,256", "16"), clients=("2,4,8", "2"), rounds=(8, 5), repeat=(3, 1))
 
 _console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asked for. rounds: measured ones, after the warm-up."""
+    """What the command line asked for. blocks: of the model."""
 
-    block_mb: tuple[float, ...]
-    clients: tuple[int, ...]
+    grid: Grid
     blocks: int
-    rounds: int
-    repeat: int
     out: Path | None
     where: Path | None
 
 
 def measure(plan: Plan, folder: Path) -> None:
     """All rows, printed and kept."""
-    rows = [_row(plan, block_mb, clients, folder) for clients in plan.clients for block_mb in plan.block_mb]
+    rows = [_row(plan, clients, block_mb, folder) for clients, block_mb in plan.grid.rows()]
     _console.print(table(rows))
     results.emit(result(rows, plan), plot(rows), plan.out)
 
 
-def _row(plan: Plan, block_mb: float, clients: int, folder: Path) -> dict[str, Any]:
+def _row(plan: Plan, clients: int, block_mb: float, folder: Path) -> dict[str, Any]:
     _console.print(f"{clients} clients, blocks of {block_mb:g} MB")
-    asked = Exchange(clients, plan.blocks, block_bytes(block_mb), plan.rounds + WARM_UP_ROUNDS, gated=True)
+    nbytes = grid.block_bytes(block_mb)
+    asked = Exchange(clients, plan.blocks, nbytes, plan.grid.rounds + WARM_UP_ROUNDS, gated=True)
     found = []
-    for _ in range(plan.repeat):
+    for _ in range(plan.grid.repeat):
         bare = raw.measure(clients, asked.block_bytes, CHUNK_BYTES, asked.rounds, WARM_UP_ROUNDS, folder)
         finished = []
         for each in (dataclasses.replace(asked, discards=True), asked):
@@ -75,11 +73,6 @@ def _row(plan: Plan, block_mb: float, clients: int, folder: Path) -> dict[str, A
                 finished.append(exchange.run(each, Path(place)))
         found.append(row(asked, *finished, bare))
     return figures.medians(found)
-
-
-def block_bytes(block_mb: float) -> int:
-    """Bytes of a block of `block_mb` MB (1e6 bytes), down to whole float32 values."""
-    return int(block_mb * 1e6) // 4 * 4
 
 
 def row(asked: Exchange, moved: Finished, stored: Finished, raw_s: Sequence[float]) -> dict[str, Any]:
@@ -124,7 +117,7 @@ def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
         "rows": rows,
         "blocks": plan.blocks,
         "chunk_bytes": CHUNK_BYTES,
-        "repeat": plan.repeat,
+        "repeat": plan.grid.repeat,
         "folder": str(plan.where or tempfile.gettempdir()),
         "encryption": "none on either side",
         "machine": results.machine(),
@@ -190,35 +183,18 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--quick", action="store_true", help="blocks of 16 MB, two clients, few rounds: within 60 s")
     add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
-    add("--block-mb", help="sizes of a block in MB (1e6 bytes), a row for each (default: 4,16,64,256; quick: 16)")
-    add("--clients", help="numbers of clients, rows for each (default: 2,4,8; quick: 2)")
+    DEFAULTS.add_options(parser)
     add("--blocks", type=int, default=2, help="blocks of the model (default: 2)")
-    add("--rounds", type=int, help="rounds that are measured in each run (default: 8; quick: 5)")
-    add("--repeat", type=int, help="runs of each kind, of which the medians are given (default: 3; quick: 1)")
     add("--shm", action="store_true", help="keep the runs in /dev/shm, so that no disk is part of a round")
     return parser
 
 
 def _plan(options: argparse.Namespace, where: Path | None) -> Plan:
     """Raises ValueError, with what to do, for what cannot be run."""
-    quick = options.quick
-    plan = Plan(
-        block_mb=parse_numbers(options.block_mb or ("16" if quick else "4,16,64,256"), float, "--block-mb"),
-        clients=parse_numbers(options.clients or ("2" if quick else "2,4,8"), int, "--clients"),
-        blocks=options.blocks,
-        rounds=options.rounds if options.rounds is not None else (5 if quick else 8),
-        repeat=options.repeat if options.repeat is not None else (1 if quick else 3),
-        out=options.out,
-        where=where,
-    )
-    for name in ("blocks", "rounds", "repeat"):
-        if (value := getattr(plan, name)) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    if not all(1e-3 <= size <= MAX_BLOCK_MB for size in plan.block_mb):
-        raise ValueError(f"--block-mb takes sizes from 0.001 to {MAX_BLOCK_MB:g} MB, got {options.block_mb}")
-    if quick and (len(plan.clients) * len(plan.block_mb) > 1 or plan.repeat > 1):
-        raise ValueError("--quick is one row within 60 s; leave it out for several sizes, clients or repetitions")
-    return plan
+    asked = DEFAULTS.grid(options)
+    if options.blocks < 1:
+        raise ValueError(f"--blocks must be at least 1, got {options.blocks}")
+    return Plan(asked, options.blocks, options.out, where)
 
 
 if __name__ == "__main__":

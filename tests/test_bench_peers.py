@@ -13,12 +13,13 @@ from rich.console import Console
 
 from bench import flower, peers
 from bench.figures import FiguresError
+from bench.grid import Grid
 from bench.processes import ChildError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PLAN = peers.Plan((4.0,), (2,), 3, 1, Path("python"), "1.42.0", None, None)
+PLAN = peers.Plan(Grid((4.0,), (2,), rounds=3, repeat=1), Path("python"), "1.42.0", out=None, where=None)
 
 
 def found_row() -> dict[str, Any]:

@@ -12,12 +12,13 @@ from rich.console import Console
 
 from bench import command, throughput
 from bench.exchange import Client, Exchange, Finished
+from bench.grid import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ASKED = Exchange(clients=2, blocks=2, block_bytes=4_000_000, rounds=5, gated=True)
-PLAN = throughput.Plan((4.0,), (2,), blocks=2, rounds=3, repeat=1, out=None, where=None)
+PLAN = throughput.Plan(Grid((4.0,), (2,), rounds=3, repeat=1), blocks=2, out=None, where=None)
 
 
 def finished(longer: float = 1.0) -> Finished:
@@ -43,11 +44,6 @@ def test_a_row_from_a_run_by_hand() -> None:
     # The model's two blocks, one a client, and three.
     assert (row["broker_peak_mb"], row["bound_mb"]) == (20.0, 28.0)
     assert (row["client_peak_mb"], row["client_bound_mb"]) == (9.0, 24.0)
-
-
-def test_a_size_in_mb_is_whole_float32_values() -> None:
-    assert throughput.block_bytes(4) == 4_000_000
-    assert throughput.block_bytes(0.0010019) == 1000
 
 
 def test_the_result_has_the_keys_of_the_contract_and_survives_json() -> None:
