@@ -25,6 +25,8 @@ from rich.console import Console
 
 from bench import command, exchange, figures, grid, raw, results
 from bench.exchange import Exchange
+from parablock.config import Network
+from parablock.layout import chunk_numel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,9 +37,6 @@ if TYPE_CHECKING:
     from bench.grid import Grid
 
 WARM_UP_ROUNDS = 2
-CHUNK_BYTES = 1 << 20
-"""Of the bare exchange; parablock's default as well."""
-
 DEFAULTS = grid.Defaults(block_mb=("4,16,64,256", "16"), clients=("2,4,8", "2"), rounds=(8, 5), repeat=(3, 1))
 
 _console = Console(stderr=True)
@@ -66,13 +65,18 @@ def _row(plan: Plan, clients: int, block_mb: float, folder: Path) -> dict[str, A
     asked = Exchange(clients, plan.blocks, nbytes, plan.grid.rounds + WARM_UP_ROUNDS, gated=True)
     found = []
     for _ in range(plan.grid.repeat):
-        bare = raw.measure(clients, asked.block_bytes, CHUNK_BYTES, asked.rounds, WARM_UP_ROUNDS, folder)
+        bare = raw.measure(clients, nbytes, chunk_bytes(nbytes), asked.rounds, WARM_UP_ROUNDS, folder)
         finished = []
         for each in (dataclasses.replace(asked, discards=True), asked):
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 finished.append(exchange.run(each, Path(place)))
         found.append(row(asked, *finished, bare))
     return figures.medians(found)
+
+
+def chunk_bytes(nbytes: int) -> int:
+    """Of the messages in which a block of `nbytes` travels, on either side."""
+    return 4 * chunk_numel(nbytes // 4, Network().chunk_bytes)
 
 
 def row(asked: Exchange, moved: Finished, stored: Finished, raw_s: Sequence[float]) -> dict[str, Any]:
@@ -88,6 +92,7 @@ def row(asked: Exchange, moved: Finished, stored: Finished, raw_s: Sequence[floa
     return {
         "workers": asked.clients,
         "block_mb": block_mb,
+        "chunk_bytes": chunk_bytes(asked.block_bytes),
         "exchange_mb_s": moved_mb / exchange_s,
         "raw_zmq_mb_s": moved_mb / bare_s,
         "ratio": bare_s / exchange_s,
@@ -116,7 +121,6 @@ def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
         **{key: value for key, value in worst.items() if not isinstance(value, list)},
         "rows": rows,
         "blocks": plan.blocks,
-        "chunk_bytes": CHUNK_BYTES,
         "repeat": plan.grid.repeat,
         "folder": str(plan.where or tempfile.gettempdir()),
         "encryption": "none on either side",

@@ -202,7 +202,11 @@ class Network:
         "tcp://127.0.0.1:5557", "where the broker listens; tcp://127.0.0.1:* takes a free port", local=True
     )
     chunk_bytes: int = _key(
-        1 << 20, "a block's elements in float32 that travel as one message", unit="bytes", low=1 << 10, high=8 << 20
+        2 << 20,
+        "at most so much of a block, in float32, travels as one message: an eighth of it, within 1 MiB and this",
+        unit="bytes",
+        low=1 << 10,
+        high=8 << 20,
     )
     window_bytes: int = _key(
         16 << 20, "bytes that a receiver grants ahead of what it holds, per transfer", unit="bytes", low=1 << 10

@@ -78,8 +78,9 @@ class Distribution:
         values: the whole block in float32.
         """
         full, change = made, None
-        if not Layout.down(self._config, 1, made.attempt).codec.lossless:
-            payload = Payload.whole(values, self._config.network.chunk_bytes)
+        numel = self._manifest.blocks[made.block].numel
+        if not Layout.down(self._config, numel, made.attempt).codec.lossless:
+            payload = Payload.whole(values, Layout.down(self._config, numel, attempt=0).chunk_bytes)
             full, change = self._shipment(made.round, made.block, 0, payload), made
         self._latest[made.block] = Version(made.round, self.base(made.block), counted, change, full)
         for version in self._latest.values():

@@ -10,10 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from parablock.codec import Codec, codec_of
+from parablock.codec import GROUP, Codec, codec_of
 
 if TYPE_CHECKING:
     from parablock.config import Config
+
+_LEAST_BYTES = 1 << 20
+"""Below it what a message costs outweighs what a shorter chunk saves."""
+
+_CHUNKS = 8
+
+
+def chunk_numel(numel: int, most_bytes: int) -> int:
+    """Elements of each chunk of a block of `numel`, in whole groups: an eighth of it, within 1 MiB and `most_bytes`.
+
+    An exchange ends one chunk after the longer way, so a chunk is a small part of its block; and each costs both ends
+    a message, so it is no smaller than that. most_bytes: `network.chunk_bytes`, in float32, a multiple of 4 · GROUP.
+    """
+    eighth = -(-numel // (_CHUNKS * GROUP)) * GROUP
+    return min(max(eighth, _LEAST_BYTES // 4), most_bytes // 4)
 
 
 @dataclass(frozen=True)
@@ -27,12 +42,13 @@ class Layout:
     @classmethod
     def up(cls, config: Config, numel: int) -> Layout:
         """Of a contribution."""
-        return cls(codec_of(config.codec.up), numel, config.network.chunk_bytes // 4)
+        return cls(codec_of(config.codec.up), numel, chunk_numel(numel, config.network.chunk_bytes))
 
     @classmethod
     def down(cls, config: Config, numel: int, attempt: int) -> Layout:
         """Of a new block: in full (attempt 0: float32), or as an attempt to fold it sends it."""
-        return cls(codec_of(config.codec.down if attempt else "float32"), numel, config.network.chunk_bytes // 4)
+        codec = codec_of(config.codec.down if attempt else "float32")
+        return cls(codec, numel, chunk_numel(numel, config.network.chunk_bytes))
 
     @property
     def count(self) -> int:

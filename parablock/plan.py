@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from parablock.codec import codec_of
-from parablock.layout import Layout
+from parablock.layout import Layout, chunk_numel
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -76,10 +76,10 @@ class Exchange:
 def exchange(numel: int, link: Link, codecs: Codecs, chunk_bytes: int) -> Exchange:
     """M of a block of `numel` elements: RTT, and until the last chunk is down, and `COMMIT_S`.
 
-    A chunk comes down when it is up and the one before it is down.
+    A chunk comes down when it is up and the one before it is down. chunk_bytes: `network.chunk_bytes`.
     """
-    up = Layout(codec_of(codecs.up), numel, chunk_bytes // 4)
-    down = Layout(codec_of(codecs.down), numel, chunk_bytes // 4)
+    of_chunk = chunk_numel(numel, chunk_bytes)
+    up, down = (Layout(codec_of(name), numel, of_chunk) for name in (codecs.up, codecs.down))
     is_up = is_down = 0.0
     for index in range(up.count):
         is_up += up.chunk_nbytes(index) / link.up_bytes_s

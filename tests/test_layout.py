@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from parablock.codec import GROUP, NAMES, codec_of
 from parablock.config import from_dict
-from parablock.layout import Layout
+from parablock.layout import Layout, chunk_numel
 
 layouts = st.builds(
     Layout, st.sampled_from(NAMES).map(codec_of), st.integers(1, 5000), st.integers(1, 20).map(lambda n: n * GROUP)
@@ -49,3 +49,18 @@ def test_a_block_in_full_is_float32() -> None:
     config = from_dict({"codec": {"down": "int8"}})
     assert Layout.down(config, 1000, attempt=0).codec.name == "float32"
     assert [Layout.down(config, 1000, attempt=n).codec.name for n in (1, 2)] == ["int8", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("numel", "most_bytes", "expected"),
+    [
+        (1 << 18, 2 << 20, 1 << 18),  # 1 MiB, in one
+        (1 << 20, 2 << 20, 1 << 18),  # 4 MiB: not less than 1 MiB
+        (3 << 20, 2 << 20, 3 << 17),  # 12 MiB: eighths
+        ((3 << 20) + 1, 2 << 20, (3 << 17) + GROUP),  # in whole groups
+        (1 << 26, 2 << 20, 1 << 19),  # 256 MiB: what the settings allow
+        (1 << 26, 1 << 16, 1 << 14),  # also where they allow less than 1 MiB
+    ],
+)
+def test_a_chunk_is_an_eighth_of_its_block_within_bounds(numel: int, most_bytes: int, expected: int) -> None:
+    assert chunk_numel(numel, most_bytes) == expected
