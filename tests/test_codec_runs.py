@@ -27,7 +27,7 @@ def nbytes(name: CodecName, numel: int) -> int:
 
 
 def test_a_run_with_int8_up_and_int4_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = finished(tmp_path / "run", **{"codec.up": "int8", "codec.down": "int4"})
+    folder = finished(tmp_path, **{"codec.up": "int8", "codec.down": "int4"})
     rows = folder.read_metrics()
     rounds = [row for row in rows if row["kind"] == "round"]
     manifest = folder.manifest()

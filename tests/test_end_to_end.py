@@ -30,12 +30,16 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def overlapped(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return finished(tmp_path_factory.mktemp("overlapped") / "run", mode="parablock")
+    """By the command itself; the other runs of this file are its processes one by one."""
+    out = tmp_path_factory.mktemp("overlapped") / "run"
+    done = run(out, mode="parablock")
+    assert done.returncode == 0, done.stderr
+    return RunFolder.open(out)
 
 
 @pytest.fixture(scope="module")
 def synchronous(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return finished(tmp_path_factory.mktemp("synchronous") / "run", mode="fedbcd")
+    return finished(tmp_path_factory.mktemp("synchronous"), mode="fedbcd")
 
 
 @pytest.mark.parametrize("which", ["overlapped", "synchronous"])
@@ -67,12 +71,12 @@ def test_staleness_is_the_pipelines(overlapped: RunFolder, synchronous: RunFolde
 
 
 def test_the_same_seed_gives_identical_blocks(overlapped: RunFolder, tmp_path: Path) -> None:
-    again = finished(tmp_path / "again", mode="parablock")
+    again = finished(tmp_path, mode="parablock")  # by processes with other hash seeds
     assert blocks(again) == blocks(overlapped)
 
 
 def test_another_seed_gives_other_blocks(overlapped: RunFolder, tmp_path: Path) -> None:
-    other = finished(tmp_path / "other", mode="parablock", seed=1)
+    other = finished(tmp_path, mode="parablock", seed=1)
     assert blocks(other) != blocks(overlapped)
 
 
@@ -170,12 +174,12 @@ def test_a_killed_worker_is_missed_and_a_new_one_catches_up(tmp_path: Path) -> N
         alone = len(RunFolder.open(folder).read_metrics())
         wait_for(lambda: len(RunFolder.open(folder).read_metrics()) > alone + 2)
         processes.worker(1)
-        wait_for(lambda: RunFolder.open(folder).read_metrics()[-1].get("contributors") == ["w0", "w1"])
+        wait_for(lambda: RunFolder.open(folder).read_metrics()[-1].get("contributors") == ["worker-0", "worker-1"])
         processes.broker.send_signal(signal.SIGINT)
         assert processes.broker.wait(timeout=30) == 75
     rounds = [row for row in RunFolder.open(folder).read_metrics() if row["kind"] == "round"]
     assert [row["round"] for row in rounds] == list(range(len(rounds)))
-    assert any(row["contributors"] == ["w0"] for row in rounds)
+    assert any(row["contributors"] == ["worker-0"] for row in rounds)
 
 
 def test_a_worker_of_another_model_is_refused_at_the_door(tmp_path: Path) -> None:
@@ -205,7 +209,7 @@ def test_a_worker_before_the_broker_waits_and_says_so(tmp_path: Path) -> None:
 def test_bad_input_is_told_and_nothing_is_left_running(tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text(4 * '{"question": "1 + 1?", "answer": "2"}\n', encoding="utf-8")
-    done = run(tmp_path / "run", **{"data.train": str(data)})
+    done = run(tmp_path / "run", workers=1, **{"data.train": str(data)})
     assert done.returncode == 2
     assert "data.prompt" in done.stderr
     assert "question" in done.stderr

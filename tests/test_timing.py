@@ -62,7 +62,10 @@ def solver(monkeypatch: pytest.MonkeyPatch) -> type[Solver]:
 
 def setup_of(steps: int) -> Setup:
     config = from_dict({"solver": {"steps": steps, "batch_size": 1}})
-    return prepare(json.dumps(to_dict(config)), Local("plan", "builtin", "", (0, 1), "", "cpu", 1, False))
+    local = Local(
+        "plan", "builtin", "", (0, 64), "", "cpu", 1, False
+    )  # few of the rows, so that they are soon tokenized
+    return prepare(json.dumps(to_dict(config)), local)
 
 
 @pytest.mark.parametrize(("steps", "timed"), [(1, 2), (2, 2), (5, 5), (1000, 8)])

@@ -46,7 +46,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def prepared(run: Config) -> Setup:
-    local = Local("c", "builtin", "", (0, 1), "", "cpu", 1, False)
+    local = Local("c", "builtin", "", (0, 64), "", "cpu", 1, False)  # few of the rows, so that they are soon tokenized
     return prepare(json.dumps(config.to_dict(run, shared_only=True)), local)
 
 
