@@ -18,7 +18,7 @@ from bench.shaping import Shape
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-Kind = Literal["kernel", "user"]
+Kind = Literal["kernel", "user", "loopback"]
 
 _PORT = 5557  # free by construction: the namespace is new
 
@@ -55,6 +55,12 @@ def choose(kind: Literal["kernel", "user", "auto"], delay_s: float) -> tuple[Kin
     if kind == "kernel":
         raise NetworkError(f"no kernel links here: {reason}; use --link user")
     return "user", f"user-space links, for there are no kernel links here: {reason}"
+
+
+def loopback(clients: int) -> Network:
+    """No links at all: so many clients and their broker on this machine, as fast as it is."""
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    return Network("loopback", endpoint, (endpoint,) * clients, (), ((),) * clients, ())
 
 
 @contextlib.contextmanager

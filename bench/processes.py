@@ -75,7 +75,7 @@ class Children:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
         child = Child(name, process, log)
         self._children.append(child)
@@ -131,7 +131,7 @@ _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child, before it becomes the command: have the kernel kill it when its parent dies."""
     assert _prctl is not None
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -37,15 +37,17 @@ class Workload:
     blocks: int
     block_bytes: int
     """Of one block in float32, which is what travels."""
+    model_bytes: int
+    """Of all parameters in float32, those that are in no block included."""
 
 
-def make(folder: Path) -> Workload:
-    """Write the model (about 80 MB) and the rows into `folder`, which exists."""
+def make(folder: Path, *, hidden: int = HIDDEN, layers: int = LAYERS, vocabulary: int = VOCABULARY) -> Workload:
+    """Write the model (about 80 MB, unless it is given another shape) and the rows into `folder`, which exists."""
     shape = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=3 * HIDDEN,
-        num_hidden_layers=LAYERS,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
@@ -61,13 +63,14 @@ def make(folder: Path) -> Workload:
     model.save_pretrained(folder / "model")
     builtin.tokenizer().save_pretrained(folder / "model")
     layer_numel = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    model_numel = sum(parameter.numel() for parameter in model.parameters())
 
     # Longer than what is kept, so that truncation makes all rows equal, whatever the tokenizer adds at the ends.
     rng = random.Random(0)
     rows = [{"text": "".join(rng.choices("abcdefgh ", k=2 * ROW_TOKENS))} for _ in range(ROWS)]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return Workload(folder / "model", data, LAYERS, 4 * layer_numel)
+    return Workload(folder / "model", data, layers, 4 * layer_numel, 4 * model_numel)
 
 
 def settings(workload: Workload, mode: str, rounds: int, clients: int, steps: int, bind: str) -> config.Config:

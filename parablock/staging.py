@@ -13,6 +13,7 @@ stream (`Tensor.record_stream`), so that to drop it early is safe. While a copy 
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -80,7 +81,8 @@ class Staging:
 
     def __init__(self, engine: Engine | None) -> None:
         self._engine = engine
-        self._free: list[Vector] = []  # on the host
+        self._free: list[Vector] = []  # on the host; one at most
+        self._newest: weakref.ref[Vector] | None = None  # the buffer that was given out last, there
 
     @classmethod
     def of(cls, device: torch.device) -> Staging:
@@ -98,18 +100,22 @@ class Staging:
 
     def buffer(self, numel: int) -> Vector:
         """Memory for values that are to be brought to the device, not yet written. float32 of shape (numel,)."""
-        if self._engine is None:
-            while self._free:
-                if (free := self._free.pop()).size == numel:
-                    return free
-            return np.empty(numel, np.float32)
-        values: Vector = self._engine.host(numel).numpy()
-        return values
+        if self._engine is not None:
+            values: Vector = self._engine.host(numel).numpy()
+            return values
+        free = self._free.pop() if self._free else None
+        buffer = free if free is not None and free.size == numel else np.empty(numel, np.float32)
+        self._newest = weakref.ref(buffer)
+        return buffer
 
     def release(self, incoming: Incoming) -> None:
         """What was brought is not needed any more. On the host its memory serves the next buffer: fresh pages cost
-        more than to fill them. Pinned memory torch takes back by itself."""
-        if self._engine is None and not self._free:
+        more than to fill them. Not where the next buffer is in use already: it will serve the one after, and two would
+        be a block that lies idle. Pinned memory torch takes back by itself."""
+        if self._engine is not None:
+            return
+        newest = None if self._newest is None else self._newest()
+        if not self._free and (newest is None or newest is incoming.values):
             self._free.append(incoming.values)
 
     def bring(self, values: Vector) -> Incoming:

@@ -148,7 +148,11 @@ PLAN = overlap.Plan(
 
 
 def imagined_rows(plan: overlap.Plan) -> list[dict[str, Any]]:
-    bench = Imagined(plan, Workload(Path("model"), Path("rows"), blocks=4, block_bytes=4_000_000), Path("folder"))
+    bench = Imagined(
+        plan,
+        Workload(Path("model"), Path("rows"), blocks=4, block_bytes=4_000_000, model_bytes=90_000_000),
+        Path("folder"),
+    )
     return [row for clients in plan.clients for row in bench.rows(clients)]
 
 

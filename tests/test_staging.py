@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,6 +106,36 @@ def test_on_the_host_nothing_is_copied() -> None:
     assert (buffer.dtype, buffer.shape) == (np.float32, (4,))
     assert np.shares_memory(staging.out(source).wait(), source.numpy())
     assert np.shares_memory(staging.bring(buffer).ready().numpy(), buffer)
+
+
+def test_on_the_host_what_was_brought_serves_the_next_buffer_of_its_size() -> None:
+    staging = Staging.of(torch.device("cpu"))
+    buffer = staging.buffer(4)
+    staging.release(staging.bring(buffer))
+    assert staging.buffer(4) is buffer
+    staging.release(staging.bring(buffer))
+    other = staging.buffer(5)
+    assert other.shape == (5,)
+    assert staging.buffer(4) is not buffer  # it was let go: it fitted nowhere
+
+
+def test_on_the_host_no_buffer_lies_idle_while_the_next_one_is_in_use() -> None:
+    staging = Staging.of(torch.device("cpu"))
+    landing, arriving = staging.buffer(4), staging.buffer(4)  # a block comes before the one before it has landed
+    let_go = weakref.ref(landing)
+    staging.release(staging.bring(landing))
+    del landing
+    assert let_go() is None
+    staging.release(staging.bring(arriving))
+    assert staging.buffer(4) is arriving
+
+
+def test_on_the_host_a_download_that_was_given_up_holds_nobody_up() -> None:
+    staging = Staging.of(torch.device("cpu"))
+    landing = staging.buffer(4)
+    staging.buffer(4)  # and nobody keeps it
+    staging.release(staging.bring(landing))
+    assert staging.buffer(4) is landing
 
 
 @pytest.mark.parametrize("wrong", [values().double(), values(4).view(2, 2)], ids=["dtype", "shape"])
