@@ -1,85 +1,81 @@
-"""What codecs cost in loss, and save in bytes: the quickstart's problem with each, at equal rounds, over several seeds.
+"""What codecs cost in loss, and save in bytes: the quickstart's problem with each, at equal rounds, over many seeds.
 
-    python -m bench.codecs --seeds 0,1,2 --out codecs.json
+    python -m bench.codecs --seeds 0-19 --out codecs.json
     python -m bench.codecs --quick
 
-Each run is a broker and two workers as real processes. Compared are the final held-out losses, seed by seed, with the
-float32 run of the same seed; the spread between float32's own seeds says what a difference means. Beside it the speed
-of each codec on one thread, in bytes of float32 per second.
+Each run is a broker and two workers as real processes. Two runs that differ in their last bits end at losses that are
+tens of per cent apart, so that a codec is compared with float32 seed by seed: of the final held-out losses, and of the
+whole curve of them (mean log ratio over its points, which varies less), the mean over seeds is given with its 95 %
+confidence interval (Student's t), and whether that lies within the bar. `float32~`, which differs from float32 in
+rounding alone, says what the method takes for a difference where there is none. Beside it the speed of each codec on
+one thread, in bytes of float32 per second.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
+import math
+import re
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from bench import results
-from bench.processes import ChildError, Children
-from parablock import config
+from bench import codec_cases, command, results
+from bench.codec_cases import CASES, NULL, REFERENCE
+from bench.figures import FiguresError
+from bench.paired import Paired, log_ratios, percent
 from parablock.codec import codec_of
-from parablock.run_folder import METRICS, RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from rich.table import Table
+
+    from bench.codec_cases import Case, Trained
     from parablock.codec import CodecName
 
-CASES = ("float32", "bfloat16", "int8", "int4", "int4-")
-"""Of both directions; a minus: without error feedback."""
-
-_PATIENCE_S = 120.0
 _CHUNK = 1 << 18  # elements
 
 _console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One run. loss_by_round: of training, in nats per token. nbytes: up and down, all clients."""
+class Plan:
+    """What the command line asked for. cases: float32 first. overrides: settings of every run."""
 
-    final_loss: float
-    loss_by_round: list[float]
-    nbytes: int
+    cases: tuple[Case, ...]
+    seeds: tuple[int, ...]
+    overrides: tuple[str, ...]
+    out: Path | None
 
 
-def train(case: str, seed: int, overrides: Sequence[str], folder: Path) -> Trained:
-    """The quickstart's problem with a codec. Raises ChildError, ConfigError."""
-    name = case.removesuffix("-")
-    codec = [f"codec.up={name}", f"codec.down={name}", f"codec.error_feedback={str(case == name).lower()}"]
-    folder.mkdir()
-    with resources.as_file(resources.files("parablock") / "quickstart.toml") as path:
-        settings = config.load(path, ["eval.generate=0", *overrides, f"seed={seed}", *codec])
-    (folder / "config.toml").write_text(config.to_toml(settings), encoding="utf-8")
-    run = folder / "run"
-
-    def progress() -> int:
-        return (run / METRICS).stat().st_size if (run / METRICS).exists() else 0
-
-    with Children(folder) as children:
-        command = [sys.executable, "-m", "parablock.cli", "run", str(folder / "config.toml"), "--out", str(run)]
-        started = children.start("run", command, {})
-        children.wait(started, progress, _PATIENCE_S)
-    rows = RunFolder.open(run).read_metrics()
-    rounds = [row for row in rows if row["kind"] == "round"]
-    return Trained(
-        final_loss=[row["eval_loss"] for row in rows if row["kind"] == "evaluation"][-1],
-        loss_by_round=[row["loss"] for row in rounds],
-        nbytes=sum(row["bytes_up"] + row["bytes_down"] for row in rounds),
-    )
+def measure(plan: Plan, folder: Path) -> None:
+    """All runs, seed by seed; the result printed and kept."""
+    trained: dict[str, list[Trained]] = {case.name: [] for case in plan.cases}
+    began, done, runs = time.monotonic(), 0, len(plan.seeds) * len(plan.cases)
+    for turn, seed in enumerate(plan.seeds, 1):
+        for case in plan.cases:
+            found = codec_cases.train(case, seed, plan.overrides, folder / f"{case.name}-{seed}")
+            if case.name == NULL:
+                check_null(found, trained[REFERENCE][-1])
+            trained[case.name].append(found)
+            done += 1
+            left_s = (time.monotonic() - began) / done * (runs - done)
+            gap = log_ratios([found.final_loss], [trained[REFERENCE][-1].final_loss])[0]
+            _console.print(
+                f"seed {seed} ({turn} of {len(plan.seeds)}), {case.name}: final held-out loss {found.final_loss:.5f} "
+                f"({percent(gap):+.1f} %); {left_s / 60:.0f} min left"
+            )
+    rows = [row(case, trained[case.name], trained[REFERENCE]) for case in plan.cases]
+    _console.print(table(rows))
+    results.emit(result(rows, plan), plot(rows), plan.out)
 
 
 def speed(name: CodecName, seconds: float = 0.3) -> tuple[float, float]:
@@ -104,98 +100,163 @@ def speed(name: CodecName, seconds: float = 0.3) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def row(case: str, trained: Sequence[Trained], baseline: Sequence[Trained]) -> dict[str, Any]:
-    """A case against float32, seed by seed. gap_pct: of the mean final losses; above zero is worse."""
+def row(case: Case, trained: Sequence[Trained], reference: Sequence[Trained]) -> dict[str, Any]:
+    """A case against float32, seed by seed. Gaps above zero are worse."""
+    bar = math.log1p(case.bar_pct / 100)
+    final, curve = compare(trained, reference)
     losses = [each.final_loss for each in trained]
-    reference = [each.final_loss for each in baseline]
-    encode, decode = speed(codec_of(case.removesuffix("-")).name)  # type: ignore[arg-type]
+    encode, decode = speed(case.codec)
     return {
-        "codec": case.removesuffix("-"),
-        "error_feedback": not case.endswith("-"),
-        "final_loss": statistics.fmean(losses),
+        "case": case.name,
+        "codec": case.codec,
+        "error_feedback": case.feedback,
+        "final_loss": statistics.geometric_mean(losses),
         "final_losses": losses,
-        "spread": statistics.stdev(losses) if len(losses) > 1 else None,
-        "gap_pct": 100 * (statistics.fmean(losses) / statistics.fmean(reference) - 1),
-        "gap_pct_by_seed": [100 * (a / b - 1) for a, b in zip(losses, reference, strict=True)],
+        "final": None if case.name == REFERENCE else final.told(bar),
+        "curve": None if case.name == REFERENCE else curve.told(bar),
         "bytes": trained[0].nbytes,
-        "bytes_ratio": trained[0].nbytes / baseline[0].nbytes,
+        "bytes_ratio": trained[0].nbytes / reference[0].nbytes,
         "encode_mb_s": encode,
         "decode_mb_s": decode,
-        "loss_by_round": [statistics.fmean(each) for each in zip(*(t.loss_by_round for t in trained), strict=True)],
+        "evaluated": list(trained[0].held_out),
+        "loss_by_evaluation": [
+            statistics.geometric_mean(each) for each in zip(*(run.held_out.values() for run in trained), strict=True)
+        ],
+    }
+
+
+def check_null(found: Trained, reference: Trained) -> None:
+    """Raises FiguresError where the null case is float32 itself."""
+    if found.held_out == reference.held_out:
+        raise FiguresError(
+            f"{NULL} gave the losses of float32, bit for bit: torch has only its plain kernels for this processor, so "
+            f"that they change no rounding; leave {NULL} out of --codecs"
+        )
+
+
+def compare(trained: Sequence[Trained], reference: Sequence[Trained]) -> tuple[Paired, Paired]:
+    """(final losses, whole curves). A curve's log ratio is the mean of those at its points."""
+    final = log_ratios([each.final_loss for each in trained], [each.final_loss for each in reference])
+    curves = [
+        statistics.fmean(log_ratios(list(each.held_out.values()), list(other.held_out.values())))
+        for each, other in zip(trained, reference, strict=True)
+    ]
+    return Paired(tuple(final)), Paired(tuple(curves))
+
+
+def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
+    """The JSON object."""
+    return {
+        "bench": "codecs",
+        "rows": rows,
+        "seeds": list(plan.seeds),
+        "overrides": list(plan.overrides),
+        "machine": results.machine(),
     }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    shown = Table(box=box.SIMPLE, caption="final held-out loss: mean over seeds; gap: to float32, in per cent")
-    for name in ("codec", "feedback", "final loss", "spread", "gap %", "bytes", "encode MB/s", "decode MB/s"):
-        shown.add_column(name, justify="left" if name == "codec" else "right")
-    for each in rows:
-        shown.add_row(
-            each["codec"],
-            "yes" if each["error_feedback"] else "no",
-            f"{each['final_loss']:.5f}",
-            "" if each["spread"] is None else f"{each['spread']:.5f}",
-            f"{each['gap_pct']:+.2f}",
-            f"{each['bytes_ratio']:.3f}",
-            f"{each['encode_mb_s']:.0f}",
-            f"{each['decode_mb_s']:.0f}",
-        )
-    return shown
+    """The rows for people."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "case": lambda row: row["case"],
+        " bytes": lambda row: f"{row['bytes_ratio']:.3f}",
+        " final loss": lambda row: f"{row['final_loss']:.5f}",
+        " gap, 95 %": lambda row: _gap(row["final"]),
+        " bar": lambda row: _verdict(row["final"]),
+        " curve's gap, 95 %": lambda row: _gap(row["curve"]),
+        " bar ": lambda row: _verdict(row["curve"]),
+        " encode": lambda row: f"{row['encode_mb_s']:.0f}",
+        " decode": lambda row: f"{row['decode_mb_s']:.0f}",
+    }
+    seeds = len(rows[0]["final_losses"])
+    caption = (
+        f"{seeds} seeds; gaps to float32 in per cent, paired by seed; [pairs that the bar would take]; "
+        f"case-: without error feedback; {NULL}: rounded otherwise; speed in MB/s"
+    )
+    return results.table(columns, rows, caption)
+
+
+def _gap(told: dict[str, Any] | None) -> str:
+    if told is None:
+        return ""
+    if told["low_pct"] is None:
+        return f"{told['gap_pct']:+.2f}"
+    return f"{told['gap_pct']:+.2f} ({told['low_pct']:+.2f} to {told['high_pct']:+.2f})"
+
+
+def _verdict(told: dict[str, Any] | None) -> str:
+    if told is None:
+        return ""
+    needed = f" [{told['pairs_needed']}]" if told["verdict"] == "undecided" and told["pairs_needed"] else ""
+    return f"{told['bar_pct']:.1f}: {told['verdict']}{needed}"
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
+    """Held-out loss by round, and each case's gaps with their intervals."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for each in rows:
-        label = each["codec"] + ("" if each["error_feedback"] else " without feedback")
-        axes.plot(range(1, len(each["loss_by_round"]) + 1), each["loss_by_round"], label=label, linewidth=1)
-    axes.set(xlabel="round", ylabel="training loss (nats per token)", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        left.plot(each["evaluated"], each["loss_by_evaluation"], label=each["case"], linewidth=1)
+    left.set(xlabel="rounds", ylabel="held-out loss (nats per token)", yscale="log")
+    left.legend(fontsize=8)
+    compared = [each for each in rows if each["final"] is not None]
+    for shift, key, colour in ((0.15, "final", "tab:gray"), (-0.15, "curve", "tab:blue")):
+        for place, each in enumerate(compared):
+            told = each[key]
+            ends = [told["low_pct"], told["high_pct"]] if told["low_pct"] is not None else [told["gap_pct"]] * 2
+            right.plot(ends, [place + shift] * 2, color=colour, label="" if place else key)
+            right.plot([told["gap_pct"]], [place + shift], color=colour, marker="o", markersize=4)
+    for place, each in enumerate(compared):
+        right.plot([each["final"]["bar_pct"]] * 2, [place - 0.35, place + 0.35], color="tab:red", linewidth=1)
+    right.axvline(0, color="black", linewidth=0.5)
+    right.set_yticks(range(len(compared)), [each["case"] for each in compared])
+    right.set_xlabel("gap to float32 (%), 95 % interval; red: the bar")
+    if compared:
+        right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
     return figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Exit codes: 0; 1 where a run failed (the ends of the logs are shown); 2 for wrong input."""
+    """The command line; exit codes as in `bench.command`."""
+    return command.run("codecs", _parser().parse_args(argv), _plan, measure)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.codecs", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="float32 and int4, one seed, eight rounds: within 60 s")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep the result here, a plot beside it")
-    parser.add_argument("--seeds", default="0,1,2", help="seeds of the runs (default: 0,1,2)")
-    parser.add_argument("--codecs", default=",".join(CASES), help=f"of {', '.join(CASES)}; float32 is always run")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run")
-    options = parser.parse_args(argv)
-    try:
-        results.check_out(options.out)
-        seeds = [int(text) for text in ("0" if options.quick else options.seeds).split(",")]
-        asked = ("float32", "int4") if options.quick else tuple(options.codecs.split(","))
-        unknown = [case for case in asked if case not in CASES]
-        if unknown:
-            raise ValueError(f"--codecs takes {', '.join(CASES)}, separated by commas; got {', '.join(unknown)}")
-        overrides = [*(["rounds=8"] if options.quick else []), *options.set]
-        config.load(None, overrides)
-    except ValueError as error:
-        print(f"bench.codecs: {error}", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    cases = ["float32", *(case for case in asked if case != "float32")]
-    trained: dict[str, list[Trained]] = {case: [] for case in cases}
-    try:
-        with tempfile.TemporaryDirectory(prefix="parablock-codecs-") as temporary:
-            for seed in seeds:
-                for case in cases:
-                    _console.print(f"seed {seed}: {case}")
-                    trained[case].append(train(case, seed, overrides, Path(temporary) / f"{case}-{seed}"))
-                    _console.print(f"  final held-out loss {trained[case][-1].final_loss:.5f}")
-    except KeyboardInterrupt:
-        return 130
-    except ChildError as error:
-        print(f"bench.codecs failed: {error}", file=sys.stderr)
-        return 1
-    rows = [row(case, trained[case], trained["float32"]) for case in cases]
-    _console.print(table(rows))
-    result = {"bench": "codecs", "rows": rows, "seeds": seeds, "overrides": overrides, "machine": results.machine()}
-    results.emit(result, plot(rows), options.out)
-    return 0
+    add = parser.add_argument
+    add("--quick", action="store_true", help="float32 and int4, one seed, eight rounds: within 60 s")
+    add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
+    add("--seeds", default="0-4", help="seeds of the runs, as 0,1,2 or 0-19 (default: 0-4)")
+    add("--codecs", default=",".join(CASES), help=f"of {', '.join(CASES)} (default: all); float32 is always run")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
+    return parser
+
+
+def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
+    """Raises ValueError, with what to do, for what cannot be run."""
+    seeds = _seeds("0" if options.quick else options.seeds)
+    names = ["float32", "int4"] if options.quick else options.codecs.split(",")
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise ValueError(f"--codecs takes {', '.join(CASES)}, separated by commas; got {', '.join(unknown)}")
+    overrides = (*(["rounds=8"] if options.quick else []), *options.set)
+    codec_cases.settings(overrides)  # a typing mistake is told now
+    cases = dict.fromkeys([REFERENCE, *names])
+    return Plan(tuple(CASES[name] for name in cases), seeds, overrides, options.out)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise ValueError(f"--seeds takes numbers and ranges, as 0,1,2 or 0-19; got {text!r}")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds names a seed twice, which would count as two; got {text!r}")
+    return tuple(seeds)
 
 
 if __name__ == "__main__":
