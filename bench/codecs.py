@@ -1,14 +1,15 @@
 """What codecs cost in loss, and save in bytes: the quickstart's problem with each, at equal rounds, over many seeds.
 
-    python -m bench.codecs --seeds 0-19 --out codecs.json
+    python -m bench.codecs --seeds 0-9 --set solver.lr=1e-3 --out codecs.json
     python -m bench.codecs --quick
 
 Each run is a broker and two workers as real processes. Two runs that differ in their last bits end at losses that are
 tens of per cent apart, so that a codec is compared with float32 seed by seed: of the final held-out losses, and of the
 whole curve of them (mean log ratio over its points, which varies less), the mean over seeds is given with its 95 %
 confidence interval (Student's t), and whether that lies within the bar. `float32~`, which differs from float32 in
-rounding alone, says what the method takes for a difference where there is none. Beside it the speed of each codec on
-one thread, in bytes of float32 per second.
+rounding alone, says what the method takes for a difference where there is none: at the quickstart's own learning rate
+as much as for a codec; at a fifth of it next to nothing, so that there small differences can be told. Beside it the
+speed of each codec on one thread, in bytes of float32 per second.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 18  # elements
 
-_console = Console(stderr=True)
+_console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     }
     seeds = len(rows[0]["final_losses"])
     caption = (
-        f"{seeds} seeds; gaps to float32 in per cent, paired by seed; [pairs that the bar would take]; "
+        f"{seeds} seeds; gaps to float32 in per cent, paired by seed; in brackets how many seeds the bar would take; "
         f"case-: without error feedback; {NULL}: rounded otherwise; speed in MB/s"
     )
     return results.table(columns, rows, caption)
