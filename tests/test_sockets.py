@@ -73,6 +73,27 @@ def test_answers_that_nobody_reads_share_their_payload() -> None:
     assert asyncio.run(scenario()) < 30e6
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux's")
+def test_the_threads_that_move_bytes_do_not_push_out_those_that_compute() -> None:
+    def policies() -> list[int]:
+        tasks = Path("/proc/self/task").iterdir()
+        return [os.sched_getscheduler(int(t.name)) for t in tasks if (t / "comm").read_text().startswith("ZMQbg/IO")]
+
+    async def scenario() -> list[int]:
+        before = policies()  # other tests' contexts, if any
+        router = RouterSocket(HERE)
+        router.listen(lambda _peer, _frames: None)
+        dealer = DealerSocket(router.endpoint, b"worker", lambda _frames: None)
+        found = policies()
+        dealer.close(0)
+        router.close()
+        assert len(found) == len(before) + 2
+        return found[len(before) :]
+
+    assert asyncio.run(scenario()) == [os.SCHED_BATCH] * 2
+    assert os.sched_getscheduler(0) != os.SCHED_BATCH
+
+
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

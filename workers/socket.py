@@ -5,11 +5,16 @@ growing interval; whether anybody is at the other end is the participant's busin
 be lost with a connection, so nothing here counts as delivered.
 
 Payloads are sent uncopied: whoever hands over a buffer does not write to it any more.
+
+ZeroMQ's thread is scheduled as a batch job, where that exists: it wakes for every few packets, and shall not push the
+torch thread out each time. It gets its share of the processor as before, a few milliseconds later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from typing import TYPE_CHECKING, cast
 
 import zmq
@@ -24,6 +29,13 @@ _BURST = 64
 
 _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    context = zmq.Context()
+    if sys.platform == "linux":
+        context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
+    return context
 
 
 class DealerSocket:
@@ -42,7 +54,7 @@ class DealerSocket:
     ) -> None:
         self._on_frames = on_frames
         self._context_is_shared = context is not None
-        self._context = context or zmq.Context()
+        self._context = context or _context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.ROUTING_ID, identity)
         self._socket.set(zmq.SNDHWM, 0)
