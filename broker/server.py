@@ -93,8 +93,8 @@ class Broker:
         self._record = Record(folder, base.manifest, began)
         self._view = View(config, base.manifest)
         call_soon = asyncio.get_running_loop().call_soon_threadsafe
-        self._fold: Conveyor[Made | Unfit | None] = Conveyor("fold", call_soon, self._folded, self._failed)
-        self._disk: Conveyor[_Kept | None] = Conveyor("disk", call_soon, self._kept, self._failed)
+        self._fold: Conveyor[Made | Unfit] = Conveyor("fold", call_soon, self._folded, self._failed)
+        self._disk: Conveyor[_Kept] = Conveyor("disk", call_soon, self._kept, self._failed)
         self._folding: dict[int, float] = {}  # by round: when its first chunk was folded
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -193,21 +193,18 @@ class Broker:
             self._view.gone(note.client)
         self._view.say(f"{note.client or 'a stranger'} {note.kind}: {note.text}")
 
-    def _folded(self, made: Made | Unfit | None) -> None:
+    def _folded(self, made: Made | Unfit) -> None:
         if isinstance(made, Unfit):
             self._handle(made)
-        elif made is not None:
-            answer = made.answer
-            write = partial(self._store.write, answer.round, answer.attempt, made.block, made.numel, made.values)
-            self._disk.put(write)
-            self._handle(answer)
+            return
+        answer = made.answer
+        self._disk.put(partial(self._store.write, answer.round, answer.attempt, made.block, made.numel, made.values))
+        self._handle(answer)
 
     def _keep(self, kept: _Kept) -> None:
         self._disk.put(partial(_commit, self._store, kept))
 
-    def _kept(self, kept: _Kept | None) -> None:
-        if kept is None:
-            return
+    def _kept(self, kept: _Kept) -> None:
         store = kept.store
         if kept.trouble is not None:  # nothing was announced yet, so nothing is lost by waiting for room
             self.say(f"cannot store round {store.round}: {kept.trouble}; trying again in {_DISK_RETRY_S:g} s")

@@ -57,7 +57,10 @@ class View:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(text, soft_wrap=True)
+        if self._live is not None:
+            self._console.print(text, soft_wrap=True)
+        else:
+            print(text, file=self._console.file, flush=True)  # rich takes a millisecond to lay out a line
 
     def joined(self, client: str) -> None:
         self._clients.setdefault(client, None)

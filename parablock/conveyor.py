@@ -1,7 +1,8 @@
 """A conveyor: one thread that does jobs in the order in which they are put on it, and hands back their results.
 
 Results go back to the thread that put the jobs on, in order, as many at a time as have come together meanwhile, so that
-a burst of small jobs costs that thread one wake-up and not one a job. What the jobs are is the owner's business.
+a burst of small jobs costs that thread one wake-up and not one a job, and jobs without a result none. What the jobs are
+is the owner's business.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ R = TypeVar("R")
 class Conveyor(Generic[R]):
     """call_soon: runs a function on the owner's thread, from any thread (an event loop's `call_soon_threadsafe`).
 
-    on_result: called there with each result. on_error: with the exception of a job that failed; the others go on.
+    on_result: called there with each result but None. on_error: with the exception of a job that failed; the others go
+    on.
     """
 
     def __init__(
@@ -33,14 +35,14 @@ class Conveyor(Generic[R]):
         self._call_soon = call_soon
         self._on_result = on_result
         self._on_error = on_error
-        self._jobs: queue.SimpleQueue[Callable[[], R] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], R | None] | None] = queue.SimpleQueue()
         self._results: deque[tuple[R | None, BaseException | None]] = deque()
         self._called = threading.Event()  # the owner's thread will look at the results
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, job: Callable[[], R]) -> None:
+    def put(self, job: Callable[[], R | None]) -> None:
         self._jobs.put(job)
 
     def close(self) -> None:
@@ -52,11 +54,13 @@ class Conveyor(Generic[R]):
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None and not self._closed:
             try:
-                self._results.append((job(), None))
+                if (result := job()) is not None:
+                    self._results.append((result, None))
+                del result
             except BaseException as error:
                 self._results.append((None, error))
             del job  # what it holds on to must not wait for the next one
-            if not self._called.is_set() and not self._closed:
+            if self._results and not self._called.is_set() and not self._closed:
                 self._called.set()
                 self._call_soon(self._hand_over)
 

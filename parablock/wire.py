@@ -24,6 +24,8 @@ from parablock.messages import PAYLOADS, Chunk, Items, Message, Real, Text, Whol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    Check = Callable[[Any], Any]
+
 MAX_HEADER_BYTES = 64 << 10
 MAX_PAYLOAD_BYTES = max(payload.most for payload in PAYLOADS.values())
 
@@ -54,8 +56,6 @@ _LISTS = frozenset([*range(0x90, 0xA0), 0xDC, 0xDD])  # first bytes, in msgpack'
 _MAPS = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
 _CONTAINERS = _LISTS | _MAPS
 _SHORT = 512  # bytes; the headers of chunks, credits and most others
-_RUN = Text(64, "name")
-_EPOCH = Whole(0, 2**63)
 
 
 def encode(envelope: Envelope) -> list[bytes | Buffer]:
@@ -64,16 +64,13 @@ def encode(envelope: Envelope) -> list[bytes | Buffer]:
     A field out of its bounds is our own bug, and shows here rather than as the other side's refusal.
     """
     message = envelope.message
-    checks = _CHECKS[type(message).__name__]
-    for name, check in checks.items():
-        try:
-            check(name, getattr(message, name))
-        except WireError as error:
-            raise AssertionError(f"{type(message).__name__}: {error}") from error
     header: dict[str, Any] = {"v": messages.PROTOCOL, "k": type(message).__name__}
     header["r"], header["e"] = envelope.run, envelope.epoch
-    for name in checks:
-        header[name] = getattr(message, name)
+    try:
+        for name, check in _CHECKS[type(message).__name__].items():
+            header[name] = check(getattr(message, name))
+    except WireError as error:
+        raise AssertionError(f"our own {error}") from error
     packed: bytes = msgpack.packb(header)
     assert len(packed) <= MAX_HEADER_BYTES, f"our own header has {len(packed)} bytes"
     bounds = PAYLOADS.get(type(message))
@@ -98,11 +95,11 @@ def decode(frames: Sequence[bytes | Buffer]) -> Envelope:
     checks = _CHECKS.get(kind) if isinstance(kind, str) else None
     if checks is None:
         raise WireError(f"there is no message of kind {kind!r:.40}")
-    run = _text(_RUN, "r", header.pop("r", None), empty=True)
-    epoch = _whole(_EPOCH, "e", header.pop("e", None))
+    run = _run(header.pop("r", None))
+    epoch = _epoch(header.pop("e", None))
     if header.keys() != checks.keys():
         raise WireError(f"{kind} has the fields {', '.join(checks)}; got {', '.join(map(str, header)):.200}")
-    values = {name: check(f"{kind}.{name}", header[name]) for name, check in checks.items()}
+    values = {name: check(header[name]) for name, check in checks.items()}
     message = cast("Message", _KINDS[kind](**values))
     return Envelope(run, epoch, message, _payload(message, frames))
 
@@ -188,60 +185,84 @@ def _payload(message: Message, frames: Sequence[bytes | Buffer]) -> Buffer | Non
     return payload
 
 
-def _whole(bounds: Whole, name: str, value: Any) -> int:
-    if type(value) is not int or not bounds.low <= value <= bounds.high:
-        raise WireError(f"{name} is a whole number from {bounds.low} to {bounds.high}, got {value!r:.40}")
-    return value
+def _whole(name: str, bounds: Whole) -> Check:
+    low, high = bounds.low, bounds.high
+
+    def check(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise WireError(f"{name} is a whole number from {low} to {high}, got {value!r:.40}")
+        return value
+
+    return check
 
 
-def _real(bounds: Real, name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or not bounds.low <= value <= bounds.high:
-        raise WireError(f"{name} is a finite number from {bounds.low} to {bounds.high}, got {value!r:.40}")
-    return float(value)
+def _real(name: str, bounds: Real) -> Check:
+    low, high = bounds.low, bounds.high
+
+    def check(value: Any) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+            raise WireError(f"{name} is a finite number from {low} to {high}, got {value!r:.40}")
+        return float(value)
+
+    return check
 
 
-def _text(bounds: Text, name: str, value: Any, *, empty: bool = False) -> str:
-    if type(value) is not str or len(value) > bounds.longest:
-        raise WireError(f"{name} is text of at most {bounds.longest} characters, got {value!r:.40}")
-    if not (empty and not value) and not _ALPHABETS[bounds.alphabet].fullmatch(value):
-        raise WireError(f"{name} has characters outside its alphabet ({bounds.alphabet}): {value!r:.40}")
-    return value
+def _text(name: str, bounds: Text, *, empty: bool = False) -> Check:
+    longest, fits = bounds.longest, _ALPHABETS[bounds.alphabet].fullmatch
+
+    def check(value: Any) -> str:
+        if type(value) is not str or len(value) > longest:
+            raise WireError(f"{name} is text of at most {longest} characters, got {value!r:.40}")
+        if not (empty and not value) and not fits(value):
+            raise WireError(f"{name} has characters outside its alphabet ({bounds.alphabet}): {value!r:.40}")
+        return value
+
+    return check
 
 
-def _flag(name: str, value: Any) -> bool:
-    if type(value) is not bool:
-        raise WireError(f"{name} is true or false, got {value!r:.40}")
-    return value
+def _flag(name: str) -> Check:
+    def check(value: Any) -> bool:
+        if type(value) is not bool:
+            raise WireError(f"{name} is true or false, got {value!r:.40}")
+        return value
+
+    return check
 
 
-def _tuple(bounds: Items, item: Callable[[str, Any], Any], name: str, value: Any) -> tuple[Any, ...]:
-    if type(value) is not tuple or len(value) > bounds.most:
-        raise WireError(f"{name} is a list of at most {bounds.most} items, got {value!r:.40}")
-    return tuple(item(name, entry) for entry in value)
+def _tuple(name: str, bounds: Items, item: Check) -> Check:
+    def check(value: Any) -> tuple[Any, ...]:
+        if type(value) is not tuple or len(value) > bounds.most:
+            raise WireError(f"{name} is a list of at most {bounds.most} items, got {value!r:.40}")
+        return tuple(map(item, value))
+
+    return check
 
 
-def _check_of(hint: Any) -> Callable[[str, Any], Any]:
+def _check_of(name: str, hint: Any) -> Check:
+    """What takes a field's value and returns it, or raises WireError. name: of the field, for the message."""
     if hint is bool:
-        return _flag
+        return _flag(name)
     assert typing.get_origin(hint) is Annotated, f"a field of a message has bounds: {hint}"
     base, bounds = typing.get_args(hint)
     match bounds:
         case Whole():
-            return lambda name, value: _whole(bounds, name, value)
+            return _whole(name, bounds)
         case Real():
-            return lambda name, value: _real(bounds, name, value)
+            return _real(name, bounds)
         case Text():
-            return lambda name, value: _text(bounds, name, value)
+            return _text(name, bounds)
         case Items():
-            item = _check_of(typing.get_args(base)[0])  # of tuple[item, ...]
-            return lambda name, value: _tuple(bounds, item, name, value)
+            return _tuple(name, bounds, _check_of(name, typing.get_args(base)[0]))  # of tuple[item, ...]
     raise AssertionError(f"no check for {hint}")
 
 
-def _checks_of(kind: type[Any]) -> dict[str, Callable[[str, Any], Any]]:
+def _checks_of(kind: type[Any]) -> dict[str, Check]:
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {item.name: _check_of(hints[item.name]) for item in dataclasses.fields(kind)}
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: _check_of(f"{kind.__name__}.{name}", hints[name]) for name in names}
 
 
+_run = _text("r", Text(64, "name"), empty=True)
+_epoch = _whole("e", Whole(0, 2**63))
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}
 _CHECKS = {name: _checks_of(kind) for name, kind in _KINDS.items()}

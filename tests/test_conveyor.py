@@ -86,11 +86,19 @@ def test_a_burst_costs_one_wake_up(owner: Owner) -> None:
     owner.conveyor.put(done.set)
     assert done.wait(WAIT_S)
     owner.conveyor.put(lambda: "last")
-    owner.until(102)
+    owner.until(101)
     assert owner.wakeups <= 3, "all that had come by then was handed over at once"
     owner.conveyor.put(lambda: "again")
-    owner.until(103)
+    owner.until(102)
     assert owner.results[-1] == "again"
+
+
+def test_a_job_without_a_result_wakes_nobody(owner: Owner) -> None:
+    for _ in range(100):
+        owner.conveyor.put(lambda: None)
+    owner.conveyor.put(lambda: "last")
+    owner.until(1)
+    assert (owner.results, owner.wakeups) == (["last"], 1)
 
 
 def test_a_job_is_let_go_when_it_is_done(owner: Owner) -> None:
@@ -101,7 +109,7 @@ def test_a_job_is_let_go_when_it_is_done(owner: Owner) -> None:
     gone = weakref.ref(frame)
     owner.conveyor.put(partial(id, frame))
     del frame
-    owner.conveyor.put(lambda: None)
+    owner.conveyor.put(lambda: "next")
     owner.until(2)
     assert gone() is None
 

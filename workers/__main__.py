@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="", help="where the run's model lies on this machine, if elsewhere")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     parser.add_argument(
-        "--threads", type=_count, default=0, help="torch threads on the CPU (default: all cores but one)"
+        "--threads", type=_count, default=0, help="torch threads on the CPU (default: one for each core)"
     )
     parser.add_argument(
         "--patience", type=float, default=1800.0, metavar="S", help="wait this long for a silent broker"
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shard=arguments.shard,
         model=arguments.model,
         device=arguments.device,
-        threads=arguments.threads or max((os.cpu_count() or 2) - 1, 1),
+        threads=arguments.threads or os.cpu_count() or 1,
         trust_remote_code=arguments.trust_remote_code,
     )
     with asyncio.Runner(loop_factory=loop_factory()) as runner:

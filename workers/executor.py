@@ -14,8 +14,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SWITCH_INTERVAL_S = 5e-4
-"""How long the torch thread may hold the interpreter while the event loop waits: with Python's default of 5 ms the
-loop's p99 lag under training was 8 ms, with this 3-5 ms (design notes; `python -m bench.executor` measures it)."""
+"""How long the torch thread may hold the interpreter while the event loop waits. Steps made of short calls into torch
+let go of it sooner by themselves (from 0.1 to 5 ms nothing changed: bench/results/executor.json); this is for those
+that are not: with Python's default of 5 ms the loop's p99 lag was 8 ms in the design's prototype."""
 
 
 class TorchExecutor:

@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", metavar="FILE", help="training rows (default: data.train of the settings)")
     add("--model", default="", help="where the model lies on this machine, if elsewhere")
     add("--device", default="auto", help="cpu, cuda, cuda:N or auto")
-    add("--threads", type=int, default=0, help="torch threads on the CPU (default: all cores but one)")
+    add("--threads", type=int, default=0, help="torch threads on the CPU (default: one for each core)")
     add("--clients", type=int, help="how many will take part (default: round.clients of the settings)")
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
     add("--allow-plain-tcp", action="store_true", help="connect unencrypted beyond this machine")
@@ -140,7 +140,7 @@ def _measured(arguments: argparse.Namespace, config: Config, link: Link, live: _
     from workers.timing import BlockTimer
 
     quiet()
-    torch.set_num_threads(arguments.threads or max((os.cpu_count() or 2) - 1, 1))
+    torch.set_num_threads(arguments.threads or os.cpu_count() or 1)
     local = Local(
         name="plan",
         train=arguments.data or config.data.train,
