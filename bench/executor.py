@@ -217,14 +217,15 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
         own = [row for row in rows if row["threads"] == threads]
         intervals = [row["switch_interval_ms"] for row in own]
         style: dict[str, Any] = {"color": f"C{place}", "marker": "o"}
-        step.plot(intervals, [row["step_ms"] for row in own], label=f"{threads} threads", **style)
+        name = f"{threads} thread{'s' if threads > 1 else ''}"
+        step.plot(intervals, [row["step_ms"] for row in own], label=name, **style)
         step.axhline(own[0]["step_alone_ms"], color=f"C{place}", linestyle=":", linewidth=1)
-        lag.plot(intervals, [row["lag_p99_ms"] for row in own], label=f"{threads} threads, p99", **style)
-        lag.plot(intervals, [row["lag_max_ms"] for row in own], label="max", linestyle="--", **style)
+        lag.plot(intervals, [row["lag_p99_ms"] for row in own], label=f"{name}, p99", **style)
+        lag.plot(intervals, [row["lag_max_ms"] for row in own], label=f"{name}, largest", linestyle="--", **style)
     lag.axhline(LAG_BAR_MS, color="tab:red", linewidth=1)
-    lag.set_yscale("log")
-    for axes, name in ((step, "step time (ms); dotted: without a link"), (lag, "event-loop lag (ms)")):
-        axes.set(xscale="log", xlabel="switch interval (ms)", ylabel=name)
+    for axes, quantity in ((step, "step time (ms); dotted: without a link"), (lag, "event-loop lag (ms)")):
+        axes.set(xscale="log", xlabel="switch interval (ms)", ylabel=quantity)
+        axes.set_ylim(0, 1.3 * axes.dataLim.y1)
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     return figure
