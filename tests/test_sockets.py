@@ -75,22 +75,23 @@ def test_answers_that_nobody_reads_share_their_payload() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="scheduling policies are Linux's")
 def test_the_threads_that_move_bytes_do_not_push_out_those_that_compute() -> None:
-    def policies() -> list[int]:
-        tasks = Path("/proc/self/task").iterdir()
-        return [os.sched_getscheduler(int(t.name)) for t in tasks if (t / "comm").read_text().startswith("ZMQbg/IO")]
+    def policies() -> dict[str, int]:
+        tasks = [task for task in Path("/proc/self/task").iterdir() if (task / "comm").read_text().startswith("ZMQbg")]
+        return {task.name: os.sched_getscheduler(int(task.name)) for task in tasks}
 
     async def scenario() -> list[int]:
-        before = policies()  # other tests' contexts, if any
+        before = policies().keys()  # of other contexts in this process
         router = RouterSocket(HERE)
         router.listen(lambda _peer, _frames: None)
         dealer = DealerSocket(router.endpoint, b"worker", lambda _frames: None)
-        found = policies()
+        # Two sockets, each with a thread that moves bytes and one that closes; they name themselves when they run.
+        await until(lambda: len(policies().keys() - before) == 4)
+        found = [policy for task, policy in policies().items() if task not in before]
         dealer.close(0)
         router.close()
-        assert len(found) == len(before) + 2
-        return found[len(before) :]
+        return found
 
-    assert asyncio.run(scenario()) == [os.SCHED_BATCH] * 2
+    assert asyncio.run(scenario()) == [os.SCHED_BATCH] * 4
     assert os.sched_getscheduler(0) != os.SCHED_BATCH
 
 
