@@ -472,11 +472,11 @@ def _expected(item: dataclasses.Field[Any], hint: Any) -> str:
     name = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]
     bounds = []
     if meta["above"] is not None:
-        bounds.append(f"above {meta['above']:g}")
+        bounds.append(f"above {meta['above']:.10g}")
     if meta["low"] is not None:
-        bounds.append(f"at least {meta['low']:g}")
+        bounds.append(f"at least {meta['low']:.10g}")
     if meta["high"] is not None:
-        bounds.append(f"at most {meta['high']:g}")
+        bounds.append(f"at most {meta['high']:.10g}")
     return " ".join([name, ", ".join(bounds)]).strip()
 
 

@@ -153,7 +153,7 @@ def test_bounds_are_part_of_the_range_unless_they_are_said_to_be_below_it(path: 
             settings._check(path, item, hint, hint(bound))
             beyond = hint(bound) + step if hint is int else math.nextafter(bound, bound + step)
             words = {"low": "at least", "high": "at most"}[name]
-            refused(nested(path, beyond), f"{path} must be", f"{words} {bound:g}", f"got {beyond!r}")
+            refused(nested(path, beyond), f"{path} must be", f"{words} {bound:.10g}", f"got {beyond!r}")
     if item.metadata["above"] is not None:
         refused(nested(path, hint(item.metadata["above"])), f"{path} must be", f"above {item.metadata['above']:g}")
 
@@ -251,12 +251,12 @@ def test_an_override_without_key_or_value_is_refused(override: str) -> None:
     ("overrides", "message"),
     [
         (["rounds=3", "rounds.x=3"], "--set rounds.x=3: 'rounds' is a value, not a table"),
-        (["rounds.x=3"], "rounds must be a whole number at least 1, at most 1e+07; got {'x': 3}"),
+        (["rounds.x=3"], "rounds must be a whole number at least 1, at most 10000000; got {'x': 3}"),
         (["solver=3"], "solver is a table of settings, got 3"),
         (["solver..lr=3"], "there is no setting solver."),
-        (["rounds=many"], "rounds must be a whole number at least 1, at most 1e+07; got 'many'"),
+        (["rounds=many"], "rounds must be a whole number at least 1, at most 10000000; got 'many'"),
         (["solver.gradient_checkpointing=yes"], "must be true or false; got 'yes'"),
-        (["rounds=[1]"], "rounds must be a whole number at least 1, at most 1e+07; got '[1]'"),
+        (["rounds=[1]"], "rounds must be a whole number at least 1, at most 10000000; got '[1]'"),
         (["solver.lr=nan"], "solver.lr must be a number above 0; got nan"),
     ],
 )
