@@ -93,7 +93,10 @@ class GlobalBlocks:
                 np.add(x[part], move, out=values)
                 payload = down.codec.encode(values)
             else:
-                residual = attempt.residual[part] if attempt.residual is not None else None
+                residual = None
+                if attempt.residual is not None:
+                    residual, lost = attempt.residual[part], self._residuals.get(fold.block)
+                    residual[...] = 0.0 if lost is None else lost[part]
                 payload, said = feedback.encode(down.codec, move, residual)
                 np.add(x[part], said, out=values)
             if unfit(values) is not None:  # likewise
@@ -127,8 +130,7 @@ class GlobalBlocks:
         momentum = np.empty_like(x) if self._config.server.optimizer != "average" else None
         residual = None
         if self._config.codec.error_feedback and not Layout.down(self._config, x.size, fold.attempt).codec.lossless:
-            before = self._residuals.get(fold.block)
-            residual = np.zeros_like(x) if before is None else before.copy()
+            residual = np.empty_like(x)
         self._attempt = _Attempt(fold.round, fold.attempt, np.empty_like(x), momentum, residual)
         return self._attempt
 

@@ -201,6 +201,8 @@ class Collection:
                 assert round.attempt is not None
                 if round.attempt.complete:
                     round.move("store")
+                    for upload in round.uploads.values():  # all is folded, for good: the disk may take its time
+                        upload.pieces.clear()
                     self._emit(Store(round.number, round.block, round.attempt.number))
             return
 

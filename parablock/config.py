@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from parablock.codec import GROUP
+from parablock.codec import GROUP, CodecName
 
 Scalar = bool | int | float | str
 
@@ -185,10 +185,8 @@ class Evaluation:
 class Codecs:
     """What values become on the wire; see parablock.codec."""
 
-    up: Literal["float32", "bfloat16", "float16", "int8", "int4"] = _key("float32", "codec of the contributions")
-    down: Literal["float32", "bfloat16", "float16", "int8", "int4"] = _key(
-        "float32", "codec of the new blocks; a lossy one sends the change, not the value"
-    )
+    up: CodecName = _key("float32", "codec of the contributions")
+    down: CodecName = _key("float32", "codec of the new blocks; a lossy one sends the change, not the value")
     error_feedback: bool = _key(
         True, "what a lossy codec rounds away is added to the next transfer of the block; costs a float32 copy of it"
     )

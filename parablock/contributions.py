@@ -80,7 +80,7 @@ class Contributions:
         self._passed = max(self._passed, round + 1)
         self._emit(Dismissed(round, "the round was closed before the contribution was ready"))
 
-    def start(self, round: int, next_round: int, told: int, window_bytes: int, now: float) -> None:
+    def start(self, round: int, next_round: int, told: int, now: float) -> None:
         """A session has started at `round`: offer what the broker may not have, and find what it need not wait for.
 
         next_round: the first round that the broker had not committed.
@@ -88,9 +88,9 @@ class Contributions:
         self.forget(next_round)
         self._unsettled = {unsettled for unsettled in self._unsettled if unsettled >= next_round}
         for upload in self._uploads.values():
-            upload.outgoing = Outgoing(upload.payload, window_bytes)
+            upload.outgoing = Outgoing(upload.payload, 0)  # no chunk yet: the answer says how much the broker holds
             upload.progress_at = now
-            self._say(upload.offer, None)  # and no chunk yet: the answer says how much the broker holds
+            self._say(upload.offer, None)
         for passed in range(round, self._passed):
             if passed not in self._uploads and passed >= told:
                 self._withheld.setdefault(passed, Abstain(passed, "the worker had gone on to later rounds"))

@@ -55,9 +55,13 @@ class Distribution:
         """What a round sends that changes nothing."""
         return self._shipment(round, block, 0, Payload(0, 1))
 
-    def ship(self, session: Session, shipment: Shipment, now: float) -> Download:
-        """A session shall get this, in place of what it was getting of the round; as yet nothing leaves."""
-        outgoing = Outgoing(shipment.payload, self._config.network.window_bytes)
+    def ship(self, session: Session, shipment: Shipment, now: float) -> None:
+        """A session shall get this as it is made, in place of what it was getting of the round."""
+        self._ship(session, shipment, self._config.network.window_bytes, now)
+
+    def _ship(self, session: Session, shipment: Shipment, credit: int, now: float) -> Download:
+        """credit: bytes that may leave before the session has granted any."""
+        outgoing = Outgoing(shipment.payload, credit)
         download = session.downloads[shipment.round] = Download(shipment, outgoing, now)
         self._due_by(now + self._config.network.resend_s)
         return download
@@ -94,7 +98,7 @@ class Distribution:
         """
         download = session.downloads.get(shipment.round)
         if download is None or download.shipment is not shipment:
-            download = self.ship(session, shipment, now)
+            download = self._ship(session, shipment, 0, now)
         nbytes = shipment.payload.nbytes
         download.commit = Commit(
             shipment.round, shipment.block, shipment.attempt, base, nbytes, len(counted), session.name in counted

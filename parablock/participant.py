@@ -283,8 +283,7 @@ class Participant:
         self._commits.start(start)
         self._downloads.keep(self._commits.wanted)
         self._emit(Started(start.round, start.clients, start.next))
-        window = self._config.network.window_bytes
-        self._contributions.start(start.round, start.next, self._commits.told, window, now)
+        self._contributions.start(start.round, start.next, self._commits.told, now)
         self._heartbeat(now)  # at once: the broker places our reports in time by it
 
     def _commit(self, commit: Commit, now: float) -> None:

@@ -40,7 +40,7 @@ class Encoded:
     def checked(cls, payload: Buffer) -> Encoded:
         """With its checksum computed here and now, and not where it is sent, on the event loop."""
         chunk = cls(payload)
-        assert chunk.checksum >= 0
+        _ = chunk.checksum
         return chunk
 
     @cached_property
@@ -160,10 +160,12 @@ class Incoming:
         """Whether the sender should hear of what came at `now`.
 
         That is: everything, or a quarter of the window since it last heard, or anything if it heard nothing for a
-        second, so that it sees progress over a slow link as well.
+        second, so that it sees progress over a slow link as well, or all that it may send while this is paused, since
+        nothing else comes to say so, and what it takes to be under way keeps its other transfers waiting.
         """
         fresh = self.held - self._told
-        return self.done or fresh >= self._window_bytes // 4 or now - self._told_at >= _TELL_EVERY_S
+        full = self.paused and self.until - self.held < self._chunk_bytes
+        return self.done or full or fresh >= self._window_bytes // 4 or now - self._told_at >= _TELL_EVERY_S
 
     def grant(self, now: float) -> tuple[int, int]:
         """(held, until), to be told to the sender at `now`, in seconds."""

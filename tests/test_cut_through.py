@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+
+import numpy as np
 import pytest
 
 from parablock import wire
@@ -85,6 +88,26 @@ def test_a_chunk_leaves_when_it_is_in_from_everybody_and_before_the_commit() -> 
     assert [(store.round, store.block, store.attempt) for store in desk.of(Store)] == [(0, 0, 1)]
     desk.work()
     assert desk.to("a") == desk.to("b") == [Commit(0, 0, 1, -1, 1200, 2, True)], "when it is durable"
+
+
+def test_contributions_are_let_go_when_all_is_folded() -> None:
+    """The disk may take its time, or be full; nothing is folded anew from here on."""
+    desk = gathered("a", "b")
+    offer(desk, "a", "b")
+    gone = []
+    for name in "ab":
+        for offset, nbytes in ((0, 1024), (1024, 176)):
+            payload = np.zeros(nbytes, np.uint8)
+            gone.append(weakref.ref(payload))
+            desk.say(name, Chunk(0, 0, 0, offset, wire.checksum(payload.data)), payload.data)
+            del payload
+    assert all(ref() is not None for ref in gone)
+    desk.work(most=2)
+    assert len(desk.of(Store)) == 1
+    desk.effects.clear()
+    assert all(ref() is None for ref in gone)
+    desk.work()
+    assert desk.of(Committed)[0].contributors == ("a", "b")
 
 
 def test_nothing_is_folded_before_everybody_has_offered() -> None:
@@ -429,6 +452,16 @@ def test_a_paused_contribution_of_one_that_is_away_is_resumed_when_it_is_back() 
     assert desk.coordinator.next_round == 1
     desk.join("b")
     assert desk.say("b", Offer(1, 1, 2000, 1, 0.5)) == [Credit(1, 1, 0, 1024, 2000)]
+
+
+def test_one_answer_of_a_late_joiner_sets_free_no_other_block() -> None:
+    desk = gathered("a", "b", network=EIGHT_CHUNKS)
+    for round in range(2):
+        desk.commit("a", "b", round=round)
+    desk.hello("c")
+    desk.join("c")
+    set_free = [envelope.message for envelope in credited(desk, "c", Credit(0, 0, 1, 1024, 1200))]
+    assert [(m.round, m.offset) for m in set_free if isinstance(m, Chunk)] == [(0, 1024)], "of block 1 it may hold more"
 
 
 def test_grants_come_every_quarter_of_the_window_or_each_second() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,3 +111,46 @@ def test_what_goes_wrong_on_the_thread_is_told() -> None:
         return error
 
     assert isinstance(asyncio.run(deliver()), ValueError)
+
+
+def test_whoever_waits_for_a_block_that_cannot_be_brought_hears_of_it() -> None:
+    class FullDevice(Staging):
+        def bring(self, values: Vector) -> Any:  # noqa: ARG002 - the device's signature
+            raise MemoryError("the device is full")
+
+    async def deliver() -> BaseException | None:
+        told: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        inbox = Inbox(config("float32"), MANIFEST, FullDevice(None), told.set_result)
+        for index, payload in enumerate(chunks(Layout.down(config("float32"), NUMEL, 1), vector(0))):
+            inbox.take(4, 0, 1, index, payload)
+        delivery = inbox.deliver(arrived(4, 1))
+        assert delivery.values is not None
+        error = delivery.values.exception(WAIT_S)
+        assert error is await asyncio.wait_for(told, WAIT_S), "and the link hears of it"
+        inbox.close()
+        return error
+
+    assert isinstance(asyncio.run(deliver()), MemoryError)
+
+
+def test_buffers_are_the_threads() -> None:
+    """Pinned memory takes a while to get, and the event loop shall not wait for it."""
+    asked: list[int] = []
+
+    class Slow(Staging):
+        def buffer(self, numel: int) -> Vector:
+            asked.append(threading.get_ident())
+            return super().buffer(numel)
+
+    async def deliver() -> None:
+        inbox = Inbox(config("float32"), MANIFEST, Slow(None), pytest.fail)  # type: ignore[arg-type]
+        for index, payload in enumerate(chunks(Layout.down(config("float32"), NUMEL, 1), vector(0))):
+            inbox.take(4, 0, 1, index, payload)
+        delivery = inbox.deliver(arrived(4, 1))
+        assert delivery.values is not None
+        delivery.values.result(WAIT_S)
+        inbox.close()
+
+    asyncio.run(deliver())
+    assert len(asked) == 1
+    assert asked[0] != threading.get_ident()

@@ -473,6 +473,22 @@ def test_contributions_are_offered_again_after_a_new_start(seat: Seat) -> None:
     assert not seat.of(Dismissed), "round 0 was committed, with us or without"
 
 
+def test_one_answer_after_a_new_start_sets_free_no_other_contribution() -> None:
+    seat = Seat(window=8192)
+    seat.handle(Tick())
+    seat.hear(Terms("{}"))
+    seat.prepared()
+    seat.hear(Welcome(2), Start(0, 2, 0, ()))
+    seat.contribute(0)
+    seat.contribute(1)
+    seat.hear(Rejoin("who are you?"))
+    seat.greet(Start(0, 2, 0, ()))
+    said = seat.hear(Credit(0, 0, 0, 1024, 1200))
+    assert [(m.round, m.offset) for m in said if isinstance(m, Chunk)] == [(0, 1024)], "of round 1 it may hold more"
+    said = seat.hear(Credit(1, 1, 0, 1024, 2000))
+    assert [(m.round, m.offset) for m in said if isinstance(m, Chunk)] == [(1, 1024)]
+
+
 def test_what_was_uploaded_is_not_told_twice(seat: Seat) -> None:
     seat.contribute(0)
     seat.confirm(0)

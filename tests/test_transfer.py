@@ -203,6 +203,25 @@ def test_a_grant_is_owed_for_a_quarter_of_the_window_or_after_a_second_or_at_the
     assert incoming.owes_grant(10.7), "everything"
 
 
+def test_a_paused_receiver_says_when_nothing_more_fits() -> None:
+    """Nothing else would come to say it by, and what is under way counts against the sender's other transfers."""
+    incoming = Incoming(30 * CHUNK, CHUNK, 9 * CHUNK, paused=True)
+    incoming.grant(0.0)
+    told = []
+    for index in range(9):
+        incoming.take(index * CHUNK, bytes_of(CHUNK))
+        if incoming.owes_grant(0.1):
+            told.append(incoming.grant(0.1)[0])
+    assert told == [3 * CHUNK, 6 * CHUNK, 9 * CHUNK]
+    incoming = Incoming(30 * CHUNK, CHUNK, 10 * CHUNK, paused=True)
+    incoming.grant(0.0)
+    for index in range(10):
+        incoming.take(index * CHUNK, bytes_of(CHUNK))
+        if incoming.owes_grant(0.1):
+            told.append(incoming.grant(0.1)[0])
+    assert told[3:] == [3 * CHUNK, 6 * CHUNK, 9 * CHUNK, 10 * CHUNK], "less than a quarter of the window, and the last"
+
+
 def test_a_paused_receiver_takes_the_first_window_and_goes_on_when_it_may() -> None:
     incoming = Incoming(9 * CHUNK, CHUNK, 2 * CHUNK, paused=True)
     outgoing = Outgoing(payload_of(9 * CHUNK), 2 * CHUNK)

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         "--threads", type=_count, default=0, help="torch threads on the CPU (default: one for each core)"
     )
     parser.add_argument(
-        "--patience", type=float, default=1800.0, metavar="S", help="wait this long for a silent broker"
+        "--patience", type=_seconds, default=1800.0, metavar="S", help="wait this long for a silent broker"
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--allow-plain-tcp", action="store_true", help="connect unencrypted beyond this machine")

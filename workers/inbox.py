@@ -60,36 +60,49 @@ class Inbox:
         self._config = config
         self._manifest = manifest
         self._staging = staging
-        self._buffers: dict[tuple[int, int], Vector] = {}  # by round and attempt
+        self._buffers: dict[tuple[int, int], Vector] = {}  # by round and attempt; of the thread
         self._conveyor: Conveyor[None] = Conveyor(
             "decode", asyncio.get_running_loop().call_soon_threadsafe, on_result=lambda _: None, on_error=on_error
         )
 
     def take(self, round: int, block: int, attempt: int, index: int, payload: Buffer) -> None:
         """Decode a chunk into its place."""
-        layout = Layout.down(self._config, self._manifest.blocks[block].numel, attempt)
-        if (round, attempt) not in self._buffers:
-            self._buffers[round, attempt] = self._staging.buffer(layout.numel)
-        self._conveyor.put(partial(_decode, layout, index, payload, self._buffers[round, attempt]))
+        layout = self._layout(block, attempt)
+        self._conveyor.put(partial(self._decode, (round, attempt), layout, index, payload))
 
     def drop(self, round: int, attempt: int) -> None:
         """The rest of it will not come."""
-        del self._buffers[round, attempt]
+        self._conveyor.put(partial(self._forget, (round, attempt)))
 
     def deliver(self, arrived: Arrived) -> Delivery:
         """Every chunk was taken."""
         if not arrived.contributors:
             return Delivery(arrived, None, change=False)
-        buffer = self._buffers.pop((arrived.round, arrived.attempt))
-        codec = Layout.down(self._config, buffer.size, arrived.attempt).codec
         values: Future[Incoming] = Future()
-        self._conveyor.put(lambda: values.set_result(self._staging.bring(buffer)))
-        return Delivery(arrived, values, change=not codec.lossless)
+        self._conveyor.put(partial(self._bring, (arrived.round, arrived.attempt), values))
+        return Delivery(arrived, values, change=not self._layout(arrived.block, arrived.attempt).codec.lossless)
 
     def close(self) -> None:
         self._conveyor.close()
 
+    def _layout(self, block: int, attempt: int) -> Layout:
+        return Layout.down(self._config, self._manifest.blocks[block].numel, attempt)
 
-def _decode(layout: Layout, index: int, payload: Buffer, values: Vector) -> None:
-    part = layout.part(index)
-    values[part] = layout.codec.decode(payload, part.stop - part.start)
+    # On the thread
+
+    def _decode(self, key: tuple[int, int], layout: Layout, index: int, payload: Buffer) -> None:
+        if key not in self._buffers:
+            self._buffers[key] = self._staging.buffer(layout.numel)  # which may pin memory, and that takes a while
+        part = layout.part(index)
+        self._buffers[key][part] = layout.codec.decode(payload, part.stop - part.start)
+
+    def _forget(self, key: tuple[int, int]) -> None:
+        del self._buffers[key]
+
+    def _bring(self, key: tuple[int, int], values: Future[Incoming]) -> None:
+        """Whoever lands the block waits for `values`, so that it hears of a failure too."""
+        try:
+            values.set_result(self._staging.bring(self._buffers.pop(key)))
+        except BaseException as error:
+            values.set_exception(error)
+            raise
