@@ -13,7 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from bench.figures import FiguresError
-from bench.processes import Children
+from bench.processes import Children, size
 from parablock import config
 from parablock.run_folder import METRICS, RunFolder
 
@@ -94,13 +94,10 @@ def train(case: Case, seed: int, overrides: Sequence[str], folder: Path) -> Trai
     (folder / "config.toml").write_text(config.to_toml(asked), encoding="utf-8")
     run = folder / "run"
 
-    def progress() -> int:
-        return (run / METRICS).stat().st_size if (run / METRICS).exists() else 0
-
     with Children(folder) as children:
         command = [sys.executable, "-m", "parablock.cli", "run", str(folder / "config.toml"), "--out", str(run)]
         started = children.start("run", command, case.environment)
-        children.wait(started, progress, _PATIENCE_S)
+        children.wait(started, lambda: size(run / METRICS), _PATIENCE_S)
     with RunFolder.open(run) as finished:
         rows = finished.read_metrics()
     evaluations = [row for row in rows if row["kind"] == "evaluation" and row["round"] >= 0]

@@ -14,14 +14,12 @@ speed of each codec on one thread, in bytes of float32 per second.
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import statistics
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +33,9 @@ from bench.paired import Paired, log_ratios, percent
 from parablock.codec import codec_of
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from rich.table import Table
 
@@ -225,10 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.codecs", description=(__doc__ or "").partition("\n")[0])
+    parser = command.parser("codecs", __doc__, quick="float32 and int4, one seed, eight rounds")
     add = parser.add_argument
-    add("--quick", action="store_true", help="float32 and int4, one seed, eight rounds: within 60 s")
-    add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
     add("--seeds", default="0-4", help="seeds of the runs, as 0,1,2 or 0-19 (default: 0-4)")
     add("--codecs", default=",".join(CASES), help=f"of {', '.join(CASES)} (default: all); float32 is always run")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")

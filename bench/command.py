@@ -1,10 +1,11 @@
-"""What the commands of the benchmarks share: their exit codes, their temporary folder, and SIGTERM.
+"""What the commands of the benchmarks share: their common options, exit codes, temporary folder, and SIGTERM.
 
 Exit codes: 0; 1 where a run failed (the message has the ends of the logs); 2 for wrong input; 130 for Ctrl-C.
 """
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 import tempfile
@@ -15,14 +16,28 @@ from bench import results
 from bench.figures import FiguresError
 from bench.netns import LinkError
 from bench.processes import ChildError
+from parablock.config import ConfigError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
 SHM = Path("/dev/shm")
 
 Plan = TypeVar("Plan")
+
+
+def parser(name: str, doc: str | None, quick: str) -> argparse.ArgumentParser:
+    """With the options that all have. doc: the benchmark's, of which the first line is told. quick: what --quick is."""
+    made = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=(doc or "").partition("\n")[0])
+    made.add_argument("--quick", action="store_true", help=f"{quick}: within 60 s")
+    out = "keep the result here, and a plot beside it as FILE.png"
+    made.add_argument("--out", type=Path, metavar="FILE.json", help=out)
+    return made
+
+
+def add_shm(parser: argparse.ArgumentParser) -> None:
+    told = "keep the runs in /dev/shm, so that no disk is part of a round"
+    parser.add_argument("--shm", action="store_true", help=told)
 
 
 def run(
@@ -34,7 +49,8 @@ def run(
     """Make the plan, then measure in a new temporary folder that goes at the end. Returns the exit code.
 
     options: with `out`, and with `shm` where the command has it. plan: of the options and where runs go (see `shm`);
-    raises ValueError, with what to do, for what cannot be run. measure: prints and keeps its result itself.
+    raises ValueError, with what to do, for what cannot be run. measure: prints and keeps its result itself; a
+    ConfigError of its is wrong input too, as settings may fit neither each other nor the run.
     """
     try:
         results.check_out(options.out)
@@ -49,6 +65,9 @@ def run(
             measure(asked, Path(folder))
     except KeyboardInterrupt:
         return 130
+    except ConfigError as error:
+        print(f"bench.{name}: {error}", file=sys.stderr)
+        return 2
     except (ChildError, LinkError, FiguresError, OSError) as error:
         print(f"bench.{name} failed: {error}", file=sys.stderr)
         return 1

@@ -17,9 +17,9 @@ from bench import synthetic
 from bench.figures import FiguresError
 from bench.gate import Gate
 from bench.light_broker import ENDPOINT
-from bench.processes import Children
+from bench.processes import Children, size
 from parablock import config
-from parablock.run_folder import RunFolder
+from parablock.run_folder import METRICS, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,8 +150,7 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
             way = ("--pause-s", str(exchange.pause_s), "--report", str(reports[-1]))
             way += ("--gate", gate.endpoint) if gate is not None else ()
             children.start(f"clients-{index}", [*prefix, *python, "bench.light", *place, *model, *way], ENVIRONMENT)
-        metrics = out / "metrics.jsonl"
-        children.wait(broker, lambda: metrics.stat().st_size if metrics.exists() else 0, PATIENCE_S)
+        children.wait(broker, lambda: size(out / METRICS), PATIENCE_S)
         needed = reports[: processes - exchange.excused]
         children.until(lambda: all(path.exists() for path in needed), _LEAVING_S)
     return _finished(folder, [json.loads(path.read_text(encoding="utf-8")) for path in reports if path.exists()])
@@ -160,7 +159,7 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
 def _finished(folder: Path, reports: list[dict[str, Any]]) -> Finished:
     digests = {each["digest"] for report in reports for each in report["clients"]}
     if len(digests) != 1:
-        raise FiguresError(f"the clients hold {len(digests)} different models after the run; this is a bug: {folder}")
+        raise FiguresError(f"the clients hold {len(digests)} different models after the run; this is a bug")
     broker = json.loads((folder / "broker.json").read_text(encoding="utf-8"))
     with RunFolder.open(folder / "run") as run_folder:
         rows = [row for row in run_folder.read_metrics() if row["kind"] == "round"]

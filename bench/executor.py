@@ -8,7 +8,6 @@ that a machine that changes its pace does not favour one of them. Nothing is lea
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import itertools
@@ -17,7 +16,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +33,9 @@ from workers.__main__ import loop_factory
 from workers.executor import SWITCH_INTERVAL_S, TorchExecutor
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
 INTERVALS_S = (5e-3, 1e-3, 5e-4, 1e-4)
 CHUNK_BYTES = 1 << 20
@@ -259,11 +259,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.executor", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="short turns: within 60 s")
+    parser = command.parser("executor", __doc__, quick="short turns")
     parser.add_argument("--seconds", type=float, help="of a turn (default: 4; quick: 0.8)")
     parser.add_argument("--turns", type=int, help="of each setting (default: 5; quick: 2)")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep the result here, a plot beside it")
     return parser
 
 

@@ -218,11 +218,7 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
         for gate in gates:
             gate.close()
         context.term()
-    return {
-        "clients": [task.result() for task in tasks],
-        "peak_bytes": memory.peak(),
-        "cpu_s": usage.cpu_s(),
-    }
+    return {"clients": [task.result() for task in tasks], "peak_bytes": memory.peak()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

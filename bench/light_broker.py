@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (options.out / ENDPOINT).write_text(socket.endpoint + "\n", encoding="utf-8")
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             complete = runner.run(_serve(config, base, folder, socket))
-        report = {"stored": folder.stored, "peak_bytes": memory.peak(), "cpu_s": usage.cpu_s()}
+        report = {"stored": folder.stored, "peak_bytes": memory.peak()}
     options.report.write_text(json.dumps(report), encoding="utf-8")
     return 0 if complete else 1
 

@@ -16,7 +16,6 @@ repetitions, medians, and every repetition's figure in the result.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -34,6 +33,7 @@ from bench.processes import Children
 from parablock import config
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
     from rich.table import Table
@@ -156,14 +156,12 @@ def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     worst = max(rows, key=lambda row: row["extra_blocks"])
     return {
         "bench": "memory",
-        **{key: value for key, value in worst.items() if not isinstance(value, list)},
+        **results.headline(worst),
         "rows": rows,
         "blocks": LAYERS,
         "steps": STEPS,
         "rounds": plan.grid.rounds,
-        "repeat": plan.grid.repeat,
-        "folder": str(plan.where or tempfile.gettempdir()),
-        "machine": results.machine(),
+        **results.conditions(plan.grid.repeat, plan.where),
     }
 
 
@@ -206,12 +204,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=(__doc__ or "").partition("\n")[0])
-    add = parser.add_argument
-    add("--quick", action="store_true", help="blocks of 16 MB, one client, few rounds: within 60 s")
-    add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
+    parser = command.parser("memory", __doc__, quick="blocks of 16 MB, one client, few rounds")
     DEFAULTS.add_options(parser)
-    add("--shm", action="store_true", help="keep the runs in /dev/shm; a model's file is in memory there besides")
+    shm = "keep the runs in /dev/shm; a model's file is in memory there besides"
+    parser.add_argument("--shm", action="store_true", help=shm)
     return parser
 
 

@@ -12,11 +12,8 @@ the arithmetic is `bench.figures`; this module starts things, prints a table and
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import signal
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,19 +21,18 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bench import figures, plans, results, runs, workload
-from bench.figures import Averages, FiguresError
-from bench.netns import LinkError
+from bench import command, figures, plans, results, runs, workload
 from bench.network import Kind, choose, network
-from bench.processes import ChildError
 from parablock import config
 from parablock.units import format_rate, parse_duration, parse_numbers, parse_rate
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
     from rich.table import Table
 
+    from bench.figures import Averages
     from bench.workload import Workload
 
 _GUESS_S = 0.5  # in which the calibration's link moves a block up and down
@@ -59,6 +55,9 @@ class Plan:
     repeat: int
     predict: bool
     overrides: tuple[str, ...]
+    keep: Path | None
+    """A new folder for the runs and their logs, in place of a temporary one."""
+    out: Path | None
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,16 @@ class Bench:
         return merged if predicted is None else {**merged, **prediction(merged, predicted)}
 
 
+def measure(plan: Plan, folder: Path) -> None:
+    """All rows, printed and kept. folder: for the runs, unless they are to be kept elsewhere."""
+    folder = plan.keep or folder
+    made = workload.make(folder)
+    bench = Bench(plan, made, folder)
+    rows = [row for clients in plan.clients for row in bench.rows(clients)]
+    _console.print(table(rows))
+    results.emit(result(rows, plan, made.block_bytes), plot(rows), plan.out)
+
+
 def row(clients: int, rate: float, ratio: float | None, fedbcd: Averages, parablock: Averages) -> dict[str, Any]:
     """One row of the result. compute_s and comm_s are the fedbcd run's; all times are means over rounds."""
     return {
@@ -152,10 +161,10 @@ def prediction(row: dict[str, Any], plans: Sequence[dict[str, Any]]) -> dict[str
 
 def result(rows: list[dict[str, Any]], plan: Plan, block_bytes: int) -> dict[str, Any]:
     """The JSON object of design §6: the row nearest to M = C with the fewest clients, all rows, the conditions."""
-    headline = min(rows, key=lambda row: (row["clients"], abs((row["regime"] or 1.0) - 1.0)))
+    chosen = min(rows, key=lambda row: (row["clients"], abs((row["regime"] or 1.0) - 1.0)))
     return {
         "bench": "overlap",
-        **{key: value for key, value in headline.items() if not isinstance(value, list)},
+        **results.headline(chosen),
         "rows": rows,
         "link": plan.kind,
         "delay_s": plan.delay_s,
@@ -206,39 +215,13 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Exit codes: 0; 1 where a run failed (the ends of the logs are shown); 2 for wrong input."""
-    options = _parser().parse_args(argv)
-    try:
-        results.check_out(options.out)
-        plan = _plan(options)
-    except ValueError as error:
-        print(f"bench.overlap: {error}", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children and links end
-    try:
-        with tempfile.TemporaryDirectory(prefix="parablock-overlap-") as temporary:
-            folder = options.keep or Path(temporary)
-            made = workload.make(folder)
-            bench = Bench(plan, made, folder)
-            rows = [row for clients in plan.clients for row in bench.rows(clients)]
-    except KeyboardInterrupt:
-        return 130
-    except config.ConfigError as error:
-        print(f"bench.overlap: {error}", file=sys.stderr)
-        return 2
-    except (ChildError, LinkError, FiguresError, OSError) as error:
-        print(f"bench.overlap failed: {error}", file=sys.stderr)
-        return 1
-    _console.print(table(rows))
-    results.emit(result(rows, plan, made.block_bytes), plot(rows), options.out)
-    return 0
+    """The command line; exit codes as in `bench.command`."""
+    return command.run("overlap", _parser().parse_args(argv), _plan, measure)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.overlap", description=(__doc__ or "").partition("\n")[0])
+    parser = command.parser("overlap", __doc__, quick="one number of clients, one regime, few rounds")
     add = parser.add_argument
-    add("--quick", action="store_true", help="one number of clients, one regime, few rounds: within 60 s")
-    add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
     add("--clients", help="numbers of clients, a row for each: 1,2 (default: cores less one)")
     add("--regime", default="1", help="M over C, a row for each: 0.5,1,2 (default: 1)")
     add("--rate", help="rate of each link instead, as 45mbit or 5MB/s")
@@ -253,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     """Raises ValueError, with what to do, for what cannot be run."""
     clients = parse_numbers(options.clients, int, "--clients") if options.clients else (max(1, results.cores() - 1),)
     ratios = parse_numbers(options.regime, float, "--regime")
@@ -284,6 +267,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         repeat=options.repeat,
         predict=options.plan,
         overrides=tuple(options.set),
+        keep=options.keep,
+        out=options.out,
     )
 
 

@@ -9,7 +9,6 @@ of the block, Flower's from the strategy's first step to the mean. The two take 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from bench import command, exchange, figures, flower, grid, results
 from bench.exchange import Exchange
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
     from rich.table import Table
@@ -96,13 +96,11 @@ def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     worst = min(rows, key=lambda row: row["ratio"])
     return {
         "bench": "peers",
-        **{key: value for key, value in worst.items() if not isinstance(value, list)},
+        **results.headline(worst),
         "rows": rows,
         "flower": plan.flower,
-        "repeat": plan.grid.repeat,
-        "folder": str(plan.where or tempfile.gettempdir()),
         "encryption": "none on either side",
-        "machine": results.machine(),
+        **results.conditions(plan.grid.repeat, plan.where),
     }
 
 
@@ -144,13 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=(__doc__ or "").partition("\n")[0])
+    parser = command.parser("peers", __doc__, quick="blocks of 16 MB, two clients, one round")
     add = parser.add_argument
-    add("--quick", action="store_true", help="blocks of 16 MB, two clients, one round: within 60 s")
-    add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
     add("--flower-python", type=Path, default=Path(sys.executable), help="a Python that has flwr (default: this one)")
     DEFAULTS.add_options(parser)
-    add("--shm", action="store_true", help="keep the runs in /dev/shm, so that no disk is part of a round")
+    command.add_shm(parser)
     return parser
 
 

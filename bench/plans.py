@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
-from bench.processes import ChildError, Children
+from bench.processes import Children
 from bench.runs import ENVIRONMENT, PATIENCE_S
 from parablock import config
 
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.network import Network
-    from bench.processes import Child
-
-_POLL_S = 0.1
 
 
 def plans(settings: config.Config, links: Network, folder: Path) -> list[dict[str, Any]]:
@@ -35,8 +31,9 @@ def plans(settings: config.Config, links: Network, folder: Path) -> list[dict[st
     python = (sys.executable, "-m")
     with Children(folder) as children:
         broker_options = (str(config_path), "--out", str(out), *links.flags)
-        broker = children.start("broker", [*links.broker_prefix, *python, "broker", *broker_options], ENVIRONMENT)
-        _listening(broker, out / "endpoint")
+        children.start("broker", [*links.broker_prefix, *python, "broker", *broker_options], ENVIRONMENT)
+        # A planner that came earlier would not wait for the broker so long.
+        children.until((out / "endpoint").exists, PATIENCE_S)
         planners = []
         for index, (endpoint, prefix) in enumerate(zip(links.endpoints, links.client_prefixes, strict=True)):
             options = (str(config_path), "--broker", endpoint, "--threads", "1", "--json", *links.flags)
@@ -49,12 +46,3 @@ def plans(settings: config.Config, links: Network, folder: Path) -> list[dict[st
         for planner in planners:
             children.wait(planner, progress, PATIENCE_S)
     return [json.loads(planner.log.read_text(encoding="utf-8").splitlines()[-1]) for planner in planners]
-
-
-def _listening(broker: Child, endpoint: Path) -> None:
-    """Wait until the broker has written its endpoint: a planner that comes earlier would not wait for it so long."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not endpoint.exists():
-        if broker.process.poll() is not None or time.monotonic() > deadline:
-            raise ChildError(f"the broker does not listen\n{broker.story()}")
-        time.sleep(_POLL_S)

@@ -41,7 +41,7 @@ class Child:
         """The last lines that it wrote."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
         body = "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"
-        return f"  {self.name}, the end of {self.log}:\n{body}"
+        return f"  {self.name}, the end of its log:\n{body}"
 
 
 class Children:
@@ -120,6 +120,11 @@ class Children:
             # The group may have members although its leader has ended.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.process.pid, number)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file that may not be there yet (0): what grows shows that a run gets on."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def _how(code: int) -> str:

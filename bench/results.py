@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,16 @@ def check_out(out: Path | None) -> None:
         raise OutputError(f"cannot write to the folder {out.parent}; make it first, or choose another --out")
 
 
+def headline(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as it stands for all in front of a result: without its lists, which are in `rows`."""
+    return {key: value for key, value in row.items() if not isinstance(value, list)}
+
+
+def conditions(repeat: int, where: Path | None) -> dict[str, Any]:
+    """What a result holds for: repetitions, the folder of the runs (None: the usual temporary one), the machine."""
+    return {"repeat": repeat, "folder": str(where or tempfile.gettempdir()), "machine": machine()}
+
+
 def table(
     columns: Mapping[str, Callable[[dict[str, Any]], str]], rows: Iterable[dict[str, Any]], caption: str
 ) -> Table:
@@ -62,12 +73,11 @@ def table(
     return shown
 
 
-def emit(result: Mapping[str, Any], plot: Figure | None, out: Path | None) -> None:
+def emit(result: Mapping[str, Any], plot: Figure, out: Path | None) -> None:
     """Write OUT.json and OUT.png where asked, and print the result as one line of JSON, the last on stdout."""
     if out is not None:
         out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        if plot is not None:
-            plot.savefig(out.with_suffix(".png"), dpi=120)
+        plot.savefig(out.with_suffix(".png"), dpi=120)
     print(json.dumps(result, allow_nan=False), flush=True)
 
 

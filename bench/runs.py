@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from bench.processes import Children
+from bench.processes import Children, size
 from parablock import config
 from parablock.run_folder import METRICS, RunFolder
 
@@ -44,10 +44,9 @@ def run(settings: config.Config, links: Network, folder: Path) -> RunFolder:
     folder.mkdir()
     config_path, out = folder / "config.toml", folder / "run"
     config_path.write_text(config.to_toml(settings), encoding="utf-8")
-    metrics = out / METRICS
 
     def progress() -> int:
-        return metrics.stat().st_size if metrics.exists() else 0
+        return size(out / METRICS)
 
     python = (sys.executable, "-m")
     with Children(folder) as children:

@@ -10,7 +10,6 @@ client, or the benchmark fails. With --slow-one, `bench.slow_client` is measured
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from bench.network import choose
 from parablock.units import parse_numbers, parse_rate, parse_size
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
     from rich.table import Table
@@ -111,7 +111,7 @@ def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     fewest = min(rows, key=lambda row: row["clients"])
     return {
         "bench": "scale",
-        **{key: value for key, value in most.items() if not isinstance(value, list)},
+        **results.headline(most),
         "cpu_growth": most["broker_cpu_ms_per_client"] / fewest["broker_cpu_ms_per_client"],
         "rows": rows,
         **_conditions(plan),
@@ -155,9 +155,7 @@ def _conditions(plan: Plan) -> dict[str, Any]:
     return {
         "blocks": plan.blocks,
         "block_bytes": plan.block_bytes,
-        "repeat": plan.repeat,
-        "folder": str(plan.where or tempfile.gettempdir()),
-        "machine": results.machine(),
+        **results.conditions(plan.repeat, plan.where),
     }
 
 
@@ -167,10 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=(__doc__ or "").partition("\n")[0])
+    parser = command.parser("scale", __doc__, quick="16 and 64 clients (or fewer rounds with the slow one)")
     add = parser.add_argument
-    add("--quick", action="store_true", help="16 and 64 clients (or fewer rounds with the slow one): within 60 s")
-    add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
     add("--clients", help="numbers of clients, a row for each (default: 16,64,256; quick: 16,64)")
     add("--processes", type=int, default=2, help="processes that the clients share (default: 2)")
     add("--block", help="size of a block, as 64KiB (default: 64KiB; with the slow one what takes the rate 0.4 s)")
@@ -181,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", default="80mbit", help="rate of the three other links (default: 80mbit)")
     add("--deadline", type=float, default=0.05, metavar="S", help="round.deadline_s with the slow one (default: 0.05)")
     add("--link", choices=("auto", "kernel", "user"), default="auto", help="what shapes the links of the slow one")
-    add("--shm", action="store_true", help="keep the runs in /dev/shm, so that no disk is part of a round")
+    command.add_shm(parser)
     return parser
 
 

@@ -11,7 +11,6 @@ Memory is above what a process had before it made its arrays.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import sys
@@ -29,6 +28,7 @@ from parablock.config import Network
 from parablock.layout import chunk_numel
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
     from rich.table import Table
@@ -118,13 +118,11 @@ def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     worst = min(rows, key=lambda row: row["ratio"])
     return {
         "bench": "throughput",
-        **{key: value for key, value in worst.items() if not isinstance(value, list)},
+        **results.headline(worst),
         "rows": rows,
         "blocks": plan.blocks,
-        "repeat": plan.grid.repeat,
-        "folder": str(plan.where or tempfile.gettempdir()),
         "encryption": "none on either side",
-        "machine": results.machine(),
+        **results.conditions(plan.grid.repeat, plan.where),
     }
 
 
@@ -183,13 +181,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=(__doc__ or "").partition("\n")[0])
+    parser = command.parser("throughput", __doc__, quick="blocks of 16 MB, two clients, few rounds")
     add = parser.add_argument
-    add("--quick", action="store_true", help="blocks of 16 MB, two clients, few rounds: within 60 s")
-    add("--out", type=Path, metavar="FILE.json", help="keep the result here, and a plot beside it as FILE.png")
     DEFAULTS.add_options(parser)
     add("--blocks", type=int, default=2, help="blocks of the model (default: 2)")
-    add("--shm", action="store_true", help="keep the runs in /dev/shm, so that no disk is part of a round")
+    command.add_shm(parser)
     return parser
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+import pytest
 
 from bench import grid
 from bench.grid import Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DEFAULTS = grid.Defaults(block_mb=("4,16", "1.5"), clients=("2,4,8", "2"), rounds=(8, 5), repeat=(3, 1))
 
@@ -26,6 +32,26 @@ def test_what_is_not_asked_for_is_the_default() -> None:
 def test_each_size_comes_once_with_each_number_of_clients() -> None:
     rows = list(asked("--clients", "2,4").rows())
     assert rows == [(2, 4.0), (2, 16.0), (4, 4.0), (4, 16.0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--block-mb", "big"], "--block-mb takes numbers above zero"),
+        (["--block-mb", "0.0001"], "--block-mb takes sizes from 0.001"),
+        (["--block-mb", "5000"], "to 4096 MB"),
+        (["--clients", "0"], "--clients takes numbers above zero"),
+        (["--clients", "1.5"], "--clients takes numbers above zero"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--repeat", "0"], "--repeat must be at least 1"),
+        (["--quick", "--clients", "2,4"], "--quick is one row"),
+        (["--quick", "--block-mb", "4,16"], "--quick is one row"),
+        (["--quick", "--repeat", "2"], "--quick is one row"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments: Sequence[str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        asked(*arguments)
 
 
 def test_the_help_says_what_quick_changes() -> None:

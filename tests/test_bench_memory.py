@@ -6,11 +6,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from bench import memory, metered, solver_alone, workload
 from bench.grid import Grid
@@ -19,10 +18,8 @@ from bench.workload import Workload
 from parablock import config
 from parablock.blocks import read_block
 from parablock.solver import BlockSolver
+from tests.shown import shown
 from workers.setup import Local, prepare
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MADE = Workload(Path("model"), Path("rows"), blocks=4, block_bytes=4_000_000, model_bytes=17_000_000)
 PLAN = memory.Plan(Grid((4.0,), (2,), rounds=8, repeat=1), out=None, where=None)
@@ -52,10 +49,7 @@ def test_the_result_has_the_worst_row_in_front_and_survives_json() -> None:
 
 def test_the_table_and_the_plot_show_every_row(tmp_path: Path) -> None:
     rows = [found_row(1), found_row(2)]
-    with (tmp_path / "table").open("w") as file:
-        console = Console(width=200, record=True, file=file)
-        console.print(memory.table(rows))
-    assert console.export_text().count("3.50") == 2
+    assert shown(memory.table(rows)).count("3.50") == 2
     memory.plot(rows).savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -124,23 +118,6 @@ def test_one_small_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert printed["broker_idle_mb"] > 100
     assert len(printed["rows"][0]["extra_blocks_by_repeat"]) == 1
     assert out.with_suffix(".png").stat().st_size > 1000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--block-mb", "big"], "--block-mb takes numbers above zero"),
-        (["--clients", "0"], "--clients takes numbers above zero"),
-        (["--rounds", "0"], "--rounds must be at least 1"),
-        (["--quick", "--clients", "1,2"], "--quick is one row"),
-        (["--out", "result.txt"], "end it in .json"),
-    ],
-)
-def test_wrong_input_is_told_before_anything_runs(
-    arguments: Sequence[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert memory.main(arguments) == 2
-    assert complaint in capsys.readouterr().err
 
 
 def test_another_system_than_linux_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

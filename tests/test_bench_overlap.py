@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rich.console import Console
 
 from bench import overlap, results
 from bench.figures import Averages, FiguresError, averages, medians, rate_for, rounds_for
@@ -21,6 +20,7 @@ from bench.figures import overlap as ratios
 from bench.processes import ChildError, Children
 from bench.workload import Workload
 from parablock import config
+from tests.shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,8 +142,7 @@ class Imagined(overlap.Bench):
 
 PLAN = overlap.Plan(
     clients=(1, 2), ratios=(0.5, 1.0, 2.0), rate=None, delay_s=0.0, kind="user", steps=2, sweeps=2, repeat=2,
-    predict=False,
-    overrides=(),
+    predict=False, overrides=(), keep=None, out=None,
 )  # fmt: skip
 
 
@@ -172,7 +171,7 @@ def test_a_rate_that_is_given_is_taken_without_calibration() -> None:
     assert (row["rate_bytes_s"], row["comm_s"], row["regime"]) == (4e6, 2.0, None)
 
 
-def test_a_plan_is_held_against_what_was_measured(tmp_path: Path) -> None:
+def test_a_plan_is_held_against_what_was_measured() -> None:
     rows = imagined_rows(dataclasses.replace(PLAN, ratios=(1.0,), predict=True))
     alone, together = rows
     # Measured are 2.0 and 1.0 s. The only client's plan is a tenth short; of two, the slower one's is right.
@@ -180,10 +179,7 @@ def test_a_plan_is_held_against_what_was_measured(tmp_path: Path) -> None:
     assert alone["plan_error_fedbcd_pct"] == pytest.approx(-10.0)
     assert alone["plan_error_parablock_pct"] == pytest.approx(-10.0)
     assert together["plan_error_fedbcd_pct"] == pytest.approx(0.0, abs=1e-9)
-    with (tmp_path / "table").open("w") as file:
-        console = Console(width=120, record=True, file=file)
-        console.print(overlap.table(rows))
-    assert "-10.0 -10.0" in console.export_text()
+    assert "-10.0 -10.0" in shown(overlap.table(rows))
     assert "plan" not in str(overlap.table(imagined_rows(PLAN)).caption)
 
 
@@ -202,12 +198,9 @@ def test_the_result_has_the_keys_of_the_contract_and_survives_json() -> None:
 
 def test_the_table_and_the_plot_show_every_row(tmp_path: Path) -> None:
     rows = imagined_rows(PLAN)
-    console = Console(width=200, record=True, file=(tmp_path / "table").open("w"))
-    console.print(overlap.table(rows))
-    console.file.close()
-    shown = console.export_text()
-    assert shown.count(" 64.0 ") == 2  # Mbit/s at M = C
-    assert shown.count("1.500") == 2  # T of fedbcd at M = C / 2
+    told = shown(overlap.table(rows))
+    assert told.count(" 64.0 ") == 2  # Mbit/s at M = C
+    assert told.count("1.500") == 2  # T of fedbcd at M = C / 2
     assert len(overlap.plot(rows).axes) == 6
     overlap.plot(rows[:1]).savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -6,18 +6,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from rich.console import Console
 
 from bench import flower, peers
 from bench.figures import FiguresError
 from bench.grid import Grid
 from bench.processes import ChildError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from tests.shown import shown
 
 PLAN = peers.Plan(Grid((4.0,), (2,), rounds=3, repeat=1), Path("python"), "1.42.0", out=None, where=None)
 
@@ -44,10 +41,7 @@ def test_the_result_has_the_keys_of_the_contract_and_survives_json() -> None:
 
 def test_the_table_and_the_plot_show_every_row(tmp_path: Path) -> None:
     rows = [found_row(), {**found_row(), "workers": 4}]
-    with (tmp_path / "table").open("w") as file:
-        console = Console(width=200, record=True, file=file)
-        console.print(peers.table(rows))
-    assert console.export_text().count("20.0") == 2
+    assert shown(peers.table(rows)).count("20.0") == 2
     peers.plot(rows).savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -128,24 +122,9 @@ def _environments() -> list[tuple[int, bytes]]:
     return [(pid, environment) for pid, environment in found if pid != os.getpid()]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--flower-python", "/no/such/python"], "name a Python that has flwr"),
-        (["--block-mb", "big"], "--block-mb takes numbers above zero"),
-        (["--block-mb", "0.0001"], "--block-mb takes sizes from 0.001"),
-        (["--clients", "0"], "--clients takes numbers above zero"),
-        (["--rounds", "0"], "--rounds must be at least 1"),
-        (["--repeat", "0"], "--repeat must be at least 1"),
-        (["--quick", "--clients", "2,4"], "--quick is one row"),
-        (["--out", "result.txt"], "end it in .json"),
-    ],
-)
-def test_wrong_input_is_told_before_anything_runs(
-    arguments: Sequence[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert peers.main(arguments) == 2
-    assert complaint in capsys.readouterr().err
+def test_a_python_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert peers.main(["--flower-python", "/no/such/python"]) == 2
+    assert "name a Python that has flwr" in capsys.readouterr().err
 
 
 def test_without_flower_the_command_that_installs_it_is_told(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-from rich.console import Console
-
-from bench import command, throughput
+from bench import throughput
 from bench.exchange import Client, Exchange, Finished
 from bench.grid import Grid
+from tests.shown import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pytest
 
 ASKED = Exchange(clients=2, blocks=2, block_bytes=4_000_000, rounds=5, gated=True)
 PLAN = throughput.Plan(Grid((4.0,), (2,), rounds=3, repeat=1), blocks=2, out=None, where=None)
@@ -59,10 +57,7 @@ def test_the_result_has_the_keys_of_the_contract_and_survives_json() -> None:
 
 def test_the_table_and_the_plot_show_every_row(tmp_path: Path) -> None:
     rows = [found_row(), {**found_row(), "block_mb": 16.0}, {**found_row(), "workers": 8}]
-    with (tmp_path / "table").open("w") as file:
-        console = Console(width=200, record=True, file=file)
-        console.print(throughput.table(rows))
-    assert console.export_text().count("0.500") == 3  # seconds of a round
+    assert shown(throughput.table(rows)).count("0.500") == 3  # seconds of a round
     figure = throughput.plot(rows)
     assert [axes.get_title() for axes in figure.axes] == ["2 clients", "8 clients"]
     figure.savefig(tmp_path / "plot.png")
@@ -81,69 +76,6 @@ def test_one_small_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert out.with_suffix(".png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--block-mb", "big"], "--block-mb takes numbers above zero"),
-        (["--block-mb", "0.0001"], "--block-mb takes sizes from 0.001"),
-        (["--block-mb", "5000"], "to 4096 MB"),
-        (["--clients", "0"], "--clients takes numbers above zero"),
-        (["--clients", "1.5"], "--clients takes numbers above zero"),
-        (["--blocks", "0"], "--blocks must be at least 1"),
-        (["--rounds", "0"], "--rounds must be at least 1"),
-        (["--repeat", "0"], "--repeat must be at least 1"),
-        (["--quick", "--clients", "2,4"], "--quick is one row"),
-        (["--out", "result.txt"], "end it in .json"),
-    ],
-)
-def test_wrong_input_is_told_before_anything_runs(
-    arguments: Sequence[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert throughput.main(arguments) == 2
-    assert complaint in capsys.readouterr().err
-
-
-# What the commands share --------------------------------------------------------------------------------------
-
-
-def test_a_run_that_fails_is_exit_code_1_and_leaves_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seen: list[Path] = []
-
-    def fail(plan: str, folder: Path) -> None:
-        seen.append(folder)
-        raise OSError(f"no room for {plan}")
-
-    monkeypatch.setattr(command, "SHM", tmp_path)
-    assert command.run("thing", Namespace(out=None, shm=True), lambda *_: "the plan", fail) == 1
-    assert "bench.thing failed: no room for the plan" in capsys.readouterr().err
-    assert seen[0].parent == tmp_path
-    assert not seen[0].exists()
-
-
-def test_an_interrupt_is_exit_code_130() -> None:
-    def interrupt(_plan: None, _folder: Path) -> None:
-        raise KeyboardInterrupt
-
-    assert command.run("thing", Namespace(out=None, shm=False), lambda *_: None, interrupt) == 130
-
-
-def test_a_machine_without_a_file_system_in_memory_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command.shm(False) is None
-    monkeypatch.setattr(command, "SHM", tmp_path / "shm")
-    assert throughput.main(["--shm"]) == 2
-    assert "leave --shm out" in capsys.readouterr().err
-    (tmp_path / "shm").mkdir()
-    assert command.shm(True) == tmp_path / "shm"
-
-
-def test_out_is_checked_before_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    def plan(*_: object) -> None:
-        raise AssertionError("the plan was made")
-
-    options = Namespace(out=Path("no/such/folder/r.json"), shm=False)
-    assert command.run("thing", options, plan, lambda *_: None) == 2
-    assert "make it first" in capsys.readouterr().err
+def test_a_model_without_blocks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert throughput.main(["--blocks", "0"]) == 2
+    assert "--blocks must be at least 1" in capsys.readouterr().err

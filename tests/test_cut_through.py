@@ -53,6 +53,14 @@ def send(desk: Desk, index: int, *names: str, round: int = 0) -> None:
         desk.chunk(name, round, round % 4, offset, min(1024, NBYTES[round % 4] - offset))
 
 
+def begun(*names: str, **config: object) -> Desk:
+    """Round 0 is on its way up: everybody has offered and sent its first chunk."""
+    desk = gathered(*names, **config)
+    offer(desk, *names)
+    send(desk, 0, *names)
+    return desk
+
+
 def chunks(desk: Desk, name: str) -> list[tuple[int, int]]:
     """(attempt, offset) of the chunks that went to a client."""
     return [(m.attempt, m.offset) for m in desk.to(name) if isinstance(m, Chunk)]
@@ -144,9 +152,7 @@ def test_a_chunk_and_its_message_are_made_once_for_all() -> None:
 
 
 def test_who_has_only_joined_is_sent_nothing_and_a_newcomer_gets_it_with_the_commit() -> None:
-    desk = gathered("a", "b")
-    offer(desk, "a", "b")
-    send(desk, 0, "a", "b")
+    desk = begun("a", "b")
     desk.work()
     desk.hello("c")
     assert desk.join("c")[-1] == Start(2, 3, 0, ())
@@ -170,9 +176,7 @@ def test_a_slow_client_delays_nobody() -> None:
 
 
 def test_who_leaves_takes_the_attempt_along() -> None:
-    desk = gathered("a", "b", "c", quorum=2)
-    offer(desk, "a", "b", "c")
-    send(desk, 0, "a", "b", "c")
+    desk = begun("a", "b", "c", quorum=2)
     desk.work()
     assert chunks(desk, "a") == [(1, 0)]
     send(desk, 1, "a", "b")
@@ -200,9 +204,7 @@ def test_what_is_still_folded_of_a_given_up_attempt_goes_nowhere() -> None:
 
 
 def test_an_unfit_chunk_is_found_while_the_round_is_open() -> None:
-    desk = gathered("a", "b", "c", quorum=2)
-    offer(desk, "a", "b", "c")
-    send(desk, 0, "a", "b", "c")
+    desk = begun("a", "b", "c", quorum=2)
     desk.asked.clear()
     desk.handle(Unfit(0, 1, {"b": "not finite"}))
     assert desk.to("b") == [Rejected(0, "not finite")]
@@ -217,9 +219,7 @@ def test_an_unfit_chunk_is_found_while_the_round_is_open() -> None:
 
 
 def test_another_process_is_not_to_blame_for_what_the_one_before_had_sent() -> None:
-    desk = gathered("a", "b")
-    offer(desk, "a", "b")
-    send(desk, 0, "a", "b")
+    desk = begun("a", "b")
     assert asked(desk) == [(1, 0)]
     desk.say("b", Leave("interrupted"))
     desk.hello("b", token="0the")
@@ -230,9 +230,7 @@ def test_another_process_is_not_to_blame_for_what_the_one_before_had_sent() -> N
 
 
 def test_a_contribution_of_one_that_has_gone_counts_and_the_attempt_with_it() -> None:
-    desk = gathered("a", "b", quorum=1)
-    offer(desk, "a", "b")
-    send(desk, 0, "a", "b")
+    desk = begun("a", "b", quorum=1)
     send(desk, 1, "b")
     desk.say("b", Leave("interrupted"))
     send(desk, 1, "a")
@@ -242,9 +240,7 @@ def test_a_contribution_of_one_that_has_gone_counts_and_the_attempt_with_it() ->
 
 
 def test_the_same_process_comes_back_and_the_attempt_goes_on() -> None:
-    desk = gathered("a", "b")
-    offer(desk, "a", "b")
-    send(desk, 0, "a", "b")
+    desk = begun("a", "b")
     desk.work()
     desk.hello("b")
     assert desk.join("b")[-1] == Start(0, 2, 0, ()), "the quorum needs it"
@@ -259,9 +255,7 @@ def test_the_same_process_comes_back_and_the_attempt_goes_on() -> None:
 
 
 def test_at_the_deadline_it_is_folded_anew_without_those_that_were_expected() -> None:
-    desk = gathered("a", "b", "c", quorum=2, deadline_s=5.0)
-    offer(desk, "a", "b", "c")
-    send(desk, 0, "a", "b", "c")
+    desk = begun("a", "b", "c", quorum=2, deadline_s=5.0)
     desk.work()
     send(desk, 1, "a", "b")
     desk.handle(Tick(), after_s=5.0)
@@ -308,9 +302,7 @@ def test_where_there_is_no_deadline_everybody_is_waited_for() -> None:
 
 
 def test_what_was_folded_of_nobody_in_the_end_changes_nothing() -> None:
-    desk = gathered("a", "b", quorum=1)
-    offer(desk, "a", "b")
-    send(desk, 0, "a", "b")
+    desk = begun("a", "b", quorum=1)
     desk.work()
     desk.say("a", Abstain(0, "diverged"))
     desk.work()
@@ -333,9 +325,7 @@ def test_a_credit_of_another_attempt_is_passed_over(attempt: int) -> None:
 
 
 def test_a_credit_of_a_given_up_attempt_is_passed_over() -> None:
-    desk = gathered("a", "b", "c", quorum=2, network=ONE_CHUNK)
-    offer(desk, "a", "b", "c")
-    send(desk, 0, "a", "b", "c")
+    desk = begun("a", "b", "c", quorum=2, network=ONE_CHUNK)
     desk.work()
     send(desk, 1, "a", "b")
     desk.say("c", Leave("interrupted"))
@@ -358,9 +348,7 @@ def test_a_credit_of_a_given_up_attempt_is_passed_over() -> None:
     ids=["more than was made", "negative", "until before the beginning", "within a chunk", "backwards", "far beyond"],
 )
 def test_an_absurd_credit_ends_the_session_and_nobody_elses(held: int, until: int, says: str) -> None:
-    desk = gathered("a", "b", "c", quorum=2)
-    offer(desk, "a", "b", "c")
-    send(desk, 0, "a", "b", "c")
+    desk = begun("a", "b", "c", quorum=2)
     desk.work()
     (refused,) = desk.say("c", Credit(0, 0, 1, held, until))
     assert isinstance(refused, Refused)
