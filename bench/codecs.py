@@ -9,7 +9,7 @@ whole curve of them (mean log ratio over its points, which varies less), the mea
 confidence interval (Student's t), and whether that lies within the bar. `float32~`, which differs from float32 in
 rounding alone, says what the method takes for a difference where there is none: at the quickstart's own learning rate
 as much as for a codec; at a fifth of it next to nothing, so that there small differences can be told. Beside it the
-speed of each codec on one thread, in bytes of float32 per second.
+speed of each codec on one thread, in bytes of float32 per second; float32 itself has none, as it only gives views.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from parablock.codec import CodecName
 
 _CHUNK = 1 << 18  # elements
+
+# Without and with --quick.
+_SEEDS = ("0-4", "0")
+_CODECS = (",".join(CASES), "float32,int4")
 
 _console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
 
@@ -106,7 +110,7 @@ def row(case: Case, trained: Sequence[Trained], reference: Sequence[Trained]) ->
     bar = math.log1p(case.bar_pct / 100)
     final, curve = compare(trained, reference)
     losses = [each.final_loss for each in trained]
-    encode, decode = speed(case.codec)
+    encode, decode = (None, None) if codec_of(case.codec).lossless else speed(case.codec)
     return {
         "case": case.name,
         "codec": case.codec,
@@ -166,8 +170,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         " bar": lambda row: _verdict(row["final"]),
         " curve's gap, 95 %": lambda row: _gap(row["curve"]),
         " bar ": lambda row: _verdict(row["curve"]),
-        " encode": lambda row: f"{row['encode_mb_s']:.0f}",
-        " decode": lambda row: f"{row['decode_mb_s']:.0f}",
+        " encode": lambda row: _speed(row["encode_mb_s"]),
+        " decode": lambda row: _speed(row["decode_mb_s"]),
     }
     seeds = len(rows[0]["final_losses"])
     caption = (
@@ -190,6 +194,10 @@ def _verdict(told: dict[str, Any] | None) -> str:
         return ""
     needed = f" [{told['pairs_needed']}]" if told["verdict"] == "undecided" and told["pairs_needed"] else ""
     return f"{told['bar_pct']:.1f}: {told['verdict']}{needed}"
+
+
+def _speed(mb_s: float | None) -> str:
+    return "–" if mb_s is None else f"{mb_s:.0f}"
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -227,20 +235,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("codecs", __doc__, quick="float32 and int4, one seed, eight rounds")
     add = parser.add_argument
-    add("--seeds", default="0-4", help="seeds of the runs, as 0,1,2 or 0-19 (default: 0-4)")
-    add("--codecs", default=",".join(CASES), help=f"of {', '.join(CASES)} (default: all); float32 is always run")
+    add("--seeds", help=f"seeds of the runs, as 0,1,2 or 0-19 (default: {_SEEDS[False]})")
+    add("--codecs", help=f"of {', '.join(CASES)} (default: all); float32 is always run")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
     return parser
 
 
 def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     """Raises ValueError, with what to do, for what cannot be run."""
-    seeds = _seeds("0" if options.quick else options.seeds)
-    names = ["float32", "int4"] if options.quick else options.codecs.split(",")
+    quick = options.quick
+    if quick and (options.seeds is not None or options.codecs is not None):
+        raise ValueError("--quick is one seed of float32 and int4 within 60 s; leave it out for other seeds or codecs")
+    seeds = _seeds(options.seeds if options.seeds is not None else _SEEDS[quick])
+    names = (options.codecs if options.codecs is not None else _CODECS[quick]).split(",")
     unknown = [name for name in names if name not in CASES]
     if unknown:
         raise ValueError(f"--codecs takes {', '.join(CASES)}, separated by commas; got {', '.join(unknown)}")
-    overrides = (*(["rounds=8"] if options.quick else []), *options.set)
+    overrides = (*(["rounds=8"] if quick else []), *options.set)
     codec_cases.settings(overrides)  # a typing mistake is told now
     cases = dict.fromkeys([REFERENCE, *names])
     return Plan(tuple(CASES[name] for name in cases), seeds, overrides, options.out)

@@ -73,8 +73,8 @@ class Finished:
     """What a run gave. `stored` are the broker's rows: round, began, ended, and its CPU seconds by then."""
 
     clients: tuple[Client, ...]
-    contributors: tuple[int, ...]
-    """By round."""
+    contributors: tuple[tuple[str, ...], ...]
+    """Names, by round."""
     stored: tuple[dict[str, float], ...]
     broker_peak_bytes: int
     client_peak_bytes: int
@@ -165,7 +165,7 @@ def _finished(folder: Path, reports: list[dict[str, Any]]) -> Finished:
         rows = [row for row in run_folder.read_metrics() if row["kind"] == "round"]
     return Finished(
         clients=tuple(client for report in reports for client in read_clients(report)),
-        contributors=tuple(len(row["contributors"]) for row in rows),
+        contributors=tuple(tuple(row["contributors"]) for row in rows),
         stored=tuple(broker["stored"]),
         broker_peak_bytes=broker["peak_bytes"],
         client_peak_bytes=max(report["peak_bytes"] for report in reports),

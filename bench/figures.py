@@ -77,7 +77,7 @@ def averages(rows: Sequence[Mapping[str, Any]], *, blocks: int, clients: int) ->
         if len(row["contributors"]) != clients:
             raise FiguresError(
                 f"round {row['round']} counted {len(row['contributors'])} of {clients} clients, so that it "
-                "would compare different work; was the machine too busy? Look at the logs, then run it again"
+                "would compare different work; was the machine too busy? Run it again; --keep keeps the logs"
             )
         missing = [key for key in ("compute_s", "comm_s", "exposed_s", "round_s") if row[key] is None]
         if missing:

@@ -23,6 +23,9 @@ from bench.processes import Children
 PATIENCE_S = 300.0
 """A round that takes longer has failed."""
 
+_START_S = 60.0
+"""The SuperLink listens within this time, and the submission of a run takes no longer."""
+
 INSTALL = (
     "python3 -m venv flower && echo 'setuptools<81' > flower/build.txt && "
     "PIP_CONSTRAINT=flower/build.txt flower/bin/pip install 'flwr==1.42.0' numpy"
@@ -118,12 +121,12 @@ def measure(python: Path, clients: int, block_bytes: int, rounds: int, warm_up: 
                 "--disable-runtime-dependency-installation",
             ]
             children.start("superlink", [*link, "--host", "127.0.0.1", "--port", str(port)], environment)
-            children.until(lambda: _listens(port), PATIENCE_S)
+            children.until(lambda: _listens(port), _START_S)
             for index in range(clients):
                 node = [str(_program(python, "flower-supernode")), "--insecure", "--superlink", f"127.0.0.1:{port}"]
                 children.start(f"supernode-{index}", [*node, "--port", str(free_port())], environment)
             submit = [str(_program(python, "flwr")), "run", str(app), "bench"]
-            children.wait(children.start("run", submit, environment), lambda: None, PATIENCE_S)
+            children.wait(children.start("run", submit, environment), lambda: None, _START_S)
             for round in range(rounds):
                 children.until(lambda done=round: len(_rows(report)) > done, PATIENCE_S)
         return round_s(_rows(report), clients, warm_up)

@@ -49,10 +49,10 @@ class Gate:
             peer, _ = self._socket.recv_multipart()
             waiting.append(peer)
             if len(waiting) == self._parties:
+                self.passed += 1  # before anyone is through who may look
                 for each in waiting:
                     self._socket.send_multipart([each, b""])
                 waiting.clear()
-                self.passed += 1
 
 
 class Visitor:

@@ -84,9 +84,9 @@ def _row(plan: Plan, clients: int, folder: Path) -> dict[str, Any]:
 def row(asked: Exchange, finished: Finished) -> dict[str, Any]:
     """One row of the result. Raises FiguresError where a round did not count every client."""
     for round, counted in enumerate(finished.contributors):
-        if counted != asked.clients:
+        if len(counted) != asked.clients:
             raise FiguresError(
-                f"round {round} counted {counted} of {asked.clients} clients; was the machine too busy to answer "
+                f"round {round} counted {len(counted)} of {asked.clients} clients; was the machine too busy to answer "
                 "within network.timeout_s? Run it again, or with fewer --clients"
             )
     if len(finished.contributors) != asked.rounds:

@@ -83,23 +83,26 @@ def measure(plan: Plan, folder: Path) -> dict[str, Any]:
 def row(without: Finished, within: Finished) -> dict[str, Any]:
     """What a slow client costs the others. without: the run with equal links; within: the run with the slow one.
 
-    Raises FiguresError where a round of theirs did not count all the others.
+    Raises FiguresError where a round after the warm-up did not count each of the others.
     """
-    others = CLIENTS - 1
+    others = [client.name for client in within.clients[: CLIENTS - 1]]
     for finished in (without, within):
         for round, counted in enumerate(finished.contributors[WARM_UP_ROUNDS:], WARM_UP_ROUNDS):
-            if counted < others:
+            missed = [name for name in others if name not in counted]
+            if missed:
                 raise FiguresError(
-                    f"round {round} counted {counted} clients, fewer than the {others} fast ones; "
-                    "was the machine too busy? Run it again, or give a longer --deadline"
+                    f"round {round} did not count {', '.join(missed)}, whose link is fast; was the machine too busy? "
+                    "Run it again, or give a longer --deadline"
                 )
-    before, after = (_periods_s(finished.clients[:others]) for finished in (without, within))
+    before, after = (_periods_s(finished.clients[: CLIENTS - 1]) for finished in (without, within))
     before_s, after_s = statistics.median(before), statistics.median(after)
     return {
         "round_without_s": before_s,
         "round_s": after_s,
         "slow_ratio": after_s / before_s,
-        "slow_counted": sum(counted == CLIENTS for counted in within.contributors),
+        "slow_counted": sum(not set(counted).issubset(others) for counted in within.contributors),
+        "broker_cpu_s": within.broker_cpu_s(WARM_UP_ROUNDS),
+        "broker_peak_mb": within.broker_peak_bytes / 1e6,
         "rounds": len(after),
         "rounds_without_s": before,
         "rounds_s": after,

@@ -8,12 +8,12 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rich.console import Console
 
 from bench import codec_cases, codecs
 from bench.codec_cases import CASES, NULL, Trained
 from bench.figures import FiguresError
 from bench.paired import Paired, log_ratios, percent
+from tests.shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,6 +87,17 @@ def test_a_row_from_runs_by_hand() -> None:
     assert found_row("int4-", 1.5, 0.7)["final"]["verdict"] == "undecided"
 
 
+def test_what_loses_nothing_has_no_speed() -> None:
+    for case in ("float32", "float32~"):
+        row = found_row(case, 1.0, 1.001)
+        assert (row["encode_mb_s"], row["decode_mb_s"]) == (None, None)
+        assert shown(codecs.table([row])).count("–") == 2
+    row = found_row("int8", 1.0, 1.001)
+    assert row["encode_mb_s"] > 0
+    assert row["decode_mb_s"] > 0
+    assert "–" not in shown(codecs.table([row]))
+
+
 def test_a_null_that_changed_nothing_is_refused() -> None:
     with pytest.raises(FiguresError, match="leave float32~ out of --codecs"):
         codecs.check_null(*runs(1.0, 1.0))
@@ -96,10 +107,7 @@ def test_a_null_that_changed_nothing_is_refused() -> None:
 def test_the_table_and_the_plot_show_every_row(tmp_path: Path) -> None:
     for factors in ((1.0,), (1.0, 1.001)):
         rows = [found_row("float32", *factors), found_row("int8", *factors), found_row("int4-", *factors)]
-        with (tmp_path / "table").open("w") as file:
-            console = Console(width=200, record=True, file=file)
-            console.print(codecs.table(rows))
-        told = console.export_text()
+        told = shown(codecs.table(rows))
         assert told.count("int") >= 2
         assert "0.3: undecided" in told
         codecs.plot(rows).savefig(tmp_path / "plot.png")
@@ -144,6 +152,19 @@ def test_all_seeds_and_cases_are_run_and_float32_first(
     assert "seed 7 (3 of 3), int8" in " ".join(told.err.split())
 
 
+def test_quick_is_one_seed_of_two_codecs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ran: list[tuple[str, int, list[str]]] = []
+
+    def train(case: codec_cases.Case, seed: int, overrides: Sequence[str], _folder: Path) -> Trained:
+        ran.append((case.name, seed, list(overrides)))
+        return runs(1.0)[0]
+
+    monkeypatch.setattr(codec_cases, "train", train)
+    assert codecs.main(["--quick"]) == 0
+    assert ran == [("float32", 0, ["rounds=8"]), ("int4", 0, ["rounds=8"])]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["seeds"] == [0]
+
+
 def test_one_small_run(tmp_path: Path) -> None:
     small = ["rounds=2", "eval.every=1", "solver.steps=1", "solver.batch_size=2", "eval.rows=8"]
     found = codec_cases.train(CASES[NULL], 0, small, tmp_path / "run")
@@ -162,7 +183,8 @@ def test_one_small_run(tmp_path: Path) -> None:
         (["--seeds", "3-1"], "--seeds takes numbers and ranges"),
         (["--seeds", "1,0-2"], "--seeds names a seed twice"),
         (["--set", "rounds=0"], "rounds must be"),
-        (["--out", "result.txt"], "end it in .json"),
+        (["--quick", "--seeds", "0-4"], "--quick is one seed of float32 and int4"),
+        (["--quick", "--codecs", "int8"], "--quick is one seed of float32 and int4"),
     ],
 )
 def test_wrong_input_is_told_before_anything_runs(

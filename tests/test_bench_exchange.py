@@ -18,6 +18,7 @@ from bench import exchange, raw, synthetic, usage
 from bench.exchange import Client, Exchange, Finished, exchange_s
 from bench.figures import FiguresError
 from bench.gate import AsyncVisitor, Gate, Visitor
+from bench.network import network
 from bench.processes import ChildError, Children
 from parablock.run_folder import RunFolder
 
@@ -56,8 +57,9 @@ def test_neither_end_of_the_exchange_loads_torch() -> None:
 def test_a_run_counts_every_client_in_every_round(tmp_path: Path) -> None:
     asked = Exchange(clients=3, blocks=2, block_bytes=40_000, rounds=4, gated=True)
     finished = exchange.run(asked, tmp_path)
-    assert finished.contributors == (3, 3, 3, 3)
-    assert [client.name for client in finished.clients] == ["light-0000", "light-0001", "light-0002"]
+    names = ("light-0000", "light-0001", "light-0002")
+    assert finished.contributors == (names,) * 4
+    assert tuple(client.name for client in finished.clients) == names
     for client in finished.clients:
         assert sorted(client.began) == sorted(client.held) == [0, 1, 2, 3]
         assert all(client.began[round] < client.held[round] for round in range(4))
@@ -84,6 +86,14 @@ def test_many_clients_share_a_process(tmp_path: Path) -> None:
     assert len(finished.periods_s(1)) == 2
 
 
+def test_nobody_waits_for_a_client_that_a_quorum_can_do_without(tmp_path: Path) -> None:
+    asked = Exchange(clients=2, blocks=1, block_bytes=1 << 20, rounds=3, quorum=1, deadline_s=0.01, excused=1)
+    with network("user", [1e8, 5e4]) as links:  # bytes per second: the second one's upload takes 20 s
+        finished = exchange.run(asked, tmp_path, links)
+    assert finished.contributors == (("light-0000",),) * 3
+    assert sorted(finished.clients[0].held) == [0, 1, 2]
+
+
 def test_a_broker_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").touch()
@@ -97,8 +107,9 @@ def test_clients_with_different_models_fail_the_run(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "clients-1.json").read_text())
     report["clients"][0]["digest"] = "another"
     reports = [json.loads((tmp_path / "clients-0.json").read_text()), report]
-    with pytest.raises(FiguresError, match="the clients hold 2 different models"):
+    with pytest.raises(FiguresError, match="the clients hold 2 different models") as failed:
         exchange._finished(tmp_path, reports)
+    assert str(tmp_path) not in str(failed.value)  # it goes before anyone could look there
 
 
 # Arithmetic ---------------------------------------------------------------------------------------------------
@@ -130,7 +141,7 @@ def test_the_brokers_figures_are_over_the_rounds_after_the_warm_up() -> None:
         {"round": 2, "began": 20.0, "ended": 20.5, "cpu_s": 6.5},
         {"round": 3, "began": 30.0, "ended": 30.7, "cpu_s": 7.5},
     ]
-    finished = Finished((EARLY, LATE), (2, 2, 2, 2), tuple(stored), 0, 0)
+    finished = Finished((EARLY, LATE), (("c",),) * 4, tuple(stored), 0, 0)
     assert finished.store_s(1) == 0.5
     assert finished.broker_cpu_s(2) == pytest.approx(0.75)
     assert finished.periods_s(1) == [3.0, 3.5]
@@ -139,45 +150,55 @@ def test_the_brokers_figures_are_over_the_rounds_after_the_warm_up() -> None:
 # The gate, usage, the bare exchange, children -----------------------------------------------------------------
 
 
+ROUNDS = 100
+"""So many that parties whom a gate does not hold would run apart."""
+
+
 def test_the_gate_lets_nobody_through_before_all_have_come(tmp_path: Path) -> None:
-    passed: list[int] = []
+    came: list[int] = []
+    passed: list[tuple[int, int, int]] = []
     with Gate(tmp_path / "gate", 2) as gate:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 
         def visit() -> None:
             visitor = Visitor(context, gate.endpoint)
-            for round in range(3):
+            for round in range(ROUNDS):
+                came.append(round)
                 visitor.wait()
-                passed.append(round)
+                passed.append((round, came.count(round), gate.passed))
             visitor.close()
 
         threads = [threading.Thread(target=visit) for _ in range(2)]
-        threads[0].start()
-        assert gate.passed == 0
-        threads[1].start()
+        for thread in threads:
+            thread.start()
         for thread in threads:
             thread.join(20.0)
-        assert gate.passed == 3
-        assert sorted(passed) == [0, 0, 1, 1, 2, 2]
         context.term()
+    assert sorted(passed) == [(round, 2, round + 1) for round in range(ROUNDS) for _ in range(2)]
 
 
 def test_the_gate_is_passed_on_an_event_loop_too(tmp_path: Path) -> None:
+    came: list[int] = []
+    passed: list[tuple[int, int]] = []
+
+    async def visit(context: zmq.asyncio.Context, endpoint: str) -> None:
+        visitor = AsyncVisitor(context, endpoint)
+        for round in range(ROUNDS):
+            came.append(round)
+            await visitor.wait()
+            passed.append((round, came.count(round)))
+        visitor.close()
+
     async def scenario(endpoint: str) -> None:
         context = zmq.asyncio.Context()
-        first, second = (AsyncVisitor(context, endpoint) for _ in range(2))
-        async with asyncio.timeout(20):
-            waiting = asyncio.ensure_future(first.wait())
-            await asyncio.sleep(0)
-            assert not waiting.done()
-            await second.wait()
-            await waiting
-        for visitor in (first, second):
-            visitor.close()
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(visit(context, endpoint))
         context.term()
 
     with Gate(tmp_path / "gate", 2) as gate:
         asyncio.run(scenario(gate.endpoint))
+    assert sorted(passed) == [(round, 2) for round in range(ROUNDS) for _ in range(2)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
@@ -207,8 +228,10 @@ def test_a_condition_that_does_not_come_is_told_with_the_logs(tmp_path: Path) ->
     with Children(tmp_path) as children:
         child = children.start("broker", program)
         children.until(lambda: "still busy" in child.log.read_text(), patience_s=30.0)
-        with pytest.raises(ChildError, match=r"(?s)not ready after 0\.1 s.*still busy"):
+        with pytest.raises(ChildError, match=r"(?s)not ready after 0\.1 s.*still busy") as failed:
             children.until(lambda: False, patience_s=0.1)
+    assert "broker, the end of its log:" in str(failed.value)
+    assert str(tmp_path) not in str(failed.value)  # the logs go with their folder
 
 
 def test_a_child_that_fails_ends_the_wait_for_a_condition(tmp_path: Path) -> None:

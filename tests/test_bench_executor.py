@@ -88,7 +88,6 @@ def test_every_setting_has_its_row(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--seconds", "0"], "--seconds is above 0"),
         (["--seconds", "nan"], "--seconds is above 0"),
         (["--turns", "0"], "--turns must be at least 1, got 0"),
-        (["--out", "result.txt"], "end it in .json"),
     ],
 )
 def test_bad_input_is_told(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -228,8 +228,6 @@ def test_what_is_kept_is_the_json_and_a_plot_beside_it(tmp_path: Path, capsys: p
         (["--link", "kernel", "--delay", "50ms"], "use --link user"),
         (["--quick", "--clients", "1,2"], "--quick is one row"),
         (["--set", "solver.lrr=1"], "solver.lr"),
-        (["--out", "result.txt"], "end it in .json"),
-        (["--out", "no/such/folder/result.json"], "make it first"),
         (["--keep", "/dev/null/runs"], "name a new one"),
     ],
 )

@@ -25,7 +25,7 @@ def finished(longer: float = 1.0) -> Finished:
     first = Client("a", began, {round: at + 0.25 for round, at in began.items()})
     last = Client("b", began, dict(enumerate((9.0, 19.0, 20 + 0.5 * longer, 30 + 0.5 * longer, 40 + longer))))
     stored = [{"round": n, "began": 10.0 * n, "ended": 10.0 * n + 0.125, "cpu_s": 0.25 * n} for n in range(5)]
-    return Finished((first, last), (2,) * 5, tuple(stored), broker_peak_bytes=20_000_000, client_peak_bytes=9_000_000)
+    return Finished((first, last), (("a", "b"),) * 5, tuple(stored), 20_000_000, 9_000_000)
 
 
 def found_row() -> dict[str, Any]:
