@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BURST_S = 0.010
 """A link that was idle, or whose clock woke late, may catch up by this much of its rate and no more."""
 
-QUANTUM_S = 0.002
+QUANTUM_S = 0.005
 """Bytes are passed on in pieces of about this long, so that a slow link trickles rather than lurches."""
 
 _QUANTUM_BYTES = (256, 256 << 10)

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tune() -> None:
     """Make this process ready to move blocks; see `parablock.allocator`."""
-    keep_freed_memory(arenas=1)
+    keep_freed_memory()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
