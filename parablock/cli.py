@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("parablock.quickstart", "broker + 2 workers on this machine, built-in tiny model and data"),
     "run": ("parablock.launch", "broker + N workers on this machine, your model and data"),
+    "shards": ("workers.shards_command", "which of the N workers of a run would get which rows"),
     "broker": ("broker.__main__", "serve one run (= python -m broker)"),
     "worker": ("workers.__main__", "take part in a run (= python -m workers)"),
     "plan": ("workers.plan_command", "whether the exchange will hide: measures this machine and the link"),

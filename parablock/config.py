@@ -171,6 +171,20 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Partition:
+    """How `parablock run` divides one source of rows over its workers, to simulate clients whose data differ."""
+
+    method: Literal["iid", "dirichlet", "field", "quantity"] = _key(
+        "iid",
+        "rows in turn; each label's rows by Dirichlet shares; each value to one client; or sizes by Dirichlet shares",
+    )
+    alpha: float = _key(
+        0.5, "of the Dirichlet shares: the smaller, the more uneven (dirichlet, quantity)", above=0, high=1e6
+    )
+    field: str = _key("", "name of the field that labels a row (dirichlet, field; otherwise only shown)")
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Held-out evaluation by the workers, each on its share of the rows."""
 
@@ -237,6 +251,7 @@ class Config:
     server: Server = field(default_factory=Server)
     round: Rounds = field(default_factory=Rounds)
     data: Data = field(default_factory=Data)
+    partition: Partition = field(default_factory=Partition)
     eval: Evaluation = field(default_factory=Evaluation)
     codec: Codecs = field(default_factory=Codecs)
     network: Network = field(default_factory=Network)
@@ -428,6 +443,11 @@ def _check_together(config: Config) -> None:
         )
     if config.solver.adaptive:
         _check_adaptive(config)
+    if config.partition.method in ("dirichlet", "field") and not config.partition.field:
+        raise ConfigError(
+            f"partition.method = {config.partition.method} divides rows by a field, and partition.field names none; "
+            "name the one that labels your rows, as in --set partition.field=task"
+        )
     if config.network.timeout_s <= 2 * config.network.heartbeat_s:
         raise ConfigError(
             f"network.timeout_s = {config.network.timeout_s} must be more than twice "

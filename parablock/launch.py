@@ -1,6 +1,7 @@
 """`parablock run CONFIG.toml --workers N`: the broker and N workers as processes of this machine, until all have ended.
 
 The broker keeps the terminal; the workers write to `logs/` in the run's folder. Whatever ends this command ends them.
+Where the workers do not just take turns at the rows, who gets what is shown first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from parablock import config as settings
-from parablock.run_folder import RunFolder, RunFolderError
+from parablock.run_folder import PARTITION_PLOT, RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,8 @@ class Launch:
         except RunFolderError as error:
             print(f"parablock run: {error}", file=sys.stderr)
             return EXIT_INPUT
+        if self._config.partition.method != "iid" and (code := self._show_shards()) != 0:
+            return code
         if (self._out / _ENDPOINT).is_file():  # of a run whose other files were removed
             (self._out / _ENDPOINT).unlink()
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -86,10 +89,19 @@ class Launch:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    def _show_shards(self) -> int:
+        """Print who has which rows, and keep it in the run's folder; the exit code of `parablock shards`.
+
+        A process, as the core reads no rows; each worker works the same shards out for itself.
+        """
+        command = [sys.executable, "-P", "-m", "parablock.cli", "shards", "--workers", str(self._count)]
+        command += ["--out", str(self._out / PARTITION_PLOT), *_sets(self._config)]
+        code = subprocess.run(command, check=False).returncode
+        return code if code >= 0 else EXIT_LATER
+
     def _start_broker(self) -> bool:
         """Start it and wait until it listens; false if it ended instead (it has said why)."""
-        overrides = [f"--set={line}" for line in _overrides(self._config)]
-        command = [sys.executable, "-P", "-m", "broker", "--out", str(self._out), *overrides]
+        command = [sys.executable, "-P", "-m", "broker", "--out", str(self._out), *_sets(self._config)]
         # A process group of its own: Ctrl-C reaches the children through `_on_signal`, once, and not by the terminal.
         self._broker = subprocess.Popen(command, process_group=0)
         self._catch_up(self._broker)
@@ -194,6 +206,11 @@ class Launch:
             process.wait()
         for log in self._logs:
             log.close()
+
+
+def _sets(config: Config) -> list[str]:
+    """The whole config as arguments of another command."""
+    return [f"--set={line}" for line in _overrides(config)]
 
 
 def _overrides(config: Config) -> list[str]:

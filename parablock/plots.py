@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -105,7 +106,7 @@ def loss(rounds: Sequence[Row], evaluations: Sequence[Row]) -> str | None:
         handles, labels = by_round.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
 
-    return _svg("loss", 3.1, "Loss by round and by time", draw)
+    return svg("loss", 3.1, "Loss by round and by time", draw)
 
 
 def timeline(spans: Sequence[Span]) -> str | None:
@@ -142,7 +143,7 @@ def timeline(spans: Sequence[Span]) -> str | None:
             keys.append(Patch(fill=False, edgecolor=EXPOSED, hatch="////", label="waiting"))
         figure.legend(handles=keys, loc="outside upper right", ncols=len(keys))
 
-    return _svg("timeline", height, "Time line of compute and communication per client", draw)
+    return svg("timeline", height, "Time line of compute and communication per client", draw)
 
 
 def times(rounds: Sequence[Row]) -> str | None:
@@ -178,7 +179,7 @@ def times(rounds: Sequence[Row]) -> str | None:
             axes.set_xlim(x[0] - 3, x[0] + 3)
         figure.legend(loc="outside upper right", ncols=3)
 
-    return _svg("times", 2.9, "Compute, exposed communication and all communication per round", draw)
+    return svg("times", 2.9, "Compute, exposed communication and all communication per round", draw)
 
 
 def traffic(rounds: Sequence[Row]) -> str | None:
@@ -203,7 +204,7 @@ def traffic(rounds: Sequence[Row]) -> str | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left")
 
-    return _svg("traffic", 2.6, "Bytes up and down, cumulated", draw)
+    return svg("traffic", 2.6, "Bytes up and down, cumulated", draw)
 
 
 def byte_unit(count: float) -> tuple[float, str]:
@@ -296,11 +297,18 @@ def _round_of(span: Span) -> int | None:
     return int(named[1]) if named else None
 
 
-def _svg(name: str, height_in: float, title: str, draw: Callable[[Figure], None]) -> str:
-    """Draw on a new figure and return it as an `<svg>` element whose identifiers start with `name`."""
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        # Text is drawn by the browser, which has the glyphs; matplotlib only measures it.
+@contextmanager
+def missing_glyphs_ignored() -> Iterator[None]:
+    """Draw what matplotlib's font has no sign for as a box, without a word."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
+        yield
+
+
+def svg(name: str, height_in: float, title: str, draw: Callable[[Figure], None]) -> str:
+    """Draw on a new figure and return it as an `<svg>` element whose identifiers start with `name`."""
+    # Text is drawn by the browser, which has the glyphs; matplotlib only measures it.
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), missing_glyphs_ignored():
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure)
         buffer = io.StringIO()

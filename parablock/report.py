@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parablock import plots
+from parablock import plots, shards_plot
 from parablock.metrics import hidden_share
 from parablock.plots import Row, column
 from parablock.run_folder import RunFolder
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from parablock.config import Config
+    from parablock.shards import ShardCounts
 
 NONE = "–"  # a number that the run has not recorded
 
@@ -53,8 +54,16 @@ svg { display: block; width: 100%; min-width: 40rem; height: auto; }
 """
 
 
-def page(name: str, config: Config, rows: Sequence[Row], spans: Sequence[Span], num_blocks: int | None = None) -> str:
-    """The whole page. rows: of metrics.jsonl. num_blocks: of the model, None where it is not known yet."""
+def page(
+    name: str,
+    config: Config,
+    rows: Sequence[Row],
+    spans: Sequence[Span],
+    num_blocks: int | None = None,
+    counts: ShardCounts | None = None,
+) -> str:
+    """The whole page. rows: of metrics.jsonl. num_blocks: of the model, None where it is not known yet. counts: None
+    where the rows were not divided."""
     rounds = [row for row in rows if row.get("kind") == "round" and isinstance(row.get("round"), int)]
     evaluations = [row for row in rows if row.get("kind") == "evaluation"]
     figures = (
@@ -82,6 +91,9 @@ def page(name: str, config: Config, rows: Sequence[Row], spans: Sequence[Span], 
             body.append('<p class="soft">Nothing recorded yet.</p>')
         else:
             body.append(f"<figure>{figure}<figcaption>{html.escape(caption)}</figcaption></figure>")
+    if counts is not None:
+        caption = f"<figcaption>{html.escape(counts.summary())}.</figcaption>"
+        body.append(f"<h2>Rows by client</h2><figure>{shards_plot.svg(counts)}{caption}</figure>")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -160,7 +172,10 @@ def write(folder: RunFolder, out: Path | None = None) -> Path:
     out = out if out is not None else folder.report_path
     spans = read_trace(folder.trace_path) if folder.trace_path.exists() else []
     num_blocks = len(folder.manifest().blocks) if folder.has_manifest else None
-    text = page(folder.path.resolve().name, folder.config(), folder.read_metrics(), spans, num_blocks)
+    config = folder.config()
+    # Where rows go in turn, what lies there is of an earlier attempt at a run.
+    counts = folder.shard_counts() if config.partition.method != "iid" else None
+    text = page(folder.path.resolve().name, config, folder.read_metrics(), spans, num_blocks, counts)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside and renamed: whoever reloads the page of a running run sees a whole one.
     temporary = out.with_name(f".{out.name}.partial")

@@ -6,6 +6,8 @@
         metrics.jsonl   one object per round or evaluation
         events.jsonl    one object per thing that happened
         trace.json      who did what when (parablock.trace)
+        partition.json  which worker has how many rows of which label, and partition.png the plot of it: from
+                        `parablock run`, where partition.method is not iid
         blocks/         the newest version of each block, NNNN.safetensors
         report/         the page that `parablock report` writes
         model/          what `parablock export` writes
@@ -32,6 +34,7 @@ from parablock import config as settings
 from parablock.append_file import AppendFile
 from parablock.block_file import BlockFileError, BlockWriter, Label, StoredBlock
 from parablock.manifest import Block, Manifest, Slot
+from parablock.shards import ShardCounts
 
 if TYPE_CHECKING:
     from parablock.config import Config
@@ -43,6 +46,8 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 TRACE = "trace.json"
+PARTITION = "partition.json"
+PARTITION_PLOT = "partition.png"
 BLOCKS = "blocks"
 JOURNAL = "journal.sqlite"
 
@@ -130,6 +135,20 @@ class RunFolder:
     def config(self) -> Config:
         """The settings of the run. Raises ConfigError where the file was damaged or edited into nonsense."""
         return settings.load(self.path / CONFIG)
+
+    def shard_counts(self) -> ShardCounts | None:
+        """How the rows were divided over the workers; None where nobody kept it. Raises RunFolderError."""
+        path = self.path / PARTITION
+        try:
+            return ShardCounts.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(
+                f"{path} is damaged: {error!r}; delete it, or let `parablock shards` write it anew"
+            ) from error
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one object to metrics.jsonl. NaN and infinities are written as null."""

@@ -95,7 +95,7 @@ def configs(draw: st.DrawFn) -> Config:
     if isinstance(config, str):
         # Each value is in its range, so that only the checks of several settings together may object.
         known = "exclude|never be reached|must be below|more than twice|multiple of 256|one chunk|adaptive|max_steps"
-        assert re.search(known, config)
+        assert re.search(f"{known}|partition.field", config)
         reject()
     return config
 
@@ -366,6 +366,12 @@ def test_a_config_is_a_table(tree: Any) -> None:
             ["solver.steps = 3", "from solver.min_steps = 4 to solver.max_steps = 64", "widen the bounds"],
         ),
         ({"solver": {"adaptive": True, "steps": 65}}, ["solver.steps = 65", "to solver.max_steps = 64"]),
+        (
+            {"partition": {"method": "dirichlet"}},
+            ["partition.method = dirichlet", "partition.field names none", "--set partition.field=task"],
+        ),
+        ({"partition": {"method": "field"}}, ["partition.method = field", "partition.field names none"]),
+        ({"partition": {"alpha": 0}}, ["partition.alpha must be a number above 0, at most 1000000; got 0"]),
         ({"network": {"chunk_bytes": 65540}}, ["network.chunk_bytes = 65540 must be a multiple of 256"]),
         ({"network": {"chunk_bytes": 65537}}, ["network.chunk_bytes = 65537 must be a multiple of 256"]),
     ],
@@ -384,6 +390,8 @@ def test_settings_that_contradict_each_other_are_refused(tree: dict[str, Any], f
         {"solver": {"steps": 65}},  # its bounds are for adaptive K only
         {"mode": "fedbcd", "solver": {"min_steps": 9, "max_steps": 8}},
         {"network": {"timeout_s": 4.1, "heartbeat_s": 2.0}},
+        {"partition": {"method": "dirichlet", "field": "task", "alpha": 1e-9}},
+        {"partition": {"method": "quantity", "field": ""}},
     ],
 )
 def test_settings_that_just_fit_are_taken(tree: dict[str, Any]) -> None:

@@ -164,6 +164,46 @@ def test_code_from_others_runs_only_where_the_user_says_so(place: Path, trust: s
     assert ("--trust-remote-code" in told["argv"]) == (trust == "true")
 
 
+SHARDS = """
+import json, sys
+from pathlib import Path
+def main(argv):
+    Path("shards.json").write_text(json.dumps(list(argv)))
+    print("the table")
+    return %d
+"""
+UNEVEN = {"partition.method": "quantity", "partition.alpha": 0.25, "data.train": "-häuser = 1.jsonl"}
+
+
+def test_uneven_shards_are_shown_and_kept_before_anything_starts(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fakes(place, "print('the broker', flush=True)\nlisten()\nuntil(lambda: marks() == 3)\n")
+    (place / "workers" / "shards_command.py").write_text(SHARDS % 0, encoding="utf-8")
+    code, run = started(place, workers=3, **UNEVEN)
+    assert code == 0
+    assert capfd.readouterr().out.splitlines() == ["the table", "the broker"]
+    argv = json.loads((place / "shards.json").read_text())
+    assert option(argv, "--workers") == "3"
+    assert option(argv, "--out") == str(place / "run" / "partition.png")
+    sets = [argument.removeprefix("--set=") for argument in argv if argument.startswith("--set=")]
+    assert settings.load(None, sets) == run._config
+
+
+def test_rows_that_cannot_be_divided_start_nothing(place: Path) -> None:
+    fakes(place, "raise AssertionError('not to be started')\n")
+    (place / "workers" / "shards_command.py").write_text(SHARDS % 2, encoding="utf-8")
+    code, run = started(place, **UNEVEN)
+    assert (code, run._broker) == (2, None)
+
+
+def test_rows_in_turn_are_not_shown(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fakes(place, "listen()\nuntil(lambda: marks() == 2)\n")
+    assert started(place, **{"partition.field": "task"})[0] == 0
+    assert capfd.readouterr().out == ""
+    assert not (place / "run" / "partition.json").exists()
+
+
 # How it ends
 
 

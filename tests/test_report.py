@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from parablock import plots, report
 from parablock.config import Config, from_dict
 from parablock.manifest import Block, Manifest
 from parablock.run_folder import RunFolder
+from parablock.shards import ShardCounts
 from parablock.trace import BROKER, Span, Trace, client_process
 
 if TYPE_CHECKING:
@@ -285,6 +287,31 @@ def test_averaging_keeps_the_mean_and_leaves_out_what_is_missing() -> None:
 )
 def test_bytes_are_told_in_a_unit_that_fits(count: float, told: tuple[float, str]) -> None:
     assert plots.byte_unit(count) == told
+
+
+def test_how_the_rows_were_divided_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(partition={"method": "dirichlet", "field": "task"})
+    folder = make_run(tmp_path / "run", FINISHED, [], config)
+    assert report.main([str(folder.path)]) == 0
+    assert "Rows by client" not in folder.report_path.read_text(encoding="utf-8")
+    hostile = '<b>"&$x_1$病院'
+    counts = ShardCounts("dirichlet", 0.3, hostile, 0, (3, 9), {hostile: (1, 7), "_": (2, 2)})
+    (folder.path / "partition.json").write_text(json.dumps(counts.to_dict()), encoding="utf-8")
+    assert report.main([str(folder.path)]) == 0
+    page = Page(folder.report_path.read_text(encoding="utf-8"))
+    assert len(page.ids) == len(set(page.ids))
+    assert f"dirichlet by {hostile}, alpha 0.3, seed 0: 12 rows for 2 clients, from 3 to 9 each." in page.text
+    assert [text.strip() for text in page.texts].count(hostile) == 1  # the label
+    assert "_" in [text.strip() for text in page.texts]
+    (folder.path / "partition.json").write_text("{}", encoding="utf-8")
+    assert report.main([str(folder.path)]) == 2
+    assert "partition.json is damaged" in capsys.readouterr().err
+
+
+def test_a_division_of_an_earlier_attempt_is_not_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", FINISHED, [], settings())
+    (folder.path / "partition.json").write_text("of another run", encoding="utf-8")
+    assert report.main([str(folder.path)]) == 0
 
 
 def test_the_page_goes_where_out_says(tmp_path: Path) -> None:

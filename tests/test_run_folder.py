@@ -19,6 +19,7 @@ from parablock.block_file import Label
 from parablock.config import ConfigError, from_dict
 from parablock.manifest import Block, Manifest, Slot
 from parablock.run_folder import RunFolder, RunFolderError
+from parablock.shards import ShardCounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -281,3 +282,19 @@ def test_a_damaged_manifest_is_found(folder: RunFolder) -> None:
     path.write_text('{"blocks": 3}')
     with pytest.raises(RunFolderError, match=r"manifest\.json is damaged"):
         folder.manifest()
+
+
+def test_the_division_of_the_rows_is_read_back(folder: RunFolder) -> None:
+    assert folder.shard_counts() is None
+    counts = ShardCounts("dirichlet", 0.3, "task", 7, (3, 9), {"news": (1, 7), "poems": (2, 2)})
+    path = folder.path / "partition.json"
+    path.write_text(json.dumps(counts.to_dict()), encoding="utf-8")
+    assert folder.shard_counts() == counts
+    for damaged in ("", "[]", "{}", json.dumps(counts.to_dict() | {"by_label": {"news": [1]}})):
+        path.write_text(damaged, encoding="utf-8")
+        with pytest.raises(RunFolderError, match=r"partition\.json is damaged: .*; delete it, or let `parablock"):
+            folder.shard_counts()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(RunFolderError, match=r"cannot read .*partition\.json"):
+        folder.shard_counts()

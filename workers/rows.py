@@ -11,8 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from workers.division import read_shard
 from workers.segments import Segmenter, Segments, Unusable
-from workers.sources import DataError, read
+from workers.sources import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -83,14 +84,18 @@ def load_rows(
     held_out: bool,
     shard: tuple[int, int] = (0, 1),
     limit: int = 0,
+    partition: config.Partition | None = None,
 ) -> Rows:
     """Read `source` (see `workers.sources.read`) and tokenize the rows of `shard`.
 
+    partition: how the rows are divided into shards; None: in turn.
     Raises DataError where the source or a field is missing, or where no row is usable. Only a shard of held-out
     rows may be empty: a few of them need not be enough for all workers.
     """
     make = Segmenter(source, settings, tokenizer)
-    records = read(source, split=settings.split, seed=seed, held_out=held_out, shard=shard, limit=limit)
+    records = read_shard(
+        source, partition, split=settings.split, seed=seed, held_out=held_out, shard=shard, limit=limit
+    )
     make.check_fields([record for _, record in records])
     dropped: Counter[str] = Counter()
     texts: list[tuple[int, Segments]] = []

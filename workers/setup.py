@@ -74,7 +74,7 @@ def prepare(terms: str, local: Local) -> Setup:
     )
     manifest = partition(loaded.model, config.blocks)
     load = partial(load_rows, settings=config.data, tokenizer=loaded.tokenizer, seed=config.seed, shard=local.shard)
-    rows = load(local.train, held_out=False)
+    rows = load(local.train, held_out=False, partition=config.partition)
     log.info("training rows: %s", rows.summary())
     held_out = None
     if local.held_out:

@@ -30,6 +30,11 @@ class DataError(ValueError):
     """The rows cannot be used. The message names the source, what was expected, what came, and what to do."""
 
 
+def records(source: str, *, split: str, seed: int, held_out: bool, limit: int) -> Iterable[Record]:
+    """The first `limit` rows of `source` (0: all) in its own order; see `read`. Raises DataError, also on the way."""
+    return itertools.islice(_records(source, split=split, seed=seed, held_out=held_out, limit=limit), limit or None)
+
+
 def read(
     source: str, *, split: str, seed: int, held_out: bool, shard: tuple[int, int], limit: int
 ) -> list[tuple[int, Record]]:
@@ -45,8 +50,8 @@ def read(
         raise DataError(
             f"there is no shard {index}/{count}: a shard is i/n with i from 0 to n - 1, as 0/2 and 1/2 for two workers"
         )
-    records = _records(source, split=split, seed=seed, held_out=held_out, limit=limit)
-    return list(itertools.islice(enumerate(records), index, limit or None, count))
+    found = records(source, split=split, seed=seed, held_out=held_out, limit=limit)
+    return list(itertools.islice(enumerate(found), index, None, count))
 
 
 def _records(source: str, *, split: str, seed: int, held_out: bool, limit: int) -> Iterable[Record]:

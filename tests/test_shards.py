@@ -1,0 +1,271 @@
+"""Dividing rows over clients: each row once, by the seed alone, as uneven as the settings say; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parablock.config import Partition
+from parablock.shards import ShardCounts, ShardsError, divide
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+METHODS = ("iid", "dirichlet", "field", "quantity")
+
+
+def divided(method: str, labels: list[str], clients: int, alpha: float = 0.5, seed: int = 0) -> NDArray[np.int64]:
+    settings = Partition(method=method, alpha=alpha, field="task")  # type: ignore[arg-type]
+    return divide(settings, len(labels), labels, clients, seed)
+
+
+def refusal(*arguments: Any, **changes: Any) -> str:
+    with pytest.raises(ShardsError) as caught:
+        divided(*arguments, **changes)
+    return str(caught.value)
+
+
+def outcome(*arguments: Any) -> NDArray[np.int64] | str:
+    """The owners, or the ShardsError's message."""
+    try:
+        return divided(*arguments)
+    except ShardsError as error:
+        return str(error)
+
+
+def shares(owners: NDArray[np.int64], labels: list[str], clients: int) -> NDArray[np.float64]:
+    """Each client's share of each label: shape (labels, clients)."""
+    held = Counter(zip(labels, owners.tolist(), strict=True))
+    table = np.array([[held[label, client] for client in range(clients)] for label in sorted(set(labels))])
+    return table / table.sum(axis=1, keepdims=True)
+
+
+# Every method
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(
+    labels=st.lists(st.sampled_from("abcdefgh"), max_size=60),
+    clients=st.integers(1, 9),
+    alpha=st.sampled_from([1e-300, 0.01, 0.5, 10.0, 1e6]),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_every_row_is_one_clients_and_nobody_is_empty(
+    method: str, labels: list[str], clients: int, alpha: float, seed: int
+) -> None:
+    owners = outcome(method, labels, clients, alpha, seed)
+    if isinstance(owners, str):
+        assert any(words in owners for words in ("each needs at least one", "would have no rows", "of its own"))
+        return
+    assert owners.shape == (len(labels),)
+    assert owners.dtype == np.int64
+    assert set(owners.tolist()) == set(range(clients))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_client_has_everything(method: str) -> None:
+    assert divided(method, list("abcab"), 1).tolist() == [0] * 5
+
+
+def test_rows_in_turn_are_what_they_always_were() -> None:
+    assert divided("iid", list("aabbccd"), 3, seed=9).tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("method", ["dirichlet", "quantity"])
+def test_the_seed_decides_and_nothing_else(method: str) -> None:
+    labels = ["häuser", "b", "c"] * 100
+    once = divided(method, labels, 4, alpha=3.0)
+    assert (divided(method, labels, 4, alpha=3.0) == once).all()
+    assert (divided(method, labels, 4, alpha=3.0, seed=1) != once).any()
+
+
+def test_other_processes_divide_alike() -> None:
+    code = """
+import json
+from parablock.config import Partition
+from parablock.shards import divide
+labels = ["häuser", "b", "c"] * 100
+ways = [Partition(method=method, alpha=3.0, field="task") for method in ("dirichlet", "field", "quantity")]
+print(json.dumps([divide(way, 300, labels, 3, 5).tolist() for way in ways]))
+"""
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    labels = ["häuser", "b", "c"] * 100
+    here = [divided(method, labels, 3, alpha=3.0, seed=5).tolist() for method in ("dirichlet", "field", "quantity")]
+    assert json.loads(done.stdout) == here
+
+
+# Dirichlet
+
+
+def test_a_large_alpha_shares_every_label_out_evenly() -> None:
+    labels = ["a"] * 4000 + ["b"] * 8000
+    found = shares(divided("dirichlet", labels, 4, alpha=1e4), labels, 4)
+    # A share's standard deviation is sqrt(1/4 · 3/4 / (4 alpha + 1)) = 0.0022, and a row of rounding 0.00025.
+    assert np.abs(found - 0.25).max() < 5 * 0.0022
+
+
+def test_shares_scatter_as_the_distribution_says() -> None:
+    labels = [f"label {number}" for number in range(800) for _ in range(200)]
+    found = shares(divided("dirichlet", labels, 4, alpha=0.5), labels, 4)
+    assert np.abs(found.mean(axis=0) - 0.25).max() < 4 * np.sqrt(0.0625 / 800)
+    # 1/4 · 3/4 / (4 · 0.5 + 1), for every client; the standard error of it over 800 labels is below a twentieth.
+    assert np.abs(found.var(axis=0) / 0.0625 - 1).max() < 0.2
+
+
+def test_a_small_alpha_gives_a_label_to_nearly_one_client() -> None:
+    labels = [f"label {number}" for number in range(100) for _ in range(50)]
+    found = shares(divided("dirichlet", labels, 4, alpha=0.01), labels, 4)
+    assert found.max(axis=1).mean() > 0.95
+    assert len(set(found.argmax(axis=1).tolist())) == 4  # but not all of them to the same
+
+
+def test_which_rows_of_a_label_a_client_has_is_drawn_too() -> None:
+    owners = divided("dirichlet", ["a"] * 1000, 2, alpha=1e4)
+    assert owners[:500].mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_labels_rows_do_not_depend_on_the_other_labels() -> None:
+    alone = divided("dirichlet", ["a"] * 200, 3, alpha=5.0)
+    among = divided("dirichlet", ["b", "a"] * 200, 3, alpha=5.0)
+    assert (among[1::2] == alone).all()
+
+
+# Quantity
+
+
+def test_sizes_differ_but_labels_do_not() -> None:
+    labels = ["a", "b"] * 10_000
+    owners = divided("quantity", labels, 4, alpha=1.0)
+    sizes = np.bincount(owners)
+    assert sizes.max() > 2 * sizes.min()
+    for client, size in enumerate(sizes.tolist()):
+        share = float(np.mean([label == "a" for label, owner in zip(labels, owners, strict=True) if owner == client]))
+        assert share == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(size))
+
+
+def test_sizes_are_even_with_a_large_alpha() -> None:
+    sizes = np.bincount(divided("quantity", [""] * 40_000, 4, alpha=1e4))
+    assert np.abs(sizes / 40_000 - 0.25).max() < 5 * 0.0022
+
+
+def test_sizes_scatter_as_the_distribution_says() -> None:
+    first = [np.mean(divided("quantity", [""] * 500, 2, alpha=2.0, seed=seed) == 0) for seed in range(300)]
+    assert np.mean(first) == pytest.approx(0.5, abs=4 * np.sqrt(0.05 / 300))
+    assert np.var(first) == pytest.approx(0.05, rel=0.3)  # 1/2 · 1/2 / (2 · 2 + 1)
+
+
+# Field
+
+
+def test_each_value_is_one_clients() -> None:
+    labels = list("aaabbc")
+    owners = divided("field", labels, 3)
+    assert owners.tolist() == [0, 0, 0, 1, 1, 2]
+    assert (divided("field", labels, 3, seed=7) == owners).all()
+
+
+def test_more_values_than_clients_are_spread_by_their_rows() -> None:
+    sizes = {"a": 50, "b": 40, "c": 30, "d": 30, "e": 20, "f": 10}
+    labels = [label for label, size in sizes.items() for _ in range(size)]
+    owners = divided("field", labels, 3)
+    values = [{label for label, owner in zip(labels, owners, strict=True) if owner == n} for n in range(3)]
+    assert values == [{"a", "f"}, {"b", "e"}, {"c", "d"}]
+    assert np.bincount(owners).tolist() == [60, 60, 60]
+
+
+@given(st.lists(st.integers(1, 30), min_size=3, max_size=20))
+def test_no_client_is_ahead_of_another_by_more_than_its_last_value(sizes: list[int]) -> None:
+    labels = [str(number) for number, size in enumerate(sizes) for _ in range(size)]
+    owners = divided("field", labels, 3)
+    held = np.bincount(owners)
+    for client in range(3):
+        last = min(sizes[int(label)] for label, owner in zip(labels, owners, strict=True) if owner == client)
+        assert held[client] - last <= held.min()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_more_clients_than_rows(method: str) -> None:
+    expected = "it has 3 rows for 4 clients, and each needs at least one; take fewer workers"
+    assert refusal(method, list("abc"), 4) == expected
+
+
+def test_fewer_values_than_clients() -> None:
+    message = refusal("field", list("aabb"), 3)
+    assert "the field 'task' has 2 values for 3 clients" in message
+    assert "take at most 2 workers, or partition.method = dirichlet" in message
+    assert "has 1 value for" in refusal("field", list("aaaa"), 3)
+
+
+@pytest.mark.parametrize("method", ["dirichlet", "quantity"])
+def test_clients_without_rows_are_named_with_what_there_would_be(method: str) -> None:
+    message = refusal(method, ["a"] * 9, 3, alpha=1e-9)
+    assert message.startswith("clients ")
+    assert "would have no rows (rows by client, from 0: " in message
+    assert sorted(message[message.index("0: ") + 3 : message.index(")")].split(", ")) == ["0", "0", "9"]
+    assert message.endswith("take another seed, a larger partition.alpha or fewer workers")
+
+
+def test_a_refusal_of_many_clients_is_not_endless() -> None:
+    message = refusal("dirichlet", ["a"] * 9000, 5000, alpha=1e-9)
+    assert "and 4967 more would have no rows" in message
+    assert len(message) < 500
+
+
+# What it comes to
+
+
+def test_counts_are_by_client_and_label() -> None:
+    labels = list("bbabac")
+    settings = Partition(method="iid", field="task")
+    counts = ShardCounts.of(settings, divide(settings, 6, labels, 2, 0), labels, 2, 0)
+    assert counts.by_client == (3, 3)
+    assert dict(counts.by_label) == {"b": (1, 2), "a": (2, 0), "c": (0, 1)}
+    assert list(counts.by_label) == ["b", "a", "c"]
+    assert counts.summary() == "iid: 6 rows for 2 clients, from 3 to 3 each"
+    assert ShardCounts.from_dict(json.loads(json.dumps(counts.to_dict()))) == counts
+
+
+@given(labels=st.lists(st.text(max_size=40), min_size=4, max_size=20), method=st.sampled_from(["iid", "quantity"]))
+def test_nothing_is_lost_in_the_columns(labels: list[str], method: str) -> None:
+    settings = Partition(method=method, alpha=1e3, field="task")  # type: ignore[arg-type]
+    counts = ShardCounts.of(settings, divide(settings, len(labels), labels, 2, 0), labels, 2, 0)
+    for most in (1, 3, 100):
+        columns = counts.columns(most)
+        assert len(columns) == min(most, len(set(labels)))
+        assert [sum(held[client] for _, held in columns) for client in range(2)] == list(counts.by_client)
+        assert all(name.isprintable() and len(name) <= 24 for name, _ in columns)
+        if len(set(labels)) > most:
+            assert columns[-1][0] == "others"
+
+
+def test_without_labels_there_are_no_columns() -> None:
+    settings = Partition(method="quantity", alpha=100.0)
+    counts = ShardCounts.of(settings, divide(settings, 1000, None, 2, 3), None, 2, 3)
+    assert counts.columns(9) == []
+    assert counts.rows == 1000
+    assert counts.summary().startswith("quantity, alpha 100, seed 3: 1,000 rows for 2 clients, from ")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"by_client": []}, {"by_label": {"a": [1]}}, {"by_label": 3}, {"by_client": ["x"]}, {"seed": None}]
+)
+def test_counts_that_are_damaged_are_refused(changes: dict[str, Any]) -> None:
+    whole = {"method": "iid", "alpha": None, "field": "", "seed": 0, "by_client": [1, 2], "by_label": {}}
+    assert ShardCounts.from_dict(whole).by_client == (1, 2)
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        ShardCounts.from_dict(whole | changes)
+    with pytest.raises(KeyError):
+        ShardCounts.from_dict({})
