@@ -1,4 +1,5 @@
-"""A file that only grows, by whole records: an append is there entirely or, where the disk refuses, not at all."""
+"""A file that only grows, by whole records: an append is there entirely or, where the disk refuses, not at all. Only a
+writer that was killed can leave a part of one, which `cut_torn_line` drops."""
 
 from __future__ import annotations
 
@@ -42,3 +43,16 @@ class AppendFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def cut_torn_line(path: Path) -> int:
+    """Drop what a killed writer left after the last newline, or the next line would be glued to it.
+
+    Returns how many bytes that were. Raises OSError.
+    """
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+    return len(content) - whole

@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("workers.__main__", "take part in a run (= python -m workers)"),
     "plan": ("workers.plan_command", "whether the exchange will hide: measures this machine and the link"),
     "report": ("parablock.report", "one page with plots from a run's folder"),
-    "evaluate": ("workers.evaluate_command", "held-out loss, perplexity and exact match of a run or a model"),
+    "evaluate": ("workers.evaluate_command", "held-out loss, perplexity, exact match and ROUGE-L of a run or a model"),
     "export": ("parablock.export", "write a run's model as a folder that transformers loads"),
     "config": ("parablock.config_command", "show, check and explain settings"),
 }

@@ -190,9 +190,17 @@ class Evaluation:
 
     rows: int = _key(64, "held-out rows for the loss; 0: all", low=0)
     every: int = _key(0, "also evaluate after every so many rounds; 0: only before the first and after the last", low=0)
-    generate: int = _key(0, "held-out rows answered by generation for exact match of `#### N`; 0: none", low=0)
+    generate: int = _key(
+        0,
+        "held-out rows answered by generation for exact match of `#### N`, by `parablock evaluate` also the others, "
+        "for exact match and ROUGE-L; 0: none",
+        low=0,
+    )
     max_new_tokens: int = _key(256, "longest generated answer", unit="tokens", low=1)
     batch_size: int = _key(8, "rows per evaluation batch", low=1)
+    task: str = _key(
+        "", "name of the field that says a row's task, for scores by task of `parablock evaluate`; empty: none"
+    )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ import numpy as np
 
 from parablock import block_file
 from parablock import config as settings
-from parablock.append_file import AppendFile
+from parablock.append_file import AppendFile, cut_torn_line
 from parablock.block_file import BlockFileError, BlockWriter, Label, StoredBlock
 from parablock.manifest import Block, Manifest, Slot
 from parablock.shards import ShardCounts
@@ -172,8 +172,10 @@ class RunFolder:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         file = self._logs.get(name)
         if file is None:
-            _cut_torn_line(self.path / name)
-            file = self._logs[name] = AppendFile(self.path / name)
+            path = self.path / name
+            if path.exists() and (torn := cut_torn_line(path)):
+                logger.warning("%s: its last line was cut off and is dropped (%d bytes)", path, torn)
+            file = self._logs[name] = AppendFile(path)
         file.append(json.dumps(_finite(row), allow_nan=False, ensure_ascii=False) + "\n")
 
     def _read(self, name: str) -> list[dict[str, Any]]:
@@ -299,15 +301,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop what a killed writer left after the last newline, or the next row would be glued to it."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            logger.warning("%s: its last line was cut off and is dropped (%d bytes)", path, len(content) - whole)
-            file.truncate(whole)

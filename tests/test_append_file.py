@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from parablock.append_file import AppendFile
+from parablock.append_file import AppendFile, cut_torn_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,3 +53,12 @@ def test_an_append_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> No
         assert os.stat(tmp_path / "log").st_size == 11
         file.append("01234567\n")
     assert (tmp_path / "log").read_text() == "0123456789\n01234567\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "whole"), [(b"", b""), (b"a\n", b"a\n"), (b"a\nb", b"a\n"), (b"a", b""), (b"a\n\nb\xc3", b"a\n\n")]
+)
+def test_what_follows_the_last_newline_is_cut_off(tmp_path: Path, content: bytes, whole: bytes) -> None:
+    (tmp_path / "log").write_bytes(content)
+    assert cut_torn_line(tmp_path / "log") == len(content) - len(whole)
+    assert (tmp_path / "log").read_bytes() == whole

@@ -1,9 +1,10 @@
-"""Held-out scores: the loss against a plain sum, generation against a token-by-token loop, and whose rows count."""
+"""Held-out scores: the loss against a plain sum, generation against a token-by-token loop, and where a row counts."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from torch.nn import functional
 
 from parablock import builtin
 from parablock.config import Data, Evaluation
-from workers.evaluation import Scores, evaluate, number
+from workers.evaluation import Scores, asked, evaluate, total
 from workers.rows import Row, Rows, load_rows
+
+if TYPE_CHECKING:
+    from workers.grades import Answer
 
 CPU = torch.device("cpu")
 TOKENIZER = builtin.tokenizer()
@@ -53,12 +57,12 @@ def plain_answer(model: torch.nn.Module, row: Row, length: int) -> list[int]:
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_the_loss_is_that_of_a_plain_sum_over_rows(model: torch.nn.Module, rows: Rows, batch_size: int) -> None:
-    scores = evaluate(model, TOKENIZER, rows, Evaluation(rows=0, batch_size=batch_size), CPU)
-    total, count = plain_loss(model, list(rows))
+    (scores,) = evaluate(model, TOKENIZER, rows, Evaluation(rows=0, batch_size=batch_size), CPU).values()
+    loss_sum, count = plain_loss(model, list(rows))
     assert scores.tokens == count
-    assert scores.loss_sum == pytest.approx(total, rel=1e-5)
+    assert scores.loss_sum == pytest.approx(loss_sum, rel=1e-5)
     assert scores.loss == pytest.approx(math.log(259), rel=0.2)  # random weights know nothing
-    assert (scores.answered, scores.exact_match) == (0, None)
+    assert (scores.rows, scores.answered, scores.exact_match, scores.rouge_l) == (24, 0, None, None)
 
 
 def test_shares_of_several_workers_add_up_to_the_first_rows(model: torch.nn.Module, rows: Rows) -> None:
@@ -68,9 +72,27 @@ def test_shares_of_several_workers_add_up_to_the_first_rows(model: torch.nn.Modu
         for shard in range(3)
     ]
     scores = [evaluate(model, TOKENIZER, share, settings, CPU) for share in shares]
-    total = scores[0] + scores[1] + scores[2]
-    assert (total.tokens, total.answered) == (plain_loss(model, list(rows)[:9])[1], 4)
-    assert total.loss == pytest.approx(plain_loss(model, list(rows)[:9])[0] / total.tokens, rel=1e-5)
+    whole = scores[0][""] + scores[1][""] + scores[2][""]
+    assert (whole.tokens, whole.answered) == (plain_loss(model, list(rows)[:9])[1], 4)
+    assert whole.loss == pytest.approx(plain_loss(model, list(rows)[:9])[0] / whole.tokens, rel=1e-5)
+
+
+def test_tasks_add_up_to_all(model: torch.nn.Module, rows: Rows) -> None:
+    named = [dataclasses.replace(row, task="abc"[row.place % 3 and row.place % 2 + 1]) for row in rows]
+    told = dataclasses.replace(rows, rows=tuple(named))
+    settings = Evaluation(rows=20, generate=11, max_new_tokens=3, batch_size=4)
+    by_task = evaluate(model, TOKENIZER, told, settings, CPU)
+    (whole,) = evaluate(model, TOKENIZER, rows, settings, CPU).values()
+    assert list(by_task) == ["a", "b", "c"]
+    for task, scores in by_task.items():
+        mine = [row for row in named if row.task == task]
+        loss_sum, tokens = plain_loss(model, [row for row in mine if row.place < 20])
+        assert (scores.rows, scores.tokens) == (len(mine), tokens)
+        assert scores.answered == sum(row.place < 11 for row in mine)
+        assert scores.loss_sum == pytest.approx(loss_sum, rel=1e-5)
+    added = total(by_task.values())
+    assert added.loss_sum == pytest.approx(whole.loss_sum, rel=1e-6)
+    assert dataclasses.replace(added, loss_sum=whole.loss_sum) == whole
 
 
 class Recorder:
@@ -96,29 +118,37 @@ def test_generation_in_batches_is_that_of_one_row_at_a_time(rows: Rows) -> None:
     expected = [answer[: answer.index(end)] if end in answer else answer for answer in answers]
     recorder = Recorder(end)
     settings = Evaluation(generate=24, max_new_tokens=12, batch_size=7)
-    scores = evaluate(model, recorder, rows, settings, CPU)  # type: ignore[arg-type]
+    (scores,) = evaluate(model, recorder, rows, settings, CPU).values()  # type: ignore[arg-type]
     assert sorted(recorder.answers) == sorted(expected)
     assert len({len(answer) for answer in expected}) > 2
     assert (scores.answered, scores.correct) == (24, 0)
 
 
-def test_a_right_answer_is_counted_and_a_wrong_one_not() -> None:
-    model = builtin.model(0)
-    said = {b"a": b"7#### 1,000.0", b"bb": b"7#### 12 left", b"c": b"no idea"}
+def row(place: int, prompt: bytes, answer: str) -> Row:
+    tokens = np.array([*prompt, *answer.encode(), EOS], dtype=np.int32)
+    return Row(place, tokens, np.arange(len(tokens)) >= len(prompt), len(prompt), answer)
 
-    def row(place: int, prompt: bytes, answer: str) -> Row:
-        tokens = np.array([*prompt, *answer.encode(), EOS], dtype=np.int32)
-        return Row(place, tokens, np.arange(len(tokens)) >= len(prompt), len(prompt), answer)
+
+def speaker(said: dict[bytes, bytes]) -> tuple[torch.nn.Module, list[int]]:
+    """A model that says what it is told to, by the prompt, and how many rows it has been asked each time."""
+    model = builtin.model(0)
+    batches = []
 
     def generate(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, generation_config: object) -> torch.Tensor:
         del generation_config
+        batches.append(len(input_ids))
         answers = []
         for ids, mask in zip(input_ids, attention_mask, strict=True):
             text = said[bytes(ids[mask.bool()].tolist())]
-            answers.append([*ids.tolist(), *text, EOS, *b"#### 5", *[256] * 20][:40])
+            answers.append([*ids.tolist(), *text, EOS, *b"#### 5", *[256] * 40][:40])
         return torch.tensor(answers)
 
     model.generate = generate
+    return model, batches
+
+
+def test_a_right_answer_is_counted_and_a_wrong_one_not() -> None:
+    model, _ = speaker({b"a": b"7#### 1,000.0", b"bb": b"7#### 12 left", b"c": b"no idea"})
     rows = [
         row(0, b"a", "so #### $1000"),
         row(1, b"bb", "#### 13"),
@@ -127,9 +157,51 @@ def test_a_right_answer_is_counted_and_a_wrong_one_not() -> None:
         row(4, b"a", "#### 1"),
     ]
     loaded = Rows(tuple(rows), 256, 5, 0, {})
-    scores = evaluate(model, TOKENIZER, loaded, Evaluation(generate=4, batch_size=2), CPU)
-    assert (scores.correct, scores.answered) == (1, 3)
+    (scores,) = evaluate(model, TOKENIZER, loaded, Evaluation(generate=4, batch_size=2), CPU).values()
+    assert (scores.correct, scores.answered, scores.free_form) == (1, 3, 0)
     assert scores.exact_match == pytest.approx(1 / 3)
+
+
+def test_free_form_answers_are_graded_too_where_that_is_asked() -> None:
+    model, _ = speaker({b"a": b"#### 7", b"b": b"Positive.", b"c": b"the cat sat"})
+    rows = [
+        row(0, b"a", "#### 7"),
+        row(1, b"b", "positive"),
+        row(2, b"c", "the dog sat"),
+        row(3, b"d", "beyond eval.generate"),
+        dataclasses.replace(row(4, b"e", "text"), place=1, prompt=0, answer=""),
+    ]
+    loaded = Rows(tuple(rows), 256, 5, 0, {})
+    settings = Evaluation(generate=3, batch_size=2)
+    assert [row.place for row in asked(loaded, settings, free_form=True)] == [0, 1, 2]
+    assert [row.place for row in asked(loaded, settings, free_form=False)] == [0]
+    (scores,) = evaluate(model, TOKENIZER, loaded, settings, CPU, free_form=True).values()
+    assert (scores.correct, scores.answered, scores.free_form) == (2, 3, 2)
+    assert scores.rouge_l == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_known_answers_are_taken_and_only_the_others_kept() -> None:
+    prompts = [b"a", b"bb", b"ccc", b"dddd", b"eeeee"]
+    rows = Rows(tuple(row(place, prompt, "yes") for place, prompt in enumerate(prompts)), 256, 5, 0, {})
+    settings = Evaluation(generate=5, batch_size=2)
+    said = dict(zip(prompts, (b"yes", b"no", b"yes", b"no", b"yes"), strict=True))
+    runs = []
+    whole = {place: said[prompt].decode() for place, prompt in enumerate(prompts)}
+    for known in ({}, {place: whole[place] for place in (4, 3, 2)}, whole):
+        model, batches = speaker(said)
+        kept: list[Answer] = []
+        (scores,) = evaluate(
+            model, TOKENIZER, rows, settings, CPU, free_form=True, known=known, keep=kept.extend
+        ).values()  # fmt: skip
+        runs.append((scores, [answer.place for answer in kept], batches))
+    # The longest come first: {4, 3}, {2, 1}, {0}. A batch of which some is known is the same batch again.
+    assert [(places, batches) for _, places, batches in runs] == [
+        ([4, 3, 2, 1, 0], [2, 2, 1]),
+        ([1, 0], [2, 1]),
+        ([], []),
+    ]
+    assert runs[0][0] == runs[1][0] == runs[2][0]
+    assert (runs[0][0].correct, runs[0][0].answered) == (3, 5)
 
 
 def test_the_model_is_left_in_its_mode_also_after_an_interruption(rows: Rows) -> None:
@@ -164,7 +236,8 @@ def test_evaluation_moves_no_weight_and_no_random_state(model: torch.nn.Module, 
 
 
 def test_no_rows_give_empty_scores(model: torch.nn.Module) -> None:
-    scores = evaluate(model, TOKENIZER, Rows((), 0, 0, 0, {}), Evaluation(generate=4), CPU)
+    assert evaluate(model, TOKENIZER, Rows((), 0, 0, 0, {}), Evaluation(generate=4), CPU) == {}
+    scores = total([])
     assert scores == Scores(0.0, 0, 0, 0)
     assert math.isnan(scores.loss)
     assert math.isnan(scores.perplexity)
@@ -174,26 +247,3 @@ def test_no_rows_give_empty_scores(model: torch.nn.Module) -> None:
 def test_perplexity_is_the_exponential_of_the_loss() -> None:
     assert Scores(6.0, 3, 0, 0).perplexity == pytest.approx(math.e**2)
     assert Scores(1e6, 1, 0, 0).perplexity == math.inf
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("#### 18", "18"),
-        ("She has <<1+1=2>>2 left.\n#### 2", "2"),
-        ("#### 1\n#### 2", "2"),
-        ("####1,234", "1234"),
-        ("#### $5.00", "5"),
-        ("#### $-5", "-5"),
-        ("#### -5.", "-5"),
-        ("#### .5 km", "0.5"),
-        ("#### 007", "7"),
-        ("#### 12apples", "12"),
-        ("18", None),
-        ("#### none", None),
-        ("####", None),
-        ("#### 1 #### x", None),
-    ],
-)
-def test_the_number_after_the_last_mark(text: str, expected: str | None) -> None:
-    assert number(text) == (None if expected is None else Decimal(expected))

@@ -123,6 +123,37 @@ def test_nothing_that_is_printed_holds_text_or_tokens(tmp_path: Path) -> None:
         assert "115" not in shown
 
 
+def tasks(folder: Path, *values: object, field: str = "task") -> list[str]:
+    records = [{**pair("secret", "secret"), "kind": "secret", "task": value} for value in values]
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows = load_rows(str(path), Data(), tokenizer=TOKENIZER, seed=0, held_out=True, task=field)
+    return [row.task for row in rows]
+
+
+def test_a_rows_task_is_what_its_field_says(tmp_path: Path) -> None:
+    assert tasks(tmp_path, "qa", "long division", 7, True, "\ud800") == ["qa", "long division", "7", "True", "\\ud800"]
+    assert tasks(tmp_path, "qa", field="") == [""]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "has nothing in the field 'task'"),
+        (" ", "has nothing in the field 'task'"),
+        (["secret"], "has a list in the field 'task'"),
+    ],
+)
+def test_a_row_without_its_task_is_named_and_nothing_of_it_is_shown(
+    tmp_path: Path, value: object, expected: str
+) -> None:
+    with pytest.raises(DataError, match=f"rows.jsonl, row 2 {expected}, which eval.task names") as caught:
+        tasks(tmp_path, "qa", value)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(DataError, match=r"row 1 has no field 'topic', which eval.task names; it has completion, kind"):
+        tasks(tmp_path, "qa", field="topic")
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not on this machine")
 def test_gsm8k_loads_whole() -> None:
     settings = Data(prompt="question", completion="answer", template="{prompt}\n", max_tokens=1500)

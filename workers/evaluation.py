@@ -1,16 +1,16 @@
-"""Held-out scores of a model: the loss of the answers, and exact match of answers that it generates itself.
+"""Held-out scores of a model, by task: the loss of the answers, and how good those are that it generates itself.
 
-An answer of the GSM8K kind ends in `#### N`; it is right where its number is the reference's. Which rows are held
-out is `workers.rows`' business. The model is left in the mode in which it came.
+Which rows are held out, and what their tasks are, is `workers.rows`' business, how an answer is graded
+`workers.grades`'. The model is left in the mode in which it came.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import re
-from dataclasses import dataclass
-from decimal import Decimal
+import operator
+from collections import Counter
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,37 +18,42 @@ from transformers import GenerationConfig
 
 from parablock.loss import answer_loss
 from workers.batches import collate
+from workers.grades import grade, number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from parablock import config
+    from workers.grades import Answer
     from workers.rows import Row, Rows
-
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Sums over held-out rows, so that those of several clients can be added.
+    """Sums over held-out rows, so that those of several tasks, files or clients can be added.
 
-    loss_sum: nats over `tokens` predicted tokens. correct: of `answered` generated answers.
+    loss_sum: nats over `tokens` predicted tokens. correct: of `answered` generated answers. rouge_sum: of ROUGE-L over
+    the `free_form` ones of them, whose reference is no `#### N`. rows: of which all this is.
     """
 
-    loss_sum: float
-    tokens: int
-    correct: int
-    answered: int
+    loss_sum: float = 0.0
+    tokens: int = 0
+    correct: int = 0
+    answered: int = 0
+    rouge_sum: float = 0.0
+    free_form: int = 0
+    rows: int = 0
+
+    @classmethod
+    def of(cls, answer: Answer) -> Scores:
+        """Those of one answer, whose row is counted elsewhere."""
+        free_form = answer.rouge_l is not None
+        return cls(correct=int(answer.right), answered=1, rouge_sum=answer.rouge_l or 0.0, free_form=int(free_form))
 
     def __add__(self, other: Scores) -> Scores:
-        return Scores(
-            self.loss_sum + other.loss_sum,
-            self.tokens + other.tokens,
-            self.correct + other.correct,
-            self.answered + other.answered,
-        )
+        return Scores(*map(operator.add, astuple(self), astuple(other)))
 
     @property
     def loss(self) -> float:
@@ -68,6 +73,25 @@ class Scores:
         """Share of right answers, 0 to 1; None where nothing was answered."""
         return self.correct / self.answered if self.answered else None
 
+    @property
+    def rouge_l(self) -> float | None:
+        """Mean over the free-form answers, 0 to 1; None where there was none."""
+        return self.rouge_sum / self.free_form if self.free_form else None
+
+
+def total(scores: Iterable[Scores]) -> Scores:
+    return sum(scores, Scores())
+
+
+def asked(rows: Rows, settings: config.Evaluation, *, free_form: bool) -> list[Row]:
+    """The rows among the first `settings.generate` of their source that are answered: those with a reference, and
+    without `free_form` only those whose reference is `#### N`."""
+    return [
+        row
+        for row in rows
+        if row.place < settings.generate and row.answer and (free_form or number(row.answer) is not None)
+    ]
+
 
 def evaluate(
     model: PreTrainedModel,
@@ -76,41 +100,66 @@ def evaluate(
     settings: config.Evaluation,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
-) -> Scores:
-    """The model's scores over the rows that are among the first `settings.rows` of their source.
+    *,
+    free_form: bool = False,
+    known: Mapping[int, str] | None = None,
+    keep: Callable[[Sequence[Answer]], None] | None = None,
+) -> dict[str, Scores]:
+    """The model's scores by task: the loss of the rows that are among the first `settings.rows` of their source, and
+    the grades of those that are `asked`, answered greedily.
 
-    Those among the first `settings.generate` that have a `#### N` reference are answered, greedily. model: on
-    `device`. progress: called before the first and after each batch with the rows done and the rows to do; an
-    exception that it raises ends the evaluation.
+    model: on `device`. progress: called before the first and after each batch with the rows done and the rows to do; an
+    exception that it raises ends the evaluation. known: answers by the place of their row, from an earlier evaluation
+    that was the same in everything. keep: given every other answer, batch by batch.
     """
     scored = [row for row in rows if settings.rows == 0 or row.place < settings.rows]
-    asked = [row for row in rows if row.place < settings.generate and number(row.answer) is not None]
-    total = len(scored) + len(asked)
-    done, scores = 0, Scores(0.0, 0, 0, 0)
-    with _evaluating(model), torch.no_grad():
+    questions = asked(rows, settings, free_form=free_form)
+    known = known or {}
+    scores = {task: Scores(rows=count) for task, count in sorted(Counter(row.task for row in rows).items())}
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
         if progress is not None:
-            progress(0, total)
-        for batch in _by_length(scored, settings.batch_size):
+            progress(done, len(scored) + len(questions))
+
+    with _evaluating(model), torch.no_grad():
+        advance(0)
+        for batch in _of_one_task(scored, settings.batch_size):
             loss, tokens = answer_loss(model, collate(batch, rows.pad_id))
-            scores += Scores(loss.item(), tokens, 0, 0)
-            done += len(batch)
-            if progress is not None:
-                progress(done, total)
-        for batch in _by_length(asked, settings.batch_size):
-            answers = _generate(model, tokenizer, batch, rows.pad_id, settings.max_new_tokens, device)
-            right = sum(number(answer) == number(row.answer) for answer, row in zip(answers, batch, strict=True))
-            scores += Scores(0.0, 0, right, len(batch))
-            done += len(batch)
-            if progress is not None:
-                progress(done, total)
+            scores[batch[0].task] += Scores(loss.item(), tokens)
+            advance(len(batch))
+        for batch in _by_length(questions, settings.batch_size):
+            texts = [known.get(row.place) for row in batch]
+            if None in texts:
+                # The whole batch, also where some of it is known: beside other rows a row is padded otherwise, and
+                # its answer could differ.
+                fresh = _generate(model, tokenizer, batch, rows.pad_id, settings.max_new_tokens, device)
+                if keep is not None:
+                    new = zip(batch, fresh, texts, strict=True)
+                    keep([grade(row, text) for row, text, old in new if old is None])
+                texts = [text if old is None else old for text, old in zip(fresh, texts, strict=True)]
+            for row, text in zip(batch, texts, strict=True):
+                assert text is not None
+                scores[row.task] += Scores.of(grade(row, text))
+            advance(len(batch))
     return scores
 
 
-def number(text: str) -> Decimal | None:
-    """The number after the last `####`: 1,000, $1000, 1000.0 and 1000. are all the same. None without one."""
-    _, mark, answer = text.rpartition("####")
-    match = _NUMBER.match(answer.strip().replace(",", "").replace("$", "")) if mark else None
-    return Decimal(match[0]) if match else None
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends an answer: the tokenizer's end token, and those that the model was published with."""
+    published = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = {tokenizer.eos_token_id, *(published if isinstance(published, list) else [published])}
+    return sorted(end for end in ends if end is not None)
+
+
+def _of_one_task(rows: Sequence[Row], size: int) -> list[list[Row]]:
+    """Batches of rows of one task each, so that a batch's loss is its task's; the longest first."""
+    batches: list[list[Row]] = []
+    for task in sorted({row.task for row in rows}):
+        batches += _by_length([row for row in rows if row.task == task], size)
+    return sorted(batches, key=lambda batch: len(batch[0].tokens), reverse=True)
 
 
 def _by_length(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
@@ -135,7 +184,7 @@ def _generate(
     for place, row in enumerate(rows):  # on the left, so that every answer begins in the same column
         input_ids[place, length - row.prompt :] = torch.from_numpy(row.tokens[: row.prompt])
         attention_mask[place, length - row.prompt :] = 1
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -157,13 +206,6 @@ def _generate(
         end = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
         answers.append(tokenizer.decode(tokens[:end], skip_special_tokens=True))
     return answers
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends an answer: the tokenizer's end token, and those that the model was published with."""
-    published = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = {tokenizer.eos_token_id, *(published if isinstance(published, list) else [published])}
-    return sorted(end for end in ends if end is not None)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from workers.division import read_shard
 from workers.segments import Segmenter, Segments, Unusable
-from workers.sources import DataError
+from workers.sources import DataError, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,8 @@ class Row:
     """One row. place: in its source, from 0, over all shards.
 
     tokens: int32, shape (n,). counted: bool, shape (n,), whether the token is one to be predicted. prompt: how many
-    tokens stand before the answer, 0 where the row asks nothing. answer: the reference for a generated answer.
+    tokens stand before the answer, 0 where the row asks nothing. answer: the reference for a generated answer. task:
+    "" where tasks are not told apart.
     """
 
     place: int
@@ -42,6 +43,7 @@ class Row:
     counted: NDArray[np.bool_] = field(repr=False)
     prompt: int
     answer: str = field(repr=False)
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,12 @@ def load_rows(
     shard: tuple[int, int] = (0, 1),
     limit: int = 0,
     partition: config.Partition | None = None,
+    task: str = "",
 ) -> Rows:
     """Read `source` (see `workers.sources.read`) and tokenize the rows of `shard`.
 
-    partition: how the rows are divided into shards; None: in turn.
+    partition: how the rows are divided into shards; None: in turn. task: the field that names a row's task, "" for
+    none; a row without it is an error, as it would be missing in every task's score.
     Raises DataError where the source or a field is missing, or where no row is usable. Only a shard of held-out
     rows may be empty: a few of them need not be enough for all workers.
     """
@@ -98,21 +102,22 @@ def load_rows(
     )
     make.check_fields([record for _, record in records])
     dropped: Counter[str] = Counter()
-    texts: list[tuple[int, Segments]] = []
+    texts: list[tuple[int, str, Segments]] = []
     for place, record in records:
+        named = _task(f"{source}, row {place + 1}", record, task) if task else ""
         try:
-            texts.append((place, make(record)))
+            texts.append((place, named, make(record)))
         except Unusable as reason:
             dropped[str(reason)] += 1
     truncated, rows = 0, []
-    for (place, text), ids in zip(texts, _tokenized(tokenizer, [text for _, text in texts]), strict=True):
+    for (place, named, text), ids in zip(texts, _tokenized(tokenizer, [text for *_, text in texts]), strict=True):
         tokens, counted, prompt = make.joined(text, ids)
         longer = len(tokens) > settings.max_tokens
         tokens, counted = tokens[: settings.max_tokens], counted[: settings.max_tokens]
         # The first token has nothing before it that could predict it.
         if counted[1:].any():
             asks = 0 < prompt < len(tokens)  # of a cut conversation the last question may be gone
-            rows.append(Row(place, tokens, counted, prompt if asks else 0, text.answer if asks else ""))
+            rows.append(Row(place, tokens, counted, prompt if asks else 0, text.answer if asks else "", named))
             truncated += longer
         else:
             dropped["nothing left of the answer within data.max_tokens" if longer else "too short"] += 1
@@ -124,6 +129,20 @@ def load_rows(
         )
     pad_id = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
     return Rows(tuple(rows), pad_id, len(records), truncated, dict(dropped))
+
+
+def _task(where: str, record: Record, field: str) -> str:
+    """The row's task. Raises DataError, beginning with `where`, if it has none."""
+    if field not in record:
+        there = ", ".join(sorted(name for name in record if name is not None)) or "none"
+        raise DataError(f"{where} has no field {field!r}, which eval.task names; it has {there}")
+    value = record[field]
+    blank = value is None or (isinstance(value, str) and not value.strip())
+    if blank or not isinstance(value, str | int | float):
+        found = "nothing" if blank else f"a {type(value).__name__}"
+        raise DataError(f"{where} has {found} in the field {field!r}, which eval.task names; expected a task's name")
+    # Half a surrogate pair, which JSON can hold, could not be written anywhere.
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Segments]) -> Iterator[list[list[int]]]:

@@ -19,7 +19,7 @@ from parablock.learning_rate import learning_rate
 from parablock.schedule import Schedule
 from parablock.solver import BlockSolver, Diverged
 from workers.batches import step_batches
-from workers.evaluation import Scores, evaluate
+from workers.evaluation import Scores, evaluate, total
 
 if TYPE_CHECKING:
     from collections import deque
@@ -133,7 +133,8 @@ class Trainer:
             self._solver.write(block, torch.from_numpy(start))
 
     def evaluate(self) -> tuple[Scores, int]:
-        """Scores over this worker's held-out rows, and how many rows there are."""
+        """Scores over this worker's held-out rows, and how many rows there are. Only `#### N` rows are answered, as the
+        record of a run knows no other grade."""
         setup = self._setup
         assert setup.held_out is not None
 
@@ -142,7 +143,7 @@ class Trainer:
                 raise Stopped
 
         scores = evaluate(setup.model, setup.tokenizer, setup.held_out, self._config.eval, setup.device, keep_going)
-        return scores, len(setup.held_out)
+        return total(scores.values()), len(setup.held_out)
 
     def _land_meanwhile(self, round: int, active: int) -> list[Landed]:
         """Between two steps: what has arrived, but nothing for the block that is being trained."""
