@@ -135,12 +135,12 @@ def _interrupt(broker: Broker, number: int) -> None:
 
 def load_base(config: Config) -> BaseModel:
     """The base model's layout, digests and float32 values; the model itself is let go."""
-    from parablock import models
-    from parablock.blocks import partition, read_block
+    from parablock import models, trainable
+    from parablock.blocks import read_block
 
     models.quiet()
     loaded = models.load(config.model, dtype=config.dtype, trust_remote_code=config.trust_remote_code, seed=config.seed)
-    manifest = partition(loaded.model, config.blocks)
+    manifest = trainable.prepare(loaded.model, config)
     values = []
     for block in manifest.blocks:
         vector = read_block(loaded.model, block).numpy().astype(np.float32, copy=False)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from parablock.codec import GROUP, CodecName
 
 Scalar = bool | int | float | str
+Mode = Literal["parablock", "fedbcd", "fedavg", "lora", "ffa-lora"]
 
 _LONGEST_TEXT = 4096
 
@@ -62,6 +63,18 @@ class Blocks:
     )
     head: Literal["join", "own", "freeze"] = _key(
         "join", "output head where it is not tied to the embeddings: with the last block, its own, or frozen"
+    )
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The adapters of the modes that train no parameter of the model itself (lora, ffa-lora)."""
+
+    rank: int = _key(8, "rank of each adapter", low=1, high=4096)
+    alpha: float = _key(16.0, "an adapter's output counts alpha / rank times", above=0)
+    targets: str = _key(
+        "all-linear",
+        "linear layers with an adapter: all of the decoder's, or endings of their names, as q_proj,v_proj",
     )
 
 
@@ -241,8 +254,10 @@ class Config:
     """Every setting of a run. Built by `load` and `from_dict`, which check it; never changed afterwards."""
 
     model: str = _key("builtin", "a local folder or hub name of a Hugging Face causal LM, or the built-in tiny Llama")
-    mode: Literal["parablock", "fedbcd"] = _key(
-        "parablock", "overlapped exchange, or synchronous rounds (the baseline)"
+    mode: Mode = _key(
+        "parablock",
+        "blocks with overlapped exchange (parablock) or in synchronous rounds (fedbcd); baselines in synchronous "
+        "rounds: the whole model (fedavg), adapters (lora), only their second matrices (ffa-lora)",
     )
     rounds: int = _key(40, "rounds of the run", low=1, high=10_000_000)
     seed: int = _key(0, "seed of everything random", low=0, high=2**31 - 1)
@@ -253,6 +268,7 @@ class Config:
         False, "run code that comes with a model's repository; only if you trust its authors", local=True
     )
     blocks: Blocks = field(default_factory=Blocks)
+    lora: Lora = field(default_factory=Lora)
     schedule: Schedule = field(default_factory=Schedule)
     solver: Solver = field(default_factory=Solver)
     pipeline: Pipeline = field(default_factory=Pipeline)
@@ -268,6 +284,27 @@ class Config:
     def in_flight(self) -> int:
         """Rounds that may be on the way while the next one trains: 0 in the synchronous mode."""
         return self.pipeline.max_in_flight if self.mode == "parablock" else 0
+
+    @property
+    def adapters(self) -> bool:
+        """Whether adapters are trained, and nothing of the model itself."""
+        return self.mode in ("lora", "ffa-lora")
+
+    @property
+    def block_settings(self) -> Blocks:
+        """How what is trained is cut: as `blocks` says, or in one piece where the mode knows no blocks."""
+        if self.mode in ("parablock", "fedbcd"):
+            return self.blocks
+
+        def joined(part: Literal["join", "own", "freeze"]) -> Literal["join", "freeze"]:
+            return "freeze" if part == "freeze" else "join"
+
+        return Blocks(
+            num_blocks=1,
+            embeddings=joined(self.blocks.embeddings),
+            final_norm=joined(self.blocks.final_norm),
+            head=joined(self.blocks.head),
+        )
 
     @property
     def quorum(self) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from parablock import blocks, models
+from parablock import blocks, models, trainable
 from parablock.run_folder import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ExportError(ValueError):
 
 
 def load_trained(folder: RunFolder, *, model: str | None = None) -> models.Loaded:
-    """The model of a run in float32, with every stored block, and its tokenizer.
+    """The model of a run in float32, with every stored block, adapters merged into it, and its tokenizer.
 
     model: where the base model is now, if not where the run's config says. Blocks that the run has not committed
     yet keep the base model's values. Raises ExportError where the base model is not the one that was trained,
@@ -39,7 +39,7 @@ def load_trained(folder: RunFolder, *, model: str | None = None) -> models.Loade
     config = folder.config()
     name = model if model is not None else config.model
     loaded = models.load(name, dtype=config.dtype, trust_remote_code=config.trust_remote_code, seed=config.seed)
-    digest = blocks.partition(loaded.model, config.blocks).digest
+    digest = trainable.prepare(loaded.model, config).digest
     weights = folder.weights_digest() if folder.has_manifest else ""
     # Another checkpoint of the same shapes would show in what no block replaces, and nobody would be told.
     if weights and weights != models.weights_digest(loaded.model):
@@ -49,7 +49,7 @@ def load_trained(folder: RunFolder, *, model: str | None = None) -> models.Loade
         )
     loaded.model.float()
     # Widened parameters have slots of another dtype, so the partition that is written by is a second one.
-    manifest = blocks.partition(loaded.model, config.blocks)
+    manifest = blocks.partition(loaded.model, config.block_settings)
     found = False
     for stored in folder.read_blocks():
         if stored.label.manifest != digest:
@@ -64,6 +64,7 @@ def load_trained(folder: RunFolder, *, model: str | None = None) -> models.Loade
         found = True
     if not found:
         raise RunFolderError(f"{folder.path} holds no trained block; wait until the run has committed its first round")
+    trainable.merge(loaded.model)
     return loaded
 
 

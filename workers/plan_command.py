@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(arguments)
         config = settings.load(arguments.config, arguments.set)
+        if config.mode not in ("parablock", "fedbcd"):
+            raise ConfigError(
+                f"plan is about blocks, of which mode = {config.mode} knows none; add --set mode=parablock"
+            )
         link = _link(arguments, config)
         with _Live() as live:
             if link is None:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from parablock import config as settings
-from parablock import models
-from parablock.blocks import partition
+from parablock import models, trainable
 from parablock.staging import Staging
 from workers.rows import Rows, load_rows
 
@@ -72,7 +71,7 @@ def prepare(terms: str, local: Local) -> Setup:
     loaded = models.load(
         local.model or config.model, dtype=config.dtype, trust_remote_code=local.trust_remote_code, seed=config.seed
     )
-    manifest = partition(loaded.model, config.blocks)
+    manifest = trainable.prepare(loaded.model, config)
     load = partial(load_rows, settings=config.data, tokenizer=loaded.tokenizer, seed=config.seed, shard=local.shard)
     rows = load(local.train, held_out=False, partition=config.partition)
     log.info("training rows: %s", rows.summary())

@@ -1,0 +1,212 @@
+"""One way to fine-tune, timed and weighed in a process of its own: `python -m bench.fine_tuning METHOD CONFIG.toml`.
+
+    blocks   parablock's block solver: rounds of K steps, one block after the other
+    bare     the least that makes the same steps: a loop of AdamW over the block's parameters as they are stored
+    adamw    AdamW on every parameter
+    lora     AdamW on adapters of rank 8 at every linear layer of the decoder (peft)
+    badam    BAdam's BlockOptimizer, used as its authors say
+
+All have the same model, batches, loss, clipping, K and learning rate, and torch's fused AdamW. A sweep is K steps for
+each block, or as many without blocks. All of it is timed, also what it costs to begin and to end a block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from bench import usage
+from parablock import config as settings
+from parablock import models
+from parablock.allocator import keep_freed_memory
+from parablock.loss import answer_loss
+from parablock.solver import BlockSolver
+from workers.batches import step_batches
+from workers.setup import Local, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import nn
+
+    from parablock.batch import Batch
+    from workers.setup import Setup
+
+NEEDS = {"lora": "peft", "badam": "badam"}
+"""What a method needs that the project does not: the package, by method."""
+
+_LORA_RANK = 8
+
+
+class Method(Protocol):
+    """A way to fine-tune the model of a `Setup`."""
+
+    def round(self, block: int, batches: Sequence[Batch]) -> None:
+        """A step on each batch. block: of methods that train one at a time."""
+
+
+class Blocks:
+    def __init__(self, setup: Setup) -> None:
+        self._settings = setup.config.solver
+        self._solver = BlockSolver(setup.model, setup.manifest, self._settings, setup.device, setup.staging)
+
+    def round(self, block: int, batches: Sequence[Batch]) -> None:
+        trained = self._solver.train(block, [(batch,) for batch in batches], self._settings.lr)
+        self._solver.write(block, trained.guess(1.0))
+
+
+class Bare:
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        setup.model.eval().requires_grad_(False)
+
+    def round(self, block: int, batches: Sequence[Batch]) -> None:
+        model = self._setup.model
+        parameters = [model.get_parameter(slot.name) for slot in self._setup.manifest.blocks[block].slots]
+        for parameter in parameters:
+            parameter.requires_grad_()
+        optimizer = _adamw(self._setup, parameters)
+        for batch in batches:
+            _backward(self._setup, batch, parameters)
+            optimizer.step()
+            optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+class AdamW:
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._parameters = [each for each in setup.model.eval().parameters() if each.requires_grad]
+        self._optimizer = _adamw(setup, self._parameters)
+
+    def round(self, _block: int, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            _backward(self._setup, batch, self._parameters)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+
+
+class Lora(AdamW):
+    def __init__(self, setup: Setup) -> None:
+        import peft
+
+        # In place, so that the model's forward is its own, and the loss looks at the same positions.
+        adapters = peft.LoraConfig(r=_LORA_RANK, lora_alpha=2 * _LORA_RANK, target_modules="all-linear")
+        setup.model.requires_grad_(False)
+        peft.inject_adapter_in_model(adapters, setup.model)
+        super().__init__(setup)
+
+
+class BAdam:
+    def __init__(self, setup: Setup) -> None:
+        import badam
+
+        self._setup = setup
+        named = list(setup.model.eval().named_parameters())
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="BAdam expect model")  # a float32 model is what is asked for
+            self._optimizer = badam.BlockOptimizer(
+                base_optimizer=_adamw(setup, [parameter for _, parameter in named]),
+                named_parameters_list=named,
+                switch_block_every=setup.config.solver.steps,
+                switch_mode="ascending",
+                verbose=0,
+            )
+
+    def round(self, _block: int, batches: Sequence[Batch]) -> None:
+        """Which block it is, the optimizer says: it goes on to the next one after K steps."""
+        with contextlib.redirect_stdout(sys.stderr):
+            for batch in batches:
+                active = [each for each in self._setup.model.parameters() if each.requires_grad]
+                _backward(self._setup, batch, active)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+
+
+METHODS: dict[str, type[Method]] = {"blocks": Blocks, "bare": Bare, "adamw": AdamW, "lora": Lora, "badam": BAdam}
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    """The packages that these methods need and that are not installed."""
+    return [NEEDS[name] for name in names if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None]
+
+
+def sweeps(setup: Setup, method: Method, count: int) -> list[float]:
+    """Seconds of each sweep after a first one that does not count."""
+    solver = setup.config.solver
+    found = []
+    for sweep in range(count + 1):
+        rounds = []
+        for block in range(len(setup.manifest.blocks)):
+            first = (sweep * len(setup.manifest.blocks) + block) * solver.steps
+            batches = step_batches(setup.rows, setup.config.seed, setup.name, first, solver.steps, solver)
+            rounds.append([batch for (batch,) in batches])
+        began = time.perf_counter()
+        for block, batches_of_round in enumerate(rounds):
+            method.round(block, batches_of_round)
+            print(f"sweep {sweep}, block {block}", flush=True)  # whoever started this sees that it gets on
+        found.append(time.perf_counter() - began)
+    return found[1:]
+
+
+def _adamw(setup: Setup, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+    solver = setup.config.solver
+    return torch.optim.AdamW(parameters, lr=solver.lr, weight_decay=solver.weight_decay, fused=True)
+
+
+def _backward(setup: Setup, batch: Batch, parameters: list[nn.Parameter]) -> None:
+    loss, tokens = answer_loss(setup.model, batch)
+    (loss / tokens).backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(parameters, setup.config.solver.clip)
+
+
+def _setup(config: settings.Config) -> Setup:
+    local = Local(
+        name="worker-0",
+        train=config.data.train,
+        held_out="",
+        shard=(0, 1),
+        model="",
+        device="cpu",
+        threads=1,
+        trust_remote_code=False,
+    )
+    return prepare(json.dumps(settings.to_dict(config)), local)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.fine_tuning", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("method", choices=METHODS)
+    parser.add_argument("config", type=Path, help="TOML file of settings: model, data, blocks, solver")
+    parser.add_argument("--sweeps", type=int, default=2, help="that are timed")
+    parser.add_argument("--report", type=Path, required=True, metavar="FILE", help="where to write the measures, JSON")
+    options = parser.parse_args(argv)
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    models.quiet()
+    config = settings.load(options.config)
+    if options.method in NEEDS:
+        importlib.import_module(NEEDS[options.method])  # now: it is not what the method needs for training
+    before = usage.Memory()
+    setup = _setup(config)
+    training = usage.Memory()  # what loading needed beyond the model is not the method's
+    method = METHODS[options.method](setup)
+    seconds = sweeps(setup, method, options.sweeps)
+    report = {"sweep_s": seconds, "peak_bytes": training.base + training.peak() - before.base}
+    options.report.write_text(json.dumps(report), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""What a mode trains of a model: its own parameters, or adapters that are put beside them, and the blocks of it.
+
+Broker, workers and export make it of the base model by themselves, each to the last bit alike. An adapter (LoRA, Hu
+et al., arXiv 2106.09685) adds (alpha / rank) · B A x to what a linear layer computes; A begins random, B at zero.
+Federated averaging of both is FedIT (Zhang et al., arXiv 2305.05644); with A left as it began, so that the mean of the
+products is the product with the mean, FFA-LoRA (Sun et al., arXiv 2403.12313). Adapters are peft's, an extra.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from parablock.blocks import PartitionError, partition
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from parablock.config import Config
+    from parablock.manifest import Manifest
+
+
+def prepare(model: PreTrainedModel, config: Config) -> Manifest:
+    """Put in what the mode needs, let only what it trains require gradients, and partition that.
+
+    Raises PartitionError where the settings do not fit the model, or peft is needed and not there.
+    """
+    if config.adapters:
+        _add_adapters(model, config)
+    return partition(model, config.block_settings)
+
+
+def merge(model: PreTrainedModel) -> None:
+    """Add adapters to the weights that they stand beside, and take them out; without any nothing happens.
+
+    Best in float32: less would round the sum.
+    """
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "lora_A"):
+            adapter: Any = module
+            adapter.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, adapter.get_base_layer())
+
+
+def _add_adapters(model: PreTrainedModel, config: Config) -> None:
+    peft = _peft()
+    settings = config.lora
+    targets: str | list[str] = settings.targets
+    if targets != "all-linear":
+        targets = [name.strip() for name in settings.targets.split(",")]
+    model.requires_grad_(False)
+    adapters = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)
+    try:
+        peft.inject_adapter_in_model(adapters, model)
+    except ValueError as error:
+        raise PartitionError(
+            f"lora.targets = {settings.targets} fits no linear layer of the model; name endings of its layers' names, "
+            f"as {', '.join(_linear(model)[:4])}, or all-linear"
+        ) from error
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()  # the base model may be stored in less
+            parameter.requires_grad_(config.mode == "lora" or ".lora_B." in name)
+            if ".lora_A." in name:
+                _begin(parameter, f"{config.seed} {name}")
+
+
+def _begin(parameter: nn.Parameter, seed: str) -> None:
+    """Uniform within ±1/√(inputs), as torch begins a linear layer; the same with every version of torch."""
+    entropy = int.from_bytes(hashlib.sha256(f"parablock adapter {seed}".encode()).digest(), "little")
+    bound = 1.0 / math.sqrt(parameter.shape[1])
+    values = np.random.Generator(np.random.PCG64(entropy)).uniform(-bound, bound, tuple(parameter.shape))
+    parameter.data.copy_(torch.from_numpy(values.astype(np.float32)))
+
+
+def _linear(model: PreTrainedModel) -> list[str]:
+    """The last parts of the names of the model's linear layers, each once, in order."""
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return list(dict.fromkeys(names))
+
+
+def _peft() -> Any:
+    try:
+        return importlib.import_module("peft")
+    except ImportError as error:
+        raise PartitionError(
+            "the modes lora and ffa-lora need peft, which is not installed here: pip install -c constraints.txt "
+            "-e '.[lora]', or choose another mode"
+        ) from error

@@ -1,0 +1,174 @@
+"""What a mode trains: the same on every machine, no more than it says, and in an export part of the weights."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from parablock import builtin, export, models, trainable
+from parablock.block_file import Label
+from parablock.blocks import PartitionError, partition
+from parablock.config import Config, from_dict
+from parablock.export import load_trained
+from parablock.run_folder import RunFolder
+from tests import families
+from tests.processes import blocks, finished
+from workers import plan_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+adapters = pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None, reason="peft is an extra: pip install -e '.[lora]'"
+)
+
+
+def asked(mode: str, **tree: Any) -> Config:
+    return from_dict({"mode": mode, **tree})
+
+
+def prepared(mode: str, **tree: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The built-in model and the names of what the mode trains of it."""
+    model = builtin.model(0)
+    manifest = trainable.prepare(model, asked(mode, **tree))
+    return model, [slot.name for block in manifest.blocks for slot in block.slots]
+
+
+def test_blocks_are_cut_as_before() -> None:
+    for mode in ("parablock", "fedbcd"):
+        config = asked(mode, blocks={"num_blocks": 2})
+        model = builtin.model(0)
+        assert trainable.prepare(model, config) == partition(builtin.model(0), config.blocks)
+
+
+@pytest.mark.parametrize("treatment", ["join", "own"])
+def test_fedavg_has_every_parameter_in_one_block(treatment: str) -> None:
+    config = asked("fedavg", blocks={"num_blocks": 3, "embeddings": treatment, "head": treatment})
+    manifest = trainable.prepare(builtin.model(0), config)
+    assert len(manifest.blocks) == 1
+    assert {slot.name for slot in manifest.blocks[0].slots} == dict(builtin.model(0).named_parameters()).keys()
+    assert config.in_flight == 0
+
+
+def test_fedavg_leaves_out_what_is_frozen() -> None:
+    model, names = prepared("fedavg", blocks={"embeddings": "freeze"})
+    assert len(names) == len(list(model.parameters())) - 1
+
+
+@adapters
+def test_lora_trains_adapters_and_ffa_lora_half_of_them() -> None:
+    model, both = prepared("lora")
+    _, second = prepared("ffa-lora")
+    assert {name.split(".")[-3] for name in both} == {"lora_A", "lora_B"}
+    assert second == [name for name in both if ".lora_B." in name]
+    layers = len(model.model.layers)
+    assert len(both) == 2 * 7 * layers  # four linear layers of attention, three of the MLP
+
+
+@adapters
+def test_adapters_begin_alike_everywhere_and_change_nothing() -> None:
+    batch = families.batch(seed=3)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    first, names = prepared("lora")
+    again, _ = prepared("lora")
+    other, _ = prepared("lora", seed=1)
+    with torch.no_grad():
+        assert torch.equal(first(**inputs).logits, builtin.model(0)(**inputs).logits)
+    assert models.weights_digest(first) == models.weights_digest(again)
+    a = next(name for name in names if ".lora_A." in name)
+    assert not torch.equal(first.get_parameter(a), other.get_parameter(a))
+    bound = first.get_parameter(a).shape[1] ** -0.5
+    assert 0.9 * bound < float(first.get_parameter(a).detach().abs().max()) <= bound
+
+
+@adapters
+def test_adapters_are_float32_beside_a_model_of_less() -> None:
+    model = builtin.model(0).to(torch.bfloat16)
+    manifest = trainable.prepare(model, asked("lora"))
+    assert {slot.dtype for block in manifest.blocks for slot in block.slots} == {"float32"}
+    batch = families.batch(seed=3)
+    assert model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.dtype == torch.bfloat16
+
+
+@adapters
+def test_targets_and_rank_are_the_users() -> None:
+    model, names = prepared("lora", lora={"targets": "q_proj, v_proj", "rank": 3})
+    assert {name.split(".")[-4] for name in names} == {"q_proj", "v_proj"}
+    assert {min(model.get_parameter(name).shape) for name in names} == {3}
+
+
+@adapters
+def test_targets_that_match_nothing_are_told_with_what_there_is() -> None:
+    with pytest.raises(PartitionError, match=r"lora\.targets = q_project fits no linear layer .* q_proj, k_proj"):
+        prepared("lora", lora={"targets": "q_project"})
+
+
+def test_without_peft_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(PartitionError, match=r"need peft, .* '\.\[lora\]'"):
+        prepared("lora")
+
+
+@adapters
+def test_merged_weights_compute_what_the_adapters_did() -> None:
+    model, names = prepared("lora")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in names:
+            model.get_parameter(name).copy_(0.1 * torch.randn(model.get_parameter(name).shape, generator=generator))
+    batch = families.batch(seed=3)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    with torch.no_grad():
+        before = model(**inputs).logits
+        trainable.merge(model)
+        torch.testing.assert_close(model(**inputs).logits, before, rtol=1e-4, atol=1e-5)
+    assert dict(model.named_parameters()).keys() == dict(builtin.model(0).named_parameters()).keys()
+    assert not torch.equal(
+        model.model.layers[0].mlp.up_proj.weight, builtin.model(0).model.layers[0].mlp.up_proj.weight
+    )
+
+
+@adapters
+def test_an_export_has_the_adapters_merged(tmp_path: Path) -> None:
+    config = asked("lora")
+    folder = RunFolder.create(tmp_path / "run", config)
+    base = builtin.model(0)
+    manifest = trainable.prepare(base, config)
+    folder.write_manifest(manifest, models.weights_digest(base))
+    values = np.random.default_rng(0).normal(0, 0.1, manifest.blocks[0].numel).astype(np.float32)
+    folder.save_block(Label(0, 1, 0, manifest.digest), values)
+    assert export.main([str(folder.path)]) == 0
+    loaded = models.load(str(folder.model_path), dtype="float32")
+    kept = load_trained(folder)
+    for name, parameter in builtin.model(0).named_parameters():
+        assert torch.equal(loaded.model.get_parameter(name), kept.model.get_parameter(name))
+        linear = parameter.ndim == 2 and ".layers." in name
+        assert torch.equal(loaded.model.get_parameter(name), parameter) != linear
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "mode", ["fedavg", pytest.param("lora", marks=adapters), pytest.param("ffa-lora", marks=adapters)]
+)
+def test_a_run_of_each_mode_trains(mode: str, tmp_path: Path) -> None:
+    folder = finished(tmp_path, mode=mode, **{"solver.lr": 0.003})
+    rows = folder.read_metrics()
+    losses = [row["eval_loss"] for row in rows if row["kind"] == "evaluation"]
+    assert losses[-1] < losses[0]
+    assert {row["block"] for row in rows if row["kind"] == "round"} == {0}
+    assert len(blocks(folder)) == 1
+
+
+@pytest.mark.timeout(120)
+def test_plan_is_about_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan_command.main(["--rate", "10mbit", "--set", "mode=fedavg"]) == 2
+    assert "mode = fedavg knows none" in capsys.readouterr().err
