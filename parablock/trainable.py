@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +59,10 @@ def _add_adapters(model: PreTrainedModel, config: Config) -> None:
     model.requires_grad_(False)
     adapters = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)
     try:
-        peft.inject_adapter_in_model(adapters, model)
+        with warnings.catch_warnings():
+            # It says what it does about GPT-2's layers, whose weights lie the other way, and about stacked experts.
+            warnings.filterwarnings("ignore", module="peft")
+            peft.inject_adapter_in_model(adapters, model)
     except ValueError as error:
         raise PartitionError(
             f"lora.targets = {settings.targets} fits no linear layer of the model; name endings of its layers' names, "
