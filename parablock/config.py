@@ -124,9 +124,27 @@ class Pipeline:
 class Server:
     """The optimizer that the broker applies to the mean delta of a block."""
 
-    optimizer: Literal["average", "momentum", "nesterov"] = _key("average", "how the mean delta moves the block")
-    lr: float = _key(1.0, "step size on the mean delta", above=0)
+    optimizer: Literal["average", "momentum", "nesterov", "adam", "yogi"] = _key(
+        "average",
+        "how the mean delta moves the block; of every block that was trained the broker keeps one more float32 copy "
+        "for momentum and nesterov, two for adam and yogi",
+    )
+    lr: float = _key(
+        1.0,
+        "step size on the mean delta; with adam and yogi about as far as a value moves in a round, so that 1.0 is far "
+        "too much and 0.001 a beginning",
+        above=0,
+    )
     momentum: float = _key(0.9, "decay of the momentum buffer (momentum, nesterov)", low=0, high=0.999999)
+    beta1: float = _key(0.9, "decay of the first moment (adam, yogi)", low=0, high=0.999999)
+    beta2: float = _key(0.99, "decay of the second moment (adam, yogi)", low=0, high=0.999999)
+    tau: float = _key(
+        1e-3,
+        "term of the denominator, and root of the second moment's first value: far larger deltas move a value by about "
+        "lr whatever their size, far smaller ones in proportion to it (adam, yogi)",
+        low=1e-9,
+        high=1e9,
+    )
 
 
 @dataclass(frozen=True)
