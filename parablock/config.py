@@ -150,8 +150,8 @@ class Server:
     )
     lr: float = _key(
         1.0,
-        "step size on the mean delta; with adam and yogi about as far as a value moves in a round, so that 1.0 is far "
-        "too much and 0.001 a beginning",
+        "step size on the mean delta; with adam and yogi a value moves by about this much in a round, whatever the "
+        "delta, so that 1.0 is far too much",
         above=0,
     )
     momentum: float = _key(0.9, "decay of the momentum buffer (momentum, nesterov)", low=0, high=0.999999)
