@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from parablock import feedback
-from parablock.aggregation import server_move, unfit, weighted_mean
+from parablock.aggregation import STATE, server_move, unfit, weighted_mean
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
 from parablock.transfer import Encoded
@@ -39,12 +39,12 @@ class BaseModel:
 
 @dataclass
 class _Attempt:
-    """A block in the making. momentum, residual: as they will be, where the settings have them."""
+    """A block in the making. state, residual: as they will be, where the settings have them."""
 
     round: int
     number: int
     values: Vector
-    momentum: Vector | None
+    state: dict[str, Vector]  # the server optimizer's, by name
     residual: Vector | None
 
 
@@ -59,7 +59,7 @@ class Made:
 
 
 class GlobalBlocks:
-    """x, by block, the server optimizer's momentum, and what the way down's codec has lost so far.
+    """x, by block, the server optimizer's state, and what the way down's codec has lost so far.
 
     With a lossy codec x is what every client holds, bit for bit: x ← x + decode(encode(move + e)). The move, not x, is
     what is encoded, and e is what earlier encodings of the block's moves have lost.
@@ -68,7 +68,7 @@ class GlobalBlocks:
     def __init__(self, base: BaseModel, config: Config) -> None:
         self._config = config
         self._values = base.values  # taken over: what a fold replaces shall be nobody else's
-        self._momentum: dict[int, Vector] = {}
+        self._state: dict[int, dict[str, Vector]] = {}
         self._residuals: dict[int, Vector] = {}
         self._attempt: _Attempt | None = None
 
@@ -83,10 +83,10 @@ class GlobalBlocks:
         numel = part.stop - part.start
         deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
         values = mean = attempt.values[part]
-        before = self._momentum.get(fold.block)
+        before = {name: vector[part] for name, vector in self._state.get(fold.block, {}).items()}
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
             weighted_mean(deltas, [contribution.weight for contribution in fold.contributions], out=mean)
-            move, momentum = server_move(self._config.server, mean, None if before is None else before[part])
+            move, state = server_move(self._config.server, mean, before)
             if not down.codec.lossless and unfit(move) is not None:  # as it is if any contribution is
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
             if down.codec.lossless:
@@ -99,11 +99,11 @@ class GlobalBlocks:
                     residual[...] = 0.0 if lost is None else lost[part]
                 payload, said = feedback.encode(down.codec, move, residual)
                 np.add(x[part], said, out=values)
-            if unfit(values) is not None:  # likewise
+            # Likewise. A second moment that has overflowed gives finite values: its block would stand still for ever.
+            if any(unfit(made) is not None for made in (values, *state.values())):
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
-        if momentum is not None:
-            assert attempt.momentum is not None
-            attempt.momentum[part] = momentum
+        for name, vector in state.items():
+            attempt.state[name][part] = vector
         return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload)), fold.block, x.size, values)
 
     def values(self, store: Store) -> Vector:
@@ -119,19 +119,18 @@ class GlobalBlocks:
         values, attempt = self.values(store), self._attempt
         assert attempt is not None
         self._values[store.block] = values
-        if attempt.momentum is not None:
-            self._momentum[store.block] = attempt.momentum
+        self._state[store.block] = attempt.state
         if attempt.residual is not None:
             self._residuals[store.block] = attempt.residual
         self._attempt = None
 
     def _begin(self, fold: Fold) -> _Attempt:
         x = self._values[fold.block]
-        momentum = np.empty_like(x) if self._config.server.optimizer != "average" else None
+        state = {name: np.empty_like(x) for name in STATE[self._config.server.optimizer]}
         residual = None
         if self._config.codec.error_feedback and not Layout.down(self._config, x.size, fold.attempt).codec.lossless:
             residual = np.empty_like(x)
-        self._attempt = _Attempt(fold.round, fold.attempt, np.empty_like(x), momentum, residual)
+        self._attempt = _Attempt(fold.round, fold.attempt, np.empty_like(x), state, residual)
         return self._attempt
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 16
 """Elements folded at a time: 256 KiB of float32 stay in the cache while every contribution passes over them."""
+
+STATE: Mapping[str, tuple[str, ...]] = {
+    "average": (),
+    "momentum": ("momentum",),
+    "nesterov": ("momentum",),
+    "adam": ("first", "second"),
+    "yogi": ("first", "second"),
+}
+"""By server optimizer, the vectors that it keeps of a block from one round of it to the next."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +72,47 @@ def weighted_mean(deltas: Sequence[Vector], weights: Sequence[int], out: Vector 
     return out
 
 
-def server_move(settings: Server, mean: Vector, momentum: Vector | None) -> tuple[Vector, Vector | None]:
-    """(what is added to the block, the new momentum); FedAvg, and FedAvgM after Hsu et al., arXiv 1909.06335.
+def server_move(settings: Server, mean: Vector, state: Mapping[str, Vector]) -> tuple[Vector, dict[str, Vector]]:
+    """(what is added to the block, the new state), by element.
 
-    average:  lr · Δ̄
-    momentum: m ← β m + Δ̄;  lr · m
-    nesterov: m ← β m + Δ̄;  lr · (Δ̄ + β m)
+    average:   lr · Δ̄
+    momentum:  m ← β m + Δ̄;  lr · m
+    nesterov:  m ← β m + Δ̄;  lr · (Δ̄ + β m)
+    adam:      m ← β₁ m + (1 − β₁) Δ̄;  v ← β₂ v + (1 − β₂) Δ̄²;  lr · m / (√v + τ)
+    yogi:      the same, but  v ← v − (1 − β₂) Δ̄² sign(v − Δ̄²)
 
-    mean, momentum: float32 of shape (numel,), left as they are; what is added may be `mean` itself. momentum: None at a
-    block's first visit.
+    The first three are FedAvg and FedAvgM (Hsu et al., arXiv 1909.06335), the others FedAdam and FedYogi (Reddi et al.,
+    arXiv 2003.00295, algorithm 2), as printed there: m begins at 0 and v at τ², and neither is corrected for that, so
+    that no count of a block's rounds is needed and a block's first moves are small ones.
+
+    mean, state: float32 of shape (numel,), left as they are; what is added may be `mean` itself. state: empty at a
+    block's first round, later what the last one returned: vectors of their own, named as in `STATE`.
     """
-    beta = np.float32(settings.momentum)
-    move, new = mean, None
+    lr = np.float32(settings.lr)
+    if settings.optimizer in ("adam", "yogi"):
+        first, second = _moments(settings, mean, state)
+        denominator: Vector = np.sqrt(second)
+        denominator += np.float32(settings.tau)
+        return lr * first / denominator, {"first": first, "second": second}
+    move: Vector = mean
+    new: dict[str, Vector] = {}
     if settings.optimizer != "average":
-        new = mean.copy() if momentum is None else beta * momentum + mean
-        move = new if settings.optimizer == "momentum" else mean + beta * new
-    return (move if settings.lr == 1.0 else np.float32(settings.lr) * move), new
+        beta = np.float32(settings.momentum)
+        momentum = beta * state["momentum"] + mean if state else mean.copy()
+        move = momentum if settings.optimizer == "momentum" else mean + beta * momentum
+        new = {"momentum": momentum}
+    return (move if settings.lr == 1.0 else lr * move), new
+
+
+def _moments(settings: Server, mean: Vector, state: Mapping[str, Vector]) -> tuple[Vector, Vector]:
+    """m and v after this round."""
+    beta1, rest1 = np.float32(settings.beta1), np.float32(1.0 - settings.beta1)
+    beta2, rest2 = np.float32(settings.beta2), np.float32(1.0 - settings.beta2)
+    first = rest1 * mean
+    if state:
+        first += beta1 * state["first"]
+    before = state["second"] if state else np.float32(settings.tau**2)
+    square = mean * mean
+    if settings.optimizer == "adam":
+        return first, beta2 * before + rest2 * square
+    return first, before - rest2 * square * np.sign(before - square)

@@ -99,7 +99,20 @@ class Solver:
     max_steps: int = _key(64, "most steps per round (adaptive)", low=1)
     batch_size: int = _key(4, "rows per micro-batch", low=1)
     accumulate: int = _key(1, "micro-batches per optimizer step", low=1)
-    lr: float = _key(1e-4, "peak learning rate of AdamW", above=0)
+    optimizer: Literal["adamw", "sgd", "adafactor"] = _key(
+        "adamw", "what a step is: AdamW's, SGD's (with momentum, if set), or Adafactor's, which keeps next to nothing"
+    )
+    state: Literal["reset", "keep"] = _key(
+        "reset",
+        "what the optimizer has learnt of a block when its round ends: forgotten, or kept in host memory for its next "
+        "one (float32 copies of every block that was trained: two for adamw, one for sgd with momentum)",
+    )
+    lr: float = _key(
+        1e-4,
+        "peak learning rate; sgd wants far more than adamw; adafactor moves a parameter by at most this share of its "
+        "own root mean square, or of 0.001 where that is less",
+        above=0,
+    )
     lr_schedule: Literal["constant", "cosine", "linear"] = _key(
         "constant", "learning rate over rounds after the warm-up"
     )
@@ -107,10 +120,16 @@ class Solver:
         0.0, "where the rate would be one round after the last, as a fraction of lr (cosine, linear)", low=0, high=1
     )
     warmup_rounds: int = _key(0, "rounds over which the learning rate rises linearly to lr", low=0)
-    weight_decay: float = _key(0.0, "AdamW's decay; never applied to norms and biases", low=0)
-    beta1: float = _key(0.9, "AdamW's first-moment decay", low=0, high=0.999999)
-    beta2: float = _key(0.999, "AdamW's second-moment decay", low=0, high=0.999999)
-    eps: float = _key(1e-8, "AdamW's denominator term", above=0)
+    weight_decay: float = _key(
+        0.0,
+        "a step shrinks the weights by lr times this (sgd: as part of the gradient, so that momentum has it too); "
+        "never applied to norms and biases",
+        low=0,
+    )
+    beta1: float = _key(0.9, "decay of the first moment (adamw only)", low=0, high=0.999999)
+    beta2: float = _key(0.999, "decay of the second moment (adamw only)", low=0, high=0.999999)
+    eps: float = _key(1e-8, "term of the denominator (adamw only)", above=0)
+    momentum: float = _key(0.0, "decay of the momentum buffer; 0: none (sgd only)", low=0, high=0.999999)
     clip: float = _key(1.0, "gradient norm of the block is clipped to this; 0: no clipping", low=0)
     gradient_checkpointing: bool = _key(False, "recompute activations in the backward pass to save memory")
 
@@ -137,9 +156,27 @@ class Pipeline:
 class Server:
     """The optimizer that the broker applies to the mean delta of a block."""
 
-    optimizer: Literal["average", "momentum", "nesterov"] = _key("average", "how the mean delta moves the block")
-    lr: float = _key(1.0, "step size on the mean delta", above=0)
+    optimizer: Literal["average", "momentum", "nesterov", "adam", "yogi"] = _key(
+        "average",
+        "how the mean delta moves the block; of every block that was trained the broker keeps one more float32 copy "
+        "for momentum and nesterov, two for adam and yogi",
+    )
+    lr: float = _key(
+        1.0,
+        "step size on the mean delta; with adam and yogi a value moves by about this much in a round, whatever the "
+        "delta, so that 1.0 is far too much",
+        above=0,
+    )
     momentum: float = _key(0.9, "decay of the momentum buffer (momentum, nesterov)", low=0, high=0.999999)
+    beta1: float = _key(0.9, "decay of the first moment (adam, yogi)", low=0, high=0.999999)
+    beta2: float = _key(0.99, "decay of the second moment (adam, yogi)", low=0, high=0.999999)
+    tau: float = _key(
+        1e-3,
+        "term of the denominator, and root of the second moment's first value: far larger deltas move a value by about "
+        "lr whatever their size, far smaller ones in proportion to it (adam, yogi)",
+        low=1e-9,
+        high=1e9,
+    )
 
 
 @dataclass(frozen=True)
@@ -492,6 +529,11 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"partition.method = {config.partition.method} divides rows by a field, and partition.field names none; "
             "name the one that labels your rows, as in --set partition.field=task"
+        )
+    if config.solver.momentum and config.solver.optimizer != "sgd":
+        raise ConfigError(
+            f"solver.momentum = {config.solver.momentum} is for sgd only, and solver.optimizer = "
+            f"{config.solver.optimizer}; set solver.momentum to 0, or solver.optimizer to sgd"
         )
     if config.network.timeout_s <= 2 * config.network.heartbeat_s:
         raise ConfigError(

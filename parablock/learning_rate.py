@@ -1,4 +1,4 @@
-"""The learning rate of a round. A round's steps share one rate: its optimizer state does not outlive it."""
+"""The learning rate of a round, which all its steps share."""
 
 from __future__ import annotations
 

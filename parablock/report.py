@@ -207,6 +207,7 @@ def _settings(config: Config, rounds: Sequence[Row], num_blocks: int | None) -> 
         ("Steps per round, K", f"{_steps(solver.steps, rounds)} of {solver.batch_size * solver.accumulate} rows"),
         ("Learning rate", learning_rate),
         ("Clients", f"{len(clients)}: {_listed(clients)}" if clients else f"{config.round.clients} expected"),
+        ("Optimizer", solver.optimizer + (", state kept" if solver.state == "keep" else "")),
         ("Server optimizer", config.server.optimizer),
     ]
     if config.mode == "parablock":

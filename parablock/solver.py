@@ -1,4 +1,4 @@
-"""The local optimizer: some steps of AdamW on one block of a model whose other parameters stand still.
+"""The local solver: some optimizer steps on one block of a model whose other parameters stand still.
 
 Only the active block has gradients, float32 masters and optimizer state, and the backward pass ends at its
 lowest layer (BAdam, arXiv 2404.02827, is the same idea on one machine). The solver owns the model's
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parablock.blocks import decoder_layers, read_block, write_block
 from parablock.loss import answer_loss, answer_tokens
+from parablock.optimizer import OptimizerStates, optimizer_of
 from parablock.staging import Outgoing, Staging
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class BlockSolver:
         self._device = device
         self._staging = staging or Staging.of(device)
         self._masters: dict[int, Outgoing] = {}  # by block; only of blocks that are not float32 throughout
+        self._states = OptimizerStates(self._staging) if settings.state == "keep" else None
         self._active: int | None = None
 
     def read(self, block: int) -> torch.Tensor:
@@ -113,7 +115,11 @@ class BlockSolver:
         every step. after_step: called with k after step k, here; it may `read` and `write` other blocks.
 
         The optimizer's state is new in every round: what it had learnt about the block was about another
-        model. Raises Diverged. However this ends, the block has its old values and no gradient is left.
+        model. With state = "keep" it goes on all the same from the block's last round that came to its end here, also
+        where that round's mean, from which this one starts, is not what the optimizer had made of the block.
+
+        Raises Diverged. However this ends, the block has its old values and no gradient is left. A round that raises
+        leaves no state either: it has changed what it began with.
         """
         assert self._active is None, f"block {self._active} is being trained"
         assert batches, "a round has at least one step"
@@ -144,7 +150,9 @@ class BlockSolver:
     ) -> Trained:
         parameters = [parameter.requires_grad_() for parameter in self._parameters(block)]
         masters = _masters(block, parameters, start)
-        optimizer = _adamw(block, masters, self._settings, lr)
+        optimizer = optimizer_of(block, masters, self._settings, lr)
+        if self._states is not None:
+            self._states.give_back(block.index, optimizer, masters)
         losses: list[torch.Tensor] = []  # summed over the step's tokens; kept on the device, as are the norms:
         norms: list[torch.Tensor] = []  # to look at one before the round ends would wait for the device
         tokens = 0
@@ -162,6 +170,8 @@ class BlockSolver:
         delta = torch.cat([master.detach().flatten() for master in masters]).sub_(start)
         step_losses, step_norms = torch.stack(losses).cpu(), torch.stack(norms).cpu()
         _check_finite(block, step_losses, step_norms, delta, lr)
+        if self._states is not None:
+            self._states.keep(block.index, optimizer, masters)
         return Trained(
             start=start,
             delta=delta,
@@ -254,27 +264,6 @@ def _copy_down(masters: list[torch.Tensor], parameters: list[torch.Tensor]) -> N
         for master, parameter in zip(masters, parameters, strict=True):
             if master is not parameter:
                 parameter.copy_(master)
-
-
-def _adamw(block: Block, masters: list[torch.Tensor], settings: config.Solver, lr: float) -> torch.optim.AdamW:
-    decayed: list[torch.Tensor] = []
-    rest: list[torch.Tensor] = []
-    for slot, master in zip(block.slots, masters, strict=True):
-        # Norms and biases set a scale and an origin: to pull those to zero changes what is computed without
-        # making it any smoother. A mixture of experts has its biases stacked, so the name counts too.
-        plain = len(slot.shape) <= 1 or slot.name.endswith("bias")
-        (rest if plain else decayed).append(master)
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        fused=True,
-    )
 
 
 def _clip(masters: list[torch.Tensor], limit: float) -> torch.Tensor:

@@ -285,15 +285,13 @@ class Formula:
     def __init__(self, config: settings.Config, manifest: Manifest) -> None:
         self._config = config
         self._x = [np.zeros(block.numel, np.float32) for block in manifest.blocks]
-        self._momentum: dict[int, Vector] = {}
+        self._state: dict[int, dict[str, Vector]] = {}
         self._residuals: dict[int, Vector] = {}
 
     def move(self, block: int, deltas: list[Vector], weights: list[int]) -> bytes:
         """What the block becomes when these contributions are counted, in this order."""
         mean = weighted_mean(deltas, weights)
-        move, momentum = server_move(self._config.server, mean, self._momentum.get(block))
-        if momentum is not None:
-            self._momentum[block] = momentum
+        move, self._state[block] = server_move(self._config.server, mean, self._state.get(block, {}))
         codec = codec_of(self._config.codec.down)
         if not codec.lossless:
             wanted = move + self._residuals.get(block, np.float32(0.0))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parablock.aggregation import PIECE, server_move, unfit, weighted_mean
+from parablock.aggregation import PIECE, STATE, server_move, unfit, weighted_mean
 from parablock.config import Server
 
 if TYPE_CHECKING:
@@ -138,47 +138,109 @@ def test_the_largest_finite_values_are_fit() -> None:
 # Server optimizers
 
 
-def plain_loop(optimizer: str, lr: float, beta: float, x: Vector, means: Sequence[Vector]) -> list[list[float]]:
+def plain_loop(settings: Server, x: Vector, means: Sequence[Vector]) -> list[list[float]]:
     """The formulas element by element in double precision; the block's value after each round."""
-    history, state, momentum = [], [float(value) for value in x], [0.0] * x.size
+    lr, beta, beta1, beta2 = settings.lr, settings.momentum, settings.beta1, settings.beta2
+    values = [float(value) for value in x]
+    momentum, first, second = [0.0] * x.size, [0.0] * x.size, [settings.tau**2] * x.size
+    history = []
     for mean in means:
         for n in range(x.size):
             step = float(mean[n])
             momentum[n] = beta * momentum[n] + step
-            move = {"average": step, "momentum": momentum[n], "nesterov": step + beta * momentum[n]}[optimizer]
-            state[n] += lr * move
-        history.append(list(state))
+            first[n] = beta1 * first[n] + (1 - beta1) * step
+            if settings.optimizer == "yogi":
+                second[n] -= (1 - beta2) * step**2 * ((second[n] > step**2) - (second[n] < step**2))
+            else:
+                second[n] = beta2 * second[n] + (1 - beta2) * step**2
+            scaled = first[n] / (math.sqrt(second[n]) + settings.tau)
+            move = {"average": step, "momentum": momentum[n], "nesterov": step + beta * momentum[n]}
+            values[n] += lr * move.get(settings.optimizer, scaled)
+        history.append(list(values))
     return history
 
 
-@pytest.mark.parametrize("optimizer", ["average", "momentum", "nesterov"])
-@pytest.mark.parametrize(("lr", "beta"), [(1.0, 0.9), (0.7, 0.5), (1.0, 0.0)])
-def test_server_optimizers_are_those_of_a_plain_loop(optimizer: Any, lr: float, beta: float) -> None:
-    settings = Server(optimizer=optimizer, lr=lr, momentum=beta)
-    x, means = vector(50, 0), [vector(50, seed, scale=0.1) for seed in range(1, 7)]
-    momentum: Vector | None = None
-    for expected, mean in zip(plain_loop(optimizer, lr, beta, x, means), means, strict=True):
-        move, momentum = server_move(settings, mean, momentum)
+@pytest.mark.parametrize("optimizer", STATE)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"lr": 0.7, "momentum": 0.5, "beta1": 0.8, "beta2": 0.9, "tau": 0.1}, {"momentum": 0.0, "beta1": 0.0}],
+    ids=["default", "others", "without momentum"],
+)
+def test_server_optimizers_are_those_of_a_plain_loop(optimizer: Any, settings: dict[str, float]) -> None:
+    server = Server(optimizer=optimizer, **settings)  # type: ignore[arg-type]
+    x, means = vector(50, 0), [vector(50, seed, scale=0.1 * seed) for seed in (1, 2, 5, 4, 3, 6)]
+    state: dict[str, Vector] = {}
+    for expected, mean in zip(plain_loop(server, x, means), means, strict=True):
+        move, state = server_move(server, mean, state)
         assert move.dtype == np.float32
+        assert {name: (kept.dtype, kept.shape) for name, kept in state.items()} == dict.fromkeys(
+            STATE[optimizer], (np.float32, (50,))
+        )
         x = x + move
-        np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6)
-    assert (momentum is None) == (optimizer == "average")
+        np.testing.assert_allclose(x, expected, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["average", "momentum", "nesterov"])
+BY_HAND = {
+    # β₁ = β₂ = 1/2, τ = 1, lr = 1/2: every number is one that float32 holds.
+    "adam": [(7.0, 3.5, 25.0, 3.5 / 12), (5.0, 4.25, 25.0, 4.25 / 12), (-5.0, -0.375, 25.0, -0.375 / 12)],
+    "yogi": [(4.0, 2.0, 9.0, 0.25), (0.0, 1.0, 9.0, 0.125), (3.0, 2.0, 9.0, 0.25), (-4.0, -1.0, 17.0, None)],
+}
+"""By optimizer, one element's rounds: its mean, then its m, v and move. v = Δ̄² is where Yogi's sign is 0."""
+
+
+@pytest.mark.parametrize("optimizer", BY_HAND)
+def test_adam_and_yogi_are_exact_by_hand(optimizer: Any) -> None:
+    settings = Server(optimizer=optimizer, lr=0.5, beta1=0.5, beta2=0.5, tau=1.0)
+    state: dict[str, Vector] = {}
+    for mean, first, second, move in BY_HAND[optimizer]:
+        moved, state = server_move(settings, np.array([mean], np.float32), state)
+        assert (state["first"].item(), state["second"].item()) == (first, second)
+        if move is not None:
+            assert moved.item() == np.float32(move)
+
+
+@pytest.mark.parametrize("optimizer", STATE)
+@pytest.mark.parametrize("size", [1000, PIECE + 1])
+def test_optimizing_by_chunks_is_optimizing_whole_vectors(optimizer: Any, size: int) -> None:
+    settings = Server(optimizer=optimizer, lr=0.3)
+    whole: dict[str, Vector] = {}
+    chunks: dict[int, dict[str, Vector]] = {}
+    for seed in range(4):
+        mean = vector(2 * PIECE + 5, seed, scale=1e-3)
+        move, whole = server_move(settings, mean, whole)
+        parts = []
+        for at in range(0, mean.size, size):
+            part, chunks[at] = server_move(settings, mean[at : at + size], chunks.get(at, {}))
+            parts.append(part)
+        assert np.concatenate(parts).tobytes() == move.tobytes()
+
+
+@pytest.mark.parametrize("optimizer", STATE)
 @pytest.mark.parametrize("first", [True, False])
 def test_inputs_are_left_as_they_are(optimizer: Any, first: bool) -> None:
     settings = Server(optimizer=optimizer)
-    mean, momentum = vector(20, 1), None if first else vector(20, 2)
-    mean.flags.writeable = False
-    if momentum is not None:
-        momentum.flags.writeable = False
-    _, new = server_move(settings, mean, momentum)
-    if new is not None:  # it is kept, while the mean is gone
-        assert not any(np.shares_memory(new, other) for other in (mean, momentum) if other is not None)
+    mean = vector(20, 1)
+    state = {} if first else {name: abs(vector(20, 2)) for name in STATE[optimizer]}
+    before = [mean, *state.values()]
+    for values in before:
+        values.flags.writeable = False
+    _, new = server_move(settings, mean, state)
+    for values in new.values():  # they are kept, while the mean is gone
+        assert not any(np.shares_memory(values, other) for other in before)
 
 
 def test_averaging_is_x_plus_delta_to_the_last_bit() -> None:
     x, mean = vector(1000, 0), vector(1000, 1, scale=1e-3)
-    move, _ = server_move(Server(), mean, None)
+    move, _ = server_move(Server(), mean, {})
     assert (x + move).tobytes() == (x + mean).tobytes()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "yogi"])
+@pytest.mark.parametrize("tau", [1e-9, 1e9])
+def test_the_bounds_of_tau_are_far_enough_from_those_of_float32(optimizer: Any, tau: float) -> None:
+    state: dict[str, Vector] = {}
+    for _ in range(3):
+        move, state = server_move(Server(optimizer=optimizer, tau=tau), np.zeros(3, np.float32), state)
+        assert move.tolist() == [0.0] * 3
+        assert np.isfinite(state["second"]).all()
+        assert (state["second"] > 0).all()

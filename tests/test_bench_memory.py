@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,11 @@ def test_a_command_that_fails_is_told_by_its_exit_code_and_has_no_report(tmp_pat
     assert not (tmp_path / "report.json").exists()
 
 
-def test_the_solver_alone_applies_its_own_updates_round_by_round(tmp_path: Path) -> None:
+@pytest.mark.parametrize("solver", [{}, {"optimizer": "sgd", "momentum": 0.9, "state": "keep"}], ids=str)
+def test_the_solver_alone_applies_its_own_updates_round_by_round(tmp_path: Path, solver: dict[str, Any]) -> None:
     made = workload.make(tmp_path, hidden=16, layers=2, vocabulary=memory.VOCABULARY)
     settings = workload.settings(made, "parablock", rounds=2, clients=2, steps=1, bind="tcp://127.0.0.1:5557")
+    settings = replace(settings, solver=replace(settings.solver, **solver))
     local = Local("worker-0", str(made.data), "", (0, 2), "", "cpu", 1, False)
     setup = prepare(json.dumps(config.to_dict(settings)), local)
     before = [read_block(setup.model, block) for block in setup.manifest.blocks]

@@ -10,7 +10,7 @@ import pytest
 
 from broker.blocks import BaseModel, GlobalBlocks
 from broker.store import BlockStore
-from parablock.aggregation import Contribution, server_move, weighted_mean
+from parablock.aggregation import STATE, Contribution, server_move, weighted_mean
 from parablock.block_file import BlockWriter
 from parablock.config import Config, from_dict
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
@@ -84,16 +84,15 @@ class Desk:
         return np.concatenate(parts)
 
 
-@pytest.mark.parametrize("optimizer", ["average", "momentum", "nesterov"])
+@pytest.mark.parametrize("optimizer", STATE)
 def test_folding_by_chunks_is_folding_whole_vectors(tmp_path: Path, optimizer: str) -> None:
     desk = Desk(tmp_path, server={"optimizer": optimizer, "lr": 0.7, "momentum": 0.8})
-    x, momentum = list(desk.base), dict[int, Any]()
+    x, state = list(desk.base), dict[int, Any]()
     for round in range(6):
         deltas = {"a": vector(10 + round, 0.1), "b": vector(20 + round, 0.1), "c": vector(30 + round, 0.1)}
         block = round % 2
-        move, momentum[block] = server_move(
-            desk.config.server, weighted_mean(list(deltas.values()), [1, 2, 3]), momentum.get(block)
-        )
+        mean = weighted_mean(list(deltas.values()), [1, 2, 3])
+        move, state[block] = server_move(desk.config.server, mean, state.get(block, {}))
         x[block] = x[block] + move
         answers = desk.fold(round, 1, deltas)
         assert desk.store(round, 1).tobytes() == x[block].tobytes()
@@ -121,8 +120,9 @@ def test_clients_that_add_the_changes_hold_x_bit_for_bit(tmp_path: Path, down: s
         assert all(abs(c - e).max() < 0.06 * 2.5 * step + 1e-5 for c, e in zip(client, exact, strict=True))
 
 
-def test_a_second_attempt_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    settings = {"codec": {"down": "int4"}, "server": {"optimizer": "momentum"}}
+@pytest.mark.parametrize("optimizer", STATE)
+def test_a_second_attempt_takes_the_place_of_the_first(tmp_path: Path, optimizer: str) -> None:
+    settings = {"codec": {"down": "int4"}, "server": {"optimizer": optimizer}}
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     desk, plain = Desk(tmp_path / "one", **settings), Desk(tmp_path / "two", **settings)
@@ -176,17 +176,34 @@ def test_a_block_that_would_overflow_is_nobodys_alone(tmp_path: Path, down: str)
     assert np.isfinite(desk.store(0, 2)).all()
 
 
+@pytest.mark.parametrize("down", ["float32", "int8"])
+@pytest.mark.parametrize("optimizer", ["adam", "yogi"])
+def test_a_second_moment_that_would_overflow_is_not_kept(tmp_path: Path, optimizer: str, down: str) -> None:
+    """It moves nothing, which is finite, and would not move anything in any later round either."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    settings = {"codec": {"down": down}, "server": {"optimizer": optimizer, "lr": 0.01}}
+    desk, plain = Desk(tmp_path / "one", **settings), Desk(tmp_path / "two", **settings)
+    (answer,) = desk.fold(0, 1, {"a": np.full(NUMEL, 1e25, np.float32)}, upto=1)
+    assert isinstance(answer, Unfit)
+    assert "so large" in answer.reasons["a"]
+    for round in (0, 2):
+        desk.fold(round, 2, {"a": vector(round)})
+        plain.fold(round, 1, {"a": vector(round)})
+        assert desk.store(round, 2).tobytes() == plain.store(round, 1).tobytes()
+
+
 def refuse(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.fixture
-def twins(tmp_path: Path) -> Iterator[tuple[Desk, Desk]]:
+@pytest.fixture(params=["momentum", "yogi"])
+def twins(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Desk, Desk]]:
     """Two brokers after the same first round of block 0: one whose disk will refuse, and one whose will not."""
     desks = []
     for name in ("refused", "plain"):
         (tmp_path / name).mkdir()
-        desk = Desk(tmp_path / name, codec={"down": "int8"}, server={"optimizer": "momentum"})
+        desk = Desk(tmp_path / name, codec={"down": "int8"}, server={"optimizer": request.param})
         desk.fold(0, 1, {"a": vector(3)})
         desk.store(0, 1)
         desks.append(desk)
@@ -218,7 +235,7 @@ def test_a_disk_that_refuses_changes_nothing_and_may_be_tried_again(
     assert desk.store(2, 1).tobytes() == plain.store(2, 1).tobytes()
     assert desk.folder.load_blocks()[0][0] == 3
     assert [path.name for path in (desk.folder.path / "blocks").iterdir()] == ["0000.safetensors"]
-    for one in twins:  # the momentum and the residual have moved on once
+    for one in twins:  # the optimizer's state and the residual have moved on once
         one.fold(4, 1, {"a": vector(9)})
     assert desk.store(4, 1).tobytes() == plain.store(4, 1).tobytes()
 

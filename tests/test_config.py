@@ -94,8 +94,9 @@ def configs(draw: st.DrawFn) -> Config:
     config = outcome(tree)
     if isinstance(config, str):
         # Each value is in its range, so that only the checks of several settings together may object.
-        known = "exclude|never be reached|must be below|more than twice|multiple of 256|one chunk|adaptive|max_steps"
-        assert re.search(f"{known}|partition.field", config)
+        known = "exclude|never be reached|must be below|more than twice|multiple of 256|one chunk"
+        known += "|adaptive|max_steps|sgd only|partition.field"
+        assert re.search(known, config)
         reject()
     return config
 
@@ -305,6 +306,9 @@ def test_an_unknown_key_that_is_like_none_gets_no_guess() -> None:
         ("mode", 1, "one of parablock, fedbcd"),
         ("mode", ["fedbcd"], "one of parablock, fedbcd"),
         ("dtype", "Float32", "one of auto, float32, bfloat16, float16"),
+        ("solver.optimizer", "adam", "one of adamw, sgd, adafactor"),
+        ("solver.state", True, "one of reset, keep"),
+        ("server.optimizer", "fedadam", "one of average, momentum, nesterov, adam, yogi"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused(path: str, value: Any, expected: str) -> None:
@@ -372,6 +376,11 @@ def test_a_config_is_a_table(tree: Any) -> None:
         ),
         ({"partition": {"method": "field"}}, ["partition.method = field", "partition.field names none"]),
         ({"partition": {"alpha": 0}}, ["partition.alpha must be a number above 0, at most 1000000; got 0"]),
+        (
+            {"solver": {"momentum": 0.9}},
+            ["solver.momentum = 0.9", "solver.optimizer = adamw", "momentum to 0, or solver.optimizer to sgd"],
+        ),
+        ({"solver": {"momentum": 0.9, "optimizer": "adafactor"}}, ["solver.optimizer = adafactor"]),
         ({"network": {"chunk_bytes": 65540}}, ["network.chunk_bytes = 65540 must be a multiple of 256"]),
         ({"network": {"chunk_bytes": 65537}}, ["network.chunk_bytes = 65537 must be a multiple of 256"]),
     ],
@@ -388,6 +397,7 @@ def test_settings_that_contradict_each_other_are_refused(tree: dict[str, Any], f
         {"network": {"window_bytes": 1 << 17, "chunk_bytes": 1 << 17}},
         {"solver": {"adaptive": True, "steps": 64, "min_steps": 64}},
         {"solver": {"steps": 65}},  # its bounds are for adaptive K only
+        {"solver": {"momentum": 0.9, "optimizer": "sgd", "state": "keep"}},
         {"mode": "fedbcd", "solver": {"min_steps": 9, "max_steps": 8}},
         {"network": {"timeout_s": 4.1, "heartbeat_s": 2.0}},
         {"partition": {"method": "dirichlet", "field": "task", "alpha": 1e-9}},

@@ -42,6 +42,17 @@ def synchronous(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return finished(tmp_path_factory.mktemp("synchronous"), mode="fedbcd")
 
 
+def stored_loss(folder: RunFolder, out: Path, capsys: pytest.CaptureFixture[str]) -> float:
+    """The held-out loss of the run's model, which is exported to `out`."""
+    assert export.main([str(folder.path), "--out", str(out)]) == 0
+    capsys.readouterr()
+    settings = ["--set", "eval.rows=16", "--set", "eval.generate=0", "--json"]
+    data = ["--data", "builtin", "--set", f"data.template={folder.config().data.template}"]
+    assert evaluate_command.main([str(out), *data, *settings]) == 0
+    loss: float = json.loads(capsys.readouterr().out)["loss"]
+    return loss
+
+
 @pytest.mark.parametrize("which", ["overlapped", "synchronous"])
 def test_every_round_is_told_and_stored(which: str, request: pytest.FixtureRequest) -> None:
     folder: RunFolder = request.getfixturevalue(which)
@@ -93,6 +104,18 @@ def test_adaptive_steps_follow_the_link(tmp_path: Path) -> None:
     assert 8 < max(steps) <= 20
 
 
+def test_other_optimizers_at_both_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two visits of every block. The clients' own losses are the stored model's, so that both hold what it is."""
+    settings = {"solver.optimizer": "sgd", "solver.momentum": 0.9, "solver.state": "keep", "solver.lr": 0.1}
+    server = {"server.optimizer": "adam", "server.lr": 0.003}
+    folder = finished(tmp_path, rounds=8, **settings, **server, **{"eval.generate": 0})
+    rows = folder.read_metrics()
+    assert all(row["contributors"] == ["worker-0", "worker-1"] for row in rows if row["kind"] == "round")
+    first, last = (row["eval_loss"] for row in rows if row["kind"] == "evaluation")
+    assert last < first
+    assert stored_loss(folder, tmp_path / "model", capsys) == pytest.approx(last, abs=1e-4)
+
+
 def test_report_is_one_page_that_opens_without_a_network(overlapped: RunFolder) -> None:
     assert report.main([str(overlapped.path)]) == 0
     page = overlapped.report_path.read_text(encoding="utf-8")
@@ -105,14 +128,8 @@ def test_exported_folder_loads_and_gives_the_runs_own_loss(
     overlapped: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model"
-    assert export.main([str(overlapped.path), "--out", str(out)]) == 0
-    capsys.readouterr()
-    settings = ["--set", "eval.rows=16", "--set", "eval.generate=0", "--json"]
-    data = ["--data", "builtin", "--set", f"data.template={overlapped.config().data.template}"]
-    assert evaluate_command.main([str(out), *data, *settings]) == 0
-    exported = json.loads(capsys.readouterr().out)
     last = [row for row in overlapped.read_metrics() if row["kind"] == "evaluation"][-1]
-    assert exported["loss"] == pytest.approx(last["eval_loss"], abs=1e-4)
+    assert stored_loss(overlapped, out, capsys) == pytest.approx(last["eval_loss"], abs=1e-4)
     model = AutoModelForCausalLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     tokens = tokenizer("2 + 2", return_tensors="pt")

@@ -86,7 +86,7 @@ def test_is_partitioned_trained_and_exported(family: str, tmp_path: Path) -> Non
             block = solved[0].block
             deltas = [part.values.wait() for part in solved if part.values is not None]
             assert len(deltas) == 2
-            move, _ = server_move(run.server, weighted_mean(deltas, [part.weight for part in solved]), None)
+            move, _ = server_move(run.server, weighted_mean(deltas, [part.weight for part in solved]), {})
             values[block] = values[block] + move
             folder.save_block(Label(block, round + 1, round, manifest.digest), values[block])
             for client_setup, trainer, arrivals in clients:

@@ -109,7 +109,7 @@ def test_the_fold_is_the_weighted_mean_of_what_was_made() -> None:
         weights = [each.weight for each in made]
         deltas = [np.frombuffer(each.values, np.float32) for each in made]
         folded = weighted_mean(deltas, weights)
-        move, _ = server_move(network.config.server, folded, None)
+        move, _ = server_move(network.config.server, folded, {})
         x[committed.block] = x[committed.block] + move
         assert x[committed.block].tobytes() == network.values[committed.round]
         mean = np.average(np.array(deltas, np.float64), axis=0, weights=weights)
@@ -329,7 +329,7 @@ def history(seed: int) -> Network:
             "down": rng.choice(["float32", "float32", "bfloat16", "float16", "int8", "int4"]),
             "error_feedback": rng.random() < 0.7,
         },
-        server={"optimizer": rng.choice(["average", "average", "momentum", "nesterov"])},
+        server={"optimizer": rng.choice(["average", "average", "nesterov", "yogi"])},
         window=rng.choice([1024, 2048, 2048, 8192]),
     )
     habits = {}

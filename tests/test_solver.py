@@ -13,7 +13,7 @@ import torch
 
 from parablock import config
 from parablock.batch import IGNORED, Batch
-from parablock.blocks import decoder_layers, partition, read_block
+from parablock.blocks import decoder_layers, partition, read_block, write_block
 from parablock.loss import answer_loss
 from parablock.solver import BlockSolver, Diverged, Trained
 from parablock.staging import Staging
@@ -42,34 +42,47 @@ def flat(model: Any, block: Block) -> torch.Tensor:
     return torch.cat([model.get_parameter(slot.name).detach().flatten() for slot in block.slots])
 
 
-def plain_torch(
-    model: Any, block: Block, steps: list[list[Batch]], settings: config.Solver, lr: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Start and delta of the block, by an ordinary loop over an ordinary model."""
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    start = flat(model, block)
-    parameters = [model.get_parameter(slot.name).requires_grad_() for slot in block.slots]
+def plain_optimizer(parameters: list[Any], settings: config.Solver, lr: float) -> torch.optim.Optimizer:
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        fused=True,
-    )
-    for micro_batches in steps:
-        tokens = sum(int((batch.labels[:, 1:] != IGNORED).sum()) for batch in micro_batches)
-        for batch in micro_batches:
-            (answer_loss(model, batch)[0] / tokens).backward()
-        if settings.clip:
-            torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-    return start, flat(model, block) - start
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum)
+    if settings.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=lr)
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=settings.eps, fused=True)
+
+
+def plain_torch(
+    model: Any, block: Block, steps: list[list[Batch]], settings: config.Solver, lr: float, rounds: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Start and delta of the block, by an ordinary loop over an ordinary model.
+
+    rounds: one optimizer goes through them all, each on the same batches, from x + Δ as that is rounded; the last
+    one's start and delta.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    parameters = [model.get_parameter(slot.name).requires_grad_() for slot in block.slots]
+    optimizer = plain_optimizer(parameters, settings, lr)
+    start = delta = torch.zeros(block.numel)
+    for round in range(rounds):
+        if round:
+            write_block(model, block, start + delta)
+        start = flat(model, block)
+        for micro_batches in steps:
+            tokens = sum(int((batch.labels[:, 1:] != IGNORED).sum()) for batch in micro_batches)
+            for batch in micro_batches:
+                (answer_loss(model, batch)[0] / tokens).backward()
+            if settings.clip:
+                torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+        delta = flat(model, block) - start
+    return start, delta
 
 
 @pytest.mark.parametrize("block", [0, 1, 2])
@@ -79,8 +92,11 @@ def plain_torch(
         {},
         {"clip": 0.05, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6},
         {"clip": 0.0, "gradient_checkpointing": True},
+        {"optimizer": "sgd"},
+        {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
+        {"optimizer": "adafactor", "weight_decay": 0.1},
     ],
-    ids=["default", "clipped and decayed", "checkpointed"],
+    ids=["default", "clipped and decayed", "checkpointed", "sgd", "sgd with momentum", "adafactor"],
 )
 def test_equals_plain_torch_bit_for_bit(block: int, settings: dict[str, Any]) -> None:
     model, manifest, solver = build("phi", **settings)  # with biases, an untied head, and dropout in its config
@@ -171,11 +187,60 @@ def test_what_has_no_answer_tokens_changes_nothing() -> None:
     assert not nothing.delta.any()
 
 
-def test_each_round_has_an_optimizer_of_its_own() -> None:
-    _, _, solver = build()
+STATEFUL = [{}, {"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "adafactor"}]
+
+
+@pytest.mark.parametrize("settings", STATEFUL, ids=str)
+def test_each_round_has_an_optimizer_of_its_own(settings: dict[str, Any]) -> None:
+    _, _, solver = build(**settings)
     first = solver.train(1, families.batches(2), lr=1e-2)
     again = solver.train(1, families.batches(2), lr=1e-2)
     assert torch.equal(first.delta, again.delta)
+
+
+@pytest.mark.parametrize("staging", [None, Staging(Copies(late=True))], ids=["host", "device"])
+@pytest.mark.parametrize("settings", [*STATEFUL, {"optimizer": "sgd"}], ids=str)
+def test_a_state_that_is_kept_makes_rounds_those_of_one_lasting_optimizer(
+    settings: dict[str, Any], staging: Staging | None
+) -> None:
+    """Bit for bit, with rounds of other blocks, which nobody puts in place, in between."""
+    model = families.build("phi")
+    manifest = partition(model, config.Blocks(num_blocks=3))
+    solver = BlockSolver(model, manifest, config.Solver(state="keep", **settings), CPU, staging)
+    steps = families.batches(2)
+    start, delta = plain_torch(model, manifest.blocks[1], steps, config.Solver(**settings), lr=1e-2, rounds=3)
+    for _ in range(3):
+        solver.train(0, families.batches(1), lr=1e-2)
+        trained = solver.train(1, steps, lr=1e-2)
+        solver.write(1, trained.start + trained.delta)
+    assert torch.equal(trained.start, start)
+    assert torch.equal(trained.delta, delta)
+
+
+def test_a_kept_state_makes_a_difference() -> None:
+    _, _, solver = build(state="keep")
+    first = solver.train(1, families.batches(2), lr=1e-2)
+    again = solver.train(1, families.batches(2), lr=1e-2)
+    assert torch.equal(first.start, again.start)
+    assert not torch.equal(first.delta, again.delta)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_round_that_does_not_end_well_leaves_no_state(dtype: torch.dtype) -> None:
+    def stop(step: int) -> None:
+        if step == 1:
+            raise InterruptedError
+
+    _, _, fresh = build(dtype=dtype)
+    expected = fresh.train(1, families.batches(3), lr=1e-2)
+    _, _, solver = build(dtype=dtype, state="keep")
+    for lr, raised, after_step in ((1e39, Diverged, None), (1e-2, InterruptedError, stop)):
+        solver.train(1, families.batches(2), lr=1e-2)
+        with pytest.raises(raised):
+            solver.train(1, families.batches(2), lr=lr, after_step=after_step)
+        assert torch.equal(solver.train(1, families.batches(3), lr=1e-2).delta, expected.delta)
+        with pytest.raises(Diverged):  # so that the next turn begins without a state, too
+            solver.train(1, families.batches(1), lr=1e39)
 
 
 def test_clipping_bounds_the_step_that_the_optimizer_sees() -> None:
@@ -413,12 +478,13 @@ def test_the_guess_is_the_corrections_to_the_last_bit(alpha: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("late", [False, True])
-def test_a_device_that_copies_on_its_own_changes_nothing(dtype: torch.dtype, late: bool) -> None:
+@pytest.mark.parametrize("state", ["reset", "keep"])
+def test_a_device_that_copies_on_its_own_changes_nothing(state: Any, dtype: torch.dtype, late: bool) -> None:
     results = []
     for staging in (Staging(None), Staging(Copies(late=late))):
         model = families.build("llama", dtype)
         manifest = partition(model, config.Blocks(num_blocks=3))
-        solver = BlockSolver(model, manifest, config.Solver(), CPU, staging)
+        solver = BlockSolver(model, manifest, config.Solver(state=state), CPU, staging)
         for round in range(4):
             trained = solver.train(round % 2, families.batches(2, seed=round), lr=1e-2)
             solver.write(round % 2, trained.guess(0.5))

@@ -60,8 +60,8 @@ def solver(monkeypatch: pytest.MonkeyPatch) -> type[Solver]:
     return made
 
 
-def setup_of(steps: int) -> Setup:
-    config = from_dict({"solver": {"steps": steps, "batch_size": 1}})
+def setup_of(steps: int, **solver: Any) -> Setup:
+    config = from_dict({"solver": {"steps": steps, "batch_size": 1, **solver}})
     local = Local(
         "plan", "builtin", "", (0, 64), "", "cpu", 1, False
     )  # few of the rows, so that they are soon tokenized
@@ -87,8 +87,14 @@ def test_slow_blocks_are_timed_once_with_few_steps(solver: type[Solver]) -> None
     assert solver.rounds == [(0, 2), (1, 2)]
 
 
-def test_a_real_block_costs_time_and_the_deeper_backward_more() -> None:
+@pytest.mark.parametrize(
+    "solver", [{}, {"state": "keep"}, {"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "adafactor"}], ids=str
+)
+def test_a_real_block_costs_time_whatever_the_optimizer(
+    solver: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "_BLOCK_S", 0.0)
     torch.set_num_threads(1)
-    timer = BlockTimer(setup_of(2), 2)
+    timer = BlockTimer(setup_of(2, **solver), 2)
     timer.warm_up(3)
     assert timer.cost(0).step_s > 0

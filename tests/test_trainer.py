@@ -6,12 +6,13 @@ import dataclasses
 import json
 from collections import deque
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from parablock import config
+from parablock.aggregation import server_move, weighted_mean
 from parablock.blocks import read_block
 from parablock.participant_events import Arrived
 from parablock.staging import Staging
@@ -126,6 +127,44 @@ def test_blocks_are_the_brokers_bit_for_bit_whether_they_come_whole_or_as_change
     trainer.land(3, 4)
     for block in setup.manifest.blocks:
         assert read_block(setup.model, block).numpy().tobytes() == x[block.index].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("solver", "server"),
+    [
+        ({"optimizer": "sgd", "momentum": 0.9, "state": "keep", "lr": 0.1}, {"optimizer": "adam", "lr": 1e-3}),
+        ({"optimizer": "adafactor", "lr": 1e-2}, {"optimizer": "yogi", "lr": 1e-3}),
+    ],
+    ids=["sgd kept, adam", "adafactor, yogi"],
+)
+def test_whatever_the_optimizers_clients_hold_the_brokers_blocks(solver: Any, server: Any) -> None:
+    """Two clients, each one round behind; every block is trained twice."""
+    run = config.from_dict(
+        {"solver": {"steps": 1, "batch_size": 2, **solver}, "server": server, "blocks": {"num_blocks": 2}}
+    )
+    setups = [dataclasses.replace(prepared(run), name=name) for name in "ab"]
+    inboxes: list[deque[Delivery]] = [deque(), deque()]
+    clients = [
+        Trainer(setup, 2, inbox, lambda _round, _step: None) for setup, inbox in zip(setups, inboxes, strict=True)
+    ]
+    x = [read_block(setups[0].model, block).numpy().copy() for block in setups[0].manifest.blocks]
+    base, state = [values.copy() for values in x], dict[int, dict[str, Any]]()
+    for round in range(4):
+        solved = [each.train(round, 1) for each in clients]
+        block = solved[0].block
+        deltas = [part.values.wait() for part in solved if part.values is not None]
+        mean = weighted_mean(deltas, [part.weight for part in solved])
+        move, state[block] = server_move(run.server, mean, state.get(block, {}))
+        x[block] = x[block] + move
+        arrived = Arrived(round, block, 1, -1, 2, True, 0.0, 1.0)
+        for setup, inbox, each in zip(setups, inboxes, clients, strict=True):
+            inbox.append(Delivery(arrived, brought(setup.staging, x[block]), change=False))
+            each.land(round - 1, round + 1)
+    for setup, each in zip(setups, clients, strict=True):
+        each.land(3, 4)
+        for block in setup.manifest.blocks:
+            assert read_block(setup.model, block).numpy().tobytes() == x[block.index].tobytes()
+    assert not any((x[n] == base[n]).all() for n in range(2))
 
 
 def test_a_change_of_another_version_is_our_own_bug() -> None:
