@@ -3,7 +3,7 @@
     blocks   parablock's block solver: rounds of K steps, one block after the other
     bare     the least that makes the same steps: a loop of AdamW over the block's parameters as they are stored
     adamw    AdamW on every parameter
-    lora     AdamW on adapters of rank 8 at every linear layer of the decoder (peft)
+    lora     AdamW on the adapters of the mode of that name: rank 8 at every linear layer of the decoder
     badam    BAdam's BlockOptimizer, used as its authors say
 
 All have the same model, batches, loss, clipping, K and learning rate, and torch's fused AdamW. A sweep is K steps for
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -27,7 +28,7 @@ import torch
 
 from bench import usage
 from parablock import config as settings
-from parablock import models
+from parablock import models, trainable
 from parablock.allocator import keep_freed_memory
 from parablock.loss import answer_loss
 from parablock.solver import BlockSolver
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 NEEDS = {"lora": "peft", "badam": "badam"}
 """What a method needs that the project does not: the package, by method."""
 
-_LORA_RANK = 8
-
 
 class Method(Protocol):
     """A way to fine-tune the model of a `Setup`."""
@@ -62,7 +61,7 @@ class Blocks:
 
     def round(self, block: int, batches: Sequence[Batch]) -> None:
         trained = self._solver.train(block, [(batch,) for batch in batches], self._settings.lr)
-        self._solver.write(block, trained.guess(1.0))
+        self._solver.write_guess(block, trained, 1.0)
 
 
 class Bare:
@@ -99,12 +98,7 @@ class AdamW:
 
 class Lora(AdamW):
     def __init__(self, setup: Setup) -> None:
-        import peft
-
-        # In place, so that the model's forward is its own, and the loss looks at the same positions.
-        adapters = peft.LoraConfig(r=_LORA_RANK, lora_alpha=2 * _LORA_RANK, target_modules="all-linear")
-        setup.model.requires_grad_(False)
-        peft.inject_adapter_in_model(adapters, setup.model)
+        trainable.prepare(setup.model, dataclasses.replace(setup.config, mode="lora"))
         super().__init__(setup)
 
 

@@ -42,7 +42,7 @@ def descend(setup: Setup) -> None:
         batches = step_batches(setup.rows, config.seed, setup.name, round * steps, steps, config.solver)
         block = schedule.block(round)
         trained = solver.train(block, batches, learning_rate(config.solver, round, config.rounds))
-        solver.write(block, trained.guess(1.0))
+        solver.write_guess(block, trained, 1.0)
         del trained  # the next round finds nothing but the model
 
 

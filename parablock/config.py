@@ -329,9 +329,14 @@ class Config:
 
     @property
     def block_settings(self) -> Blocks:
-        """How what is trained is cut: as `blocks` says, or in one piece where the mode knows no blocks."""
+        """How what is trained is cut: as `blocks` says, or in one piece where the mode knows no blocks.
+
+        What `blocks` freezes is not in the piece either; adapters are all in it.
+        """
         if self.mode in ("parablock", "fedbcd"):
             return self.blocks
+        if self.adapters:
+            return Blocks(num_blocks=1)
 
         def joined(part: Literal["join", "own", "freeze"]) -> Literal["join", "freeze"]:
             return "freeze" if part == "freeze" else "join"

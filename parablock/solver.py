@@ -101,6 +101,18 @@ class BlockSolver:
         if any(slot.dtype != "float32" for slot in self._manifest.blocks[block].slots):
             self._masters[block] = self._staging.out(values.clone())
 
+    def write_guess(self, block: int, trained: Trained, alpha: float) -> None:
+        """Set the block to what `trained.guess(alpha)` gives, of float32 parameters one by one: no third vector of the
+        block's size is needed, for which the allocator might have no room between smaller ones."""
+        slots = self._manifest.blocks[block].slots
+        if any(slot.dtype != "float32" for slot in slots):
+            self.write(block, trained.guess(alpha))
+            return
+        assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
+        for slot, parameter in zip(slots, self._parameters(self._manifest.blocks[block]), strict=True):
+            part = slice(slot.offset, slot.offset + slot.numel)
+            parameter.data.copy_((trained.delta[part] * alpha).add_(trained.start[part]).view(slot.shape))
+
     def train(
         self,
         block: int,
@@ -167,6 +179,8 @@ class BlockSolver:
                 tokens += count
                 if after_step is not None:
                     after_step(step)
+        if self._states is None:
+            del optimizer  # nothing of it is needed any more, and the delta needs as much memory as a moment
         delta = torch.cat([master.detach().flatten() for master in masters]).sub_(start)
         step_losses, step_norms = torch.stack(losses).cpu(), torch.stack(norms).cpu()
         _check_finite(block, step_losses, step_norms, delta, lr)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from parablock.blocks import PartitionError, partition
 
@@ -53,27 +54,45 @@ def merge(model: PreTrainedModel) -> None:
 def _add_adapters(model: PreTrainedModel, config: Config) -> None:
     peft = _peft()
     settings = config.lora
-    targets: str | list[str] = settings.targets
-    if targets != "all-linear":
-        targets = [name.strip() for name in settings.targets.split(",")]
+    targets: str | list[str] = "all-linear"
+    if settings.targets != targets:
+        targets = _checked(model, [name.strip() for name in settings.targets.split(",")])
     model.requires_grad_(False)
     adapters = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets)
-    try:
-        with warnings.catch_warnings():
-            # It says what it does about GPT-2's layers, whose weights lie the other way, and about stacked experts.
-            warnings.filterwarnings("ignore", module="peft")
+    with warnings.catch_warnings():
+        # It says what it does about GPT-2's layers, whose weights lie the other way, and about stacked experts.
+        warnings.filterwarnings("ignore", module="peft")
+        try:
             peft.inject_adapter_in_model(adapters, model)
-    except ValueError as error:
-        raise PartitionError(
-            f"lora.targets = {settings.targets} fits no linear layer of the model; name endings of its layers' names, "
-            f"as {', '.join(_linear(model)[:4])}, or all-linear"
-        ) from error
+        except ValueError as error:
+            told = str(error).strip().partition("\n")[0]
+            raise PartitionError(f"peft cannot put adapters at lora.targets = {settings.targets}: {told}") from error
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.float()  # the base model may be stored in less
             parameter.requires_grad_(config.mode == "lora" or ".lora_B." in name)
             if ".lora_A." in name:
                 _begin(parameter, f"{config.seed} {name}")
+
+
+def _checked(model: PreTrainedModel, targets: list[str]) -> list[str]:
+    """`targets`, each of which is the ending of some linear layer's name, and of none whose weights others share."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+    tied = [name for name, module in linear.items() if module.weight is model.get_input_embeddings().weight]
+    there = dict.fromkeys(name.rpartition(".")[2] for name in linear if name not in tied)
+    for target in targets:
+        at = [name for name in linear if f".{name}".endswith(f".{target}")]
+        if not at:
+            raise PartitionError(
+                f"lora.targets has {target!r}, with which the name of no linear layer ends; there are "
+                f"{', '.join(there)}, or write all-linear alone"
+            )
+        if shared := [name for name in at if name in tied]:
+            raise PartitionError(
+                f"lora.targets has {target!r}: the weights of {shared[0]} are the embeddings' too, so that an adapter "
+                f"could not become part of them; choose of {', '.join(there)}"
+            )
+    return targets
 
 
 def _begin(parameter: nn.Parameter, seed: str) -> None:
@@ -84,17 +103,11 @@ def _begin(parameter: nn.Parameter, seed: str) -> None:
     parameter.data.copy_(torch.from_numpy(values.astype(np.float32)))
 
 
-def _linear(model: PreTrainedModel) -> list[str]:
-    """The last parts of the names of the model's linear layers, each once, in order."""
-    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
-    return list(dict.fromkeys(names))
-
-
 def _peft() -> Any:
     try:
         return importlib.import_module("peft")
     except ImportError as error:
         raise PartitionError(
-            "the modes lora and ffa-lora need peft, which is not installed here: pip install -c constraints.txt "
-            "-e '.[lora]', or choose another mode"
+            "adapters (mode lora or ffa-lora) need peft, which is not installed here: pip install -c constraints.txt "
+            "-e '.[lora]'"
         ) from error

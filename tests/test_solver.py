@@ -477,6 +477,20 @@ def test_the_guess_is_the_corrections_to_the_last_bit(alpha: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_guess_is_written_as_its_vector_would_be(dtype: torch.dtype) -> None:
+    written = []
+    for whole in (True, False):
+        model, manifest, solver = build("llama", dtype)
+        trained = solver.train(1, families.batches(2), lr=1e-2)
+        if whole:
+            solver.write(1, trained.guess(1 / 3))
+        else:
+            solver.write_guess(1, trained, 1 / 3)
+        written.append((solver.read(1).numpy().tobytes(), read_block(model, manifest.blocks[1]).numpy().tobytes()))
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("state", ["reset", "keep"])
 def test_a_device_that_copies_on_its_own_changes_nothing(state: Any, dtype: torch.dtype, late: bool) -> None:

@@ -104,9 +104,27 @@ def test_targets_and_rank_are_the_users() -> None:
 
 
 @adapters
-def test_targets_that_match_nothing_are_told_with_what_there_is() -> None:
-    with pytest.raises(PartitionError, match=r"lora\.targets = q_project fits no linear layer .* q_proj, k_proj"):
-        prepared("lora", lora={"targets": "q_project"})
+@pytest.mark.parametrize("targets", ["q_project", "q_proj,v_prj", "embed_tokens", "proj", "q_proj,all-linear", ""])
+def test_each_target_must_be_a_linear_layer(targets: str) -> None:
+    missing = repr(targets.rpartition(",")[2])
+    with pytest.raises(PartitionError, match=rf"has {missing}, with which the name of no .* there are q_proj, k_proj"):
+        prepared("lora", lora={"targets": targets})
+
+
+@adapters
+def test_a_head_that_is_the_embeddings_too_gets_no_adapter() -> None:
+    tied, apart = families.build("llama-tied", torch.float32), families.build("llama", torch.float32)
+    config = asked("lora", lora={"targets": "q_proj,lm_head"})
+    with pytest.raises(PartitionError, match=r"the weights of lm_head are the embeddings' too"):
+        trainable.prepare(tied, config)
+    assert any("lm_head" in slot.name for slot in trainable.prepare(apart, config).blocks[0].slots)
+
+
+@adapters
+def test_adapters_are_trained_where_their_parts_are_frozen() -> None:
+    config = asked("lora", lora={"targets": "q_proj,lm_head"}, blocks={"head": "freeze", "num_blocks": 2})
+    (block,) = trainable.prepare(families.build("llama", torch.float32), config).blocks
+    assert any("lm_head" in slot.name for slot in block.slots)
 
 
 def test_without_peft_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ class Trainer:
             return Solved(round, block, None, 0, 0.0, "its rows have no answer tokens", began, time.monotonic(), landed)
         delta = self._setup.staging.out(trained.delta)
         alpha = self._flight.depart(round, block, self._setup.staging.out(trained.start).wait, delta.wait)
-        self._solver.write(block, trained.guess(alpha))
+        self._solver.write_guess(block, trained, alpha)
         return Solved(round, block, delta, trained.tokens, trained.loss, "", began, time.monotonic(), landed)
 
     def land(self, through: int, next_round: int) -> list[Landed]:
