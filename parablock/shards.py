@@ -65,7 +65,7 @@ def divide(settings: Partition, rows: int, labels: Sequence[str] | None, clients
 
 
 def digest(owners: NDArray[np.int64]) -> str:
-    """16 hex digits that differ where two divisions do: the first of SHA-256 over the clients as little-endian int64."""
+    """16 hex digits that differ where two divisions do: the first of SHA-256 over the owners as little-endian int64."""
     return hashlib.sha256(owners.astype("<i8").tobytes()).hexdigest()[:16]
 
 
