@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -309,6 +310,20 @@ def test_counts_are_by_client_and_label() -> None:
     assert list(counts.by_label) == ["b", "a", "c"]
     assert counts.summary() == "iid: 6 rows for 2 clients, from 3 to 3 each"
     assert ShardCounts.from_dict(json.loads(json.dumps(counts.to_dict()))) == counts
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_counts_are_told_from_those_by_other_settings(method: str) -> None:
+    settings = Partition(method=method, alpha=100.0, field="task")  # type: ignore[arg-type]
+    labels = list("ab") * 50
+    counts = ShardCounts.of(settings, divide(settings, 100, labels, 2, 3), labels, 2, 3)
+    assert ShardCounts.from_dict(json.loads(json.dumps(counts.to_dict()))).came_of(settings, 3)
+    assert not counts.came_of(settings, 4)
+    assert not counts.came_of(replace(settings, field="topic"), 3)
+    others = [replace(settings, method=other) for other in METHODS if other != method]
+    assert not any(counts.came_of(other, 3) for other in others)
+    drawn = method in ("dirichlet", "quantity")
+    assert counts.came_of(replace(settings, alpha=1.0), 3) != drawn
 
 
 @given(labels=st.lists(st.text(max_size=40), min_size=4, max_size=20), method=st.sampled_from(["iid", "quantity"]))
