@@ -61,6 +61,7 @@ class Launch:
         self._out = out
         self._count = workers
         self._device = device
+        self._shards: subprocess.Popen[bytes] | None = None
         self._broker: subprocess.Popen[bytes] | None = None
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: list[IO[bytes]] = []
@@ -75,12 +76,12 @@ class Launch:
         except RunFolderError as error:
             print(f"parablock run: {error}", file=sys.stderr)
             return EXIT_INPUT
-        if self._config.partition.method != "iid" and (code := self._show_shards()) != 0:
-            return code
-        if (self._out / _ENDPOINT).is_file():  # of a run whose other files were removed
-            (self._out / _ENDPOINT).unlink()
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
+            if self._config.partition.method != "iid" and (code := self._show_shards()) != 0:
+                return code
+            if (self._out / _ENDPOINT).is_file():  # of a run whose other files were removed
+                (self._out / _ENDPOINT).unlink()
             if self._start_broker():
                 self._start_workers()
             return self._wait()
@@ -90,14 +91,19 @@ class Launch:
                 signal.signal(number, handler)
 
     def _show_shards(self) -> int:
-        """Print who has which rows, and keep it in the run's folder; the exit code of `parablock shards`.
+        """Print who has which rows, and keep it in the run's folder; the exit code of `parablock shards`, or 75 where
+        a signal came.
 
         A process, as the core reads no rows; each worker works the same shards out for itself.
         """
         command = [sys.executable, "-P", "-m", "parablock.cli", "shards", "--workers", str(self._count)]
         command += ["--out", str(self._out / PARTITION_PLOT), *_sets(self._config)]
-        code = subprocess.run(command, check=False).returncode
-        return code if code >= 0 else EXIT_LATER
+        self._shards = subprocess.Popen(command, process_group=0)
+        self._catch_up(self._shards)
+        code = self._shards.wait()
+        if code < 0 and not self._signalled:
+            print(f"parablock run: parablock shards was ended by {signal.Signals(-code).name}", file=sys.stderr)
+        return EXIT_LATER if code < 0 or self._signalled else code
 
     def _start_broker(self) -> bool:
         """Start it and wait until it listens; false if it ended instead (it has said why)."""
@@ -189,8 +195,8 @@ class Launch:
             process.terminate()
 
     def _children(self) -> list[subprocess.Popen[bytes]]:
-        processes = [*([self._broker] if self._broker is not None else []), *self._workers.values()]
-        return [process for process in processes if process.poll() is None]
+        processes = [self._shards, self._broker, *self._workers.values()]
+        return [process for process in processes if process is not None and process.poll() is None]
 
     def _end(self) -> None:
         """Nothing stays behind: ask where nobody has, wait, and kill what does not listen."""

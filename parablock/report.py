@@ -1,7 +1,8 @@
 """The report: one HTML page about a run, from its folder, that opens without a network.
 
 It says what the settings were, what came out in numbers, and shows the figures of `parablock.plots`. It holds
-numbers and names only, never text of the training data, and works at any moment of a run.
+numbers and names only, of the training data no text but the labels that rows were divided by, and works at any moment
+of a run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from parablock import plots, shards_plot
 from parablock.metrics import hidden_share
 from parablock.plots import Row, column
-from parablock.run_folder import RunFolder
+from parablock.run_folder import RunFolder, RunFolderError
 from parablock.trace import Span, read_trace
 
 if TYPE_CHECKING:
@@ -167,21 +168,31 @@ def write(folder: RunFolder, out: Path | None = None) -> Path:
     """Write the page of a run and return its path (default: report/index.html in the folder).
 
     Raises RunFolderError, ConfigError or TraceError where the folder cannot be read, OSError where the page
-    cannot be written.
+    cannot be written. A division that cannot be read is told on stderr and left out.
     """
     out = out if out is not None else folder.report_path
     spans = read_trace(folder.trace_path) if folder.trace_path.exists() else []
     num_blocks = len(folder.manifest().blocks) if folder.has_manifest else None
     config = folder.config()
-    # Where rows go in turn, what lies there is of an earlier attempt at a run.
-    counts = folder.shard_counts() if config.partition.method != "iid" else None
-    text = page(folder.path.resolve().name, config, folder.read_metrics(), spans, num_blocks, counts)
+    text = page(folder.path.resolve().name, config, folder.read_metrics(), spans, num_blocks, _counts(folder, config))
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside and renamed: whoever reloads the page of a running run sees a whole one.
     temporary = out.with_name(f".{out.name}.partial")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, out)
     return out
+
+
+def _counts(folder: RunFolder, config: Config) -> ShardCounts | None:
+    """How the run's rows were divided; None where nobody kept it, or only what an earlier attempt at a run did."""
+    if config.partition.method == "iid":
+        return None
+    try:
+        counts = folder.shard_counts()
+    except RunFolderError as error:
+        print(f"parablock report: the page is without the rows by client: {error}", file=sys.stderr)
+        return None
+    return counts if counts is not None and counts.came_of(config.partition, config.seed) else None
 
 
 def _status(config: Config, rounds: Sequence[Row], evaluations: Sequence[Row]) -> str:

@@ -1,7 +1,8 @@
 """Which client has which row where one source of rows is divided over the clients of a simulated federation.
 
-Pure: from labels, settings and a seed to each row's client, the same in every process. Where rows and labels come from
-is `workers.division`' business. Methods (`partition.method`):
+Pure: from labels, settings and a seed to each row's client, the same in every process with the same numpy (another's
+generator may draw otherwise; `digest` shows it). Where rows and labels come from is `workers.division`' business.
+Methods (`partition.method`):
 
 - iid: row by row in turn.
 - dirichlet: each label's rows are shared out by proportions drawn from Dir(alpha), a draw a label (as arXiv 1905.12022
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 OTHERS = "others"
 
+_DRAWN = ("dirichlet", "quantity")
 _LONGEST_NAME = 24
 _MOST_TOLD = 32
 
@@ -62,6 +64,11 @@ def divide(settings: Partition, rows: int, labels: Sequence[str] | None, clients
     return owners
 
 
+def digest(owners: NDArray[np.int64]) -> str:
+    """16 hex digits that differ where two divisions do: the first of SHA-256 over the owners as little-endian int64."""
+    return hashlib.sha256(owners.astype("<i8").tobytes()).hexdigest()[:16]
+
+
 def _places(labels: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """Where each label's rows are, labels in the order of their text."""
     found: dict[str, list[int]] = defaultdict(list)
@@ -78,9 +85,11 @@ def _shared_out(
     for label, there in places.items():
         generator = _generator(f"parablock shards {settings.method} {seed} {label}")
         shares = generator.dirichlet(np.full(clients, settings.alpha))
-        # Rounded cuts of the whole, not rounded shares: every row is somebody's.
-        cuts = np.rint(np.cumsum(shares)[:-1] * len(there)).astype(np.int64)
-        for client, part in enumerate(np.split(generator.permutation(there), cuts)):
+        dealt = generator.permutation(there)
+        # Cuts of the whole, not rounded shares: every row is somebody's. One offset for all of them: a client has its
+        # share of the rows on average, also of a label of few rows, which cuts to the nearest row give always the same.
+        cuts = np.floor(np.cumsum(shares)[:-1] * len(there) + generator.random()).astype(np.int64)
+        for client, part in enumerate(np.split(dealt, cuts)):
             owners[part] = client
     return owners
 
@@ -145,7 +154,7 @@ class ShardCounts:
         totals = Counter(labels or ())
         return cls(
             method=settings.method,
-            alpha=settings.alpha if settings.method in ("dirichlet", "quantity") else None,
+            alpha=settings.alpha if settings.method in _DRAWN else None,
             field=settings.field,
             seed=seed,
             by_client=tuple(np.bincount(owners, minlength=clients).tolist()),
@@ -154,6 +163,12 @@ class ShardCounts:
                 for label in sorted(totals, key=lambda label: (-totals[label], label))
             },
         )
+
+    def came_of(self, settings: Partition, seed: int) -> bool:
+        """Whether these settings and this seed could have made it."""
+        alpha = settings.alpha if settings.method in _DRAWN else None
+        made = (settings.method, settings.field, alpha, seed)
+        return made == (self.method, self.field, self.alpha, self.seed)
 
     @property
     def rows(self) -> int:

@@ -9,6 +9,8 @@ import pytest
 
 from parablock import builtin, config
 from parablock.config import Data, Partition
+from parablock.shards import digest
+from workers import division
 from workers.division import divide_source, read_shard
 from workers.rows import load_rows
 from workers.setup import Local, prepare
@@ -75,26 +77,66 @@ def test_the_built_in_problems_can_be_divided_by_quantity() -> None:
 
 
 def test_labels_are_texts_numbers_and_truth_values(tmp_path: Path) -> None:
-    source = write(tmp_path, [{"task": value} for value in ("a", 1, 0.5, True, 0)])
-    division = divide_source(source, Partition(field="task"), split="train", seed=0, clients=2)
-    assert division.labels == ["a", "1", "0.5", "true", "0"]
+    source = write(tmp_path, [{"task": value} for value in ("a", 1, 0.5, True, 0, 1.0)])
+    divided = divide_source(source, Partition(field="task"), split="train", seed=0, clients=2)
+    assert divided.labels == ["a", "1", "0.5", "True", "0", "1"]
     assert "maths" not in repr(divide_source(write(tmp_path, RECORDS), DIRICHLET, split="train", seed=0, clients=2))
 
 
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"text": SECRET, "a": 1}, "rows.jsonl, row 2 has no field 'task'; it has a, text; name one that every row"),
-        ({}, "row 2 has no field 'task'; it has none; name one"),
-        ({"task": None, "text": SECRET}, "row 2 has nothing in the field 'task'; fill it in"),
-        ({"task": ""}, "row 2 has nothing in the field 'task'"),
-        ({"task": [SECRET]}, "row 2 has a value of type list in the field 'task'"),
-        ({"task": SECRET * 5}, "row 2 has no label in the field 'task' but 105 characters of text; a label has"),
-        ({"task": f"{SECRET} \ud800"}, "row 2 has no label in the field 'task' but 23 characters of text"),
+        ({"text": SECRET, "a": 1}, "row 2 has no field 'task', which partition.field names; it has a, text; name one"),
+        ({SECRET: SECRET}, "row 2 has no field 'task', which partition.field names; it has 1 that is no plain name"),
+        ({"task": [SECRET]}, "row 2 has a list in the field 'task', which partition.field names; a label is a text"),
+        ({"task": SECRET * 5}, "row 2 has 105 characters in the field 'task', which partition.field names; a label"),
     ],
 )
 def test_a_row_without_a_label_is_named_without_its_text(row: Any, expected: str, tmp_path: Path) -> None:
     assert expected in refusal(write(tmp_path, [{"task": "a"}, row]))
+
+
+def test_a_field_of_texts_or_ids_is_no_label(tmp_path: Path) -> None:
+    rows = [{"task": f"{SECRET} {n}"} for n in range(1001)]
+    message = refusal(write(tmp_path, rows))
+    assert "rows.jsonl has more than 1,000 different values in the field 'task', which partition.field names" in message
+    assert "a label is something that many rows have in common" in message
+    divided = divide_source(write(tmp_path, rows[:1000] * 2), DIRICHLET, split="train", seed=0, clients=2)
+    assert len(divided.owners) == 2000
+    # A label is kept once, however many rows have it.
+    assert divided.labels is not None
+    assert len({id(label) for label in divided.labels}) == 1000
+
+
+@pytest.mark.parametrize("partition", [Partition("iid", field="nowhere"), Partition("quantity", 5.0, "nowhere")])
+def test_a_worker_needs_no_label_that_is_only_shown(partition: Partition, tmp_path: Path) -> None:
+    source = write(tmp_path, RECORDS)
+    taken = [row for index in range(2) for row in shard(source, partition, index, 2)]
+    assert sorted(taken, key=lambda row: row[0]) == list(enumerate(RECORDS))
+
+
+@pytest.mark.parametrize("then", [59, 61])
+def test_a_source_that_changes_between_its_two_readings(
+    then: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = [RECORDS, [*RECORDS, *RECORDS][:then]]
+    monkeypatch.setattr(division, "records", lambda *_, **__: readings.pop(0))
+    expected = rf"rows.jsonl has changed while it was read \(first 60 rows, then {then}\); start again"
+    with pytest.raises(DataError, match=expected):
+        shard(str(tmp_path / "rows.jsonl"), DIRICHLET, 0, 2)
+
+
+def test_workers_that_divide_otherwise_can_be_told_by_their_logs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "worker")
+    source = write(tmp_path, RECORDS)
+    for index, clients in ((0, 3), (1, 3), (0, 2)):
+        shard(source, DIRICHLET, index, clients)
+    first, same, other = (record.getMessage().split("digest ") for record in caplog.records)
+    owners = divide_source(source, DIRICHLET, split="train", seed=0, clients=3).owners
+    assert first == same == ["rows of all 3 clients: 60, divided by dirichlet, ", digest(owners)]
+    assert other[1] != first[1]
 
 
 def test_what_cannot_be_divided_names_the_source(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def started(place: Path, workers: int = 2, **overrides: object) -> tuple[int, La
     run = Launch(config, place / "run", workers, "cpu")
     with unchanged_signals():
         code = run.run()
-    for process in [run._broker, *run._workers.values()]:
+    for process in [run._shards, run._broker, *run._workers.values()]:
         assert process is None or process.poll() is not None
     assert all(log.closed for log in run._logs)
     return code, run
@@ -165,12 +165,12 @@ def test_code_from_others_runs_only_where_the_user_says_so(place: Path, trust: s
 
 
 SHARDS = """
-import json, sys
+import json, os, signal, sys, time
 from pathlib import Path
 def main(argv):
     Path("shards.json").write_text(json.dumps(list(argv)))
     print("the table")
-    return %d
+    %s
 """
 UNEVEN = {"partition.method": "quantity", "partition.alpha": 0.25, "data.train": "-häuser = 1.jsonl"}
 
@@ -179,7 +179,7 @@ def test_uneven_shards_are_shown_and_kept_before_anything_starts(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fakes(place, "print('the broker', flush=True)\nlisten()\nuntil(lambda: marks() == 3)\n")
-    (place / "workers" / "shards_command.py").write_text(SHARDS % 0, encoding="utf-8")
+    (place / "workers" / "shards_command.py").write_text(SHARDS % "return 0", encoding="utf-8")
     code, run = started(place, workers=3, **UNEVEN)
     assert code == 0
     assert capfd.readouterr().out.splitlines() == ["the table", "the broker"]
@@ -192,9 +192,39 @@ def test_uneven_shards_are_shown_and_kept_before_anything_starts(
 
 def test_rows_that_cannot_be_divided_start_nothing(place: Path) -> None:
     fakes(place, "raise AssertionError('not to be started')\n")
-    (place / "workers" / "shards_command.py").write_text(SHARDS % 2, encoding="utf-8")
+    (place / "workers" / "shards_command.py").write_text(SHARDS % "return 2", encoding="utf-8")
     code, run = started(place, **UNEVEN)
     assert (code, run._broker) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("does", "ended"),
+    [
+        ("os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)", -signal.SIGTERM),
+        ("os.kill(os.getppid(), signal.SIGINT); time.sleep(60)", 75),
+        # Done in spite of the signal, and still nothing more is begun.
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGTERM); return 0", 0),
+    ],
+)
+def test_a_signal_while_the_shards_are_worked_out_starts_nothing(
+    place: Path, does: str, ended: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fakes(place, "raise AssertionError('not to be started')\n")
+    (place / "workers" / "shards_command.py").write_text(SHARDS % does, encoding="utf-8")
+    code, run = started(place, **UNEVEN)
+    assert (code, run._broker) == (75, None)
+    assert run._shards is not None
+    assert run._shards.returncode == ended
+    assert capfd.readouterr().err == "parablock: interrupted\n" * (ended == 75)
+
+
+def test_shards_that_are_killed_are_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fakes(place, "raise AssertionError('not to be started')\n")
+    killed = SHARDS % "os.kill(os.getpid(), signal.SIGKILL)"
+    (place / "workers" / "shards_command.py").write_text(killed, encoding="utf-8")
+    code, run = started(place, **UNEVEN)
+    assert (code, run._broker) == (75, None)
+    assert capsys.readouterr().err == "parablock run: parablock shards was ended by SIGKILL\n"
 
 
 def test_rows_in_turn_are_not_shown(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -290,11 +290,11 @@ def test_bytes_are_told_in_a_unit_that_fits(count: float, told: tuple[float, str
 
 
 def test_how_the_rows_were_divided_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = settings(partition={"method": "dirichlet", "field": "task"})
+    hostile = '<b>"&$x_1$病院'
+    config = settings(partition={"method": "dirichlet", "field": hostile, "alpha": 0.3})
     folder = make_run(tmp_path / "run", FINISHED, [], config)
     assert report.main([str(folder.path)]) == 0
     assert "Rows by client" not in folder.report_path.read_text(encoding="utf-8")
-    hostile = '<b>"&$x_1$病院'
     counts = ShardCounts("dirichlet", 0.3, hostile, 0, (3, 9), {hostile: (1, 7), "_": (2, 2)})
     (folder.path / "partition.json").write_text(json.dumps(counts.to_dict()), encoding="utf-8")
     assert report.main([str(folder.path)]) == 0
@@ -303,15 +303,38 @@ def test_how_the_rows_were_divided_is_shown(tmp_path: Path, capsys: pytest.Captu
     assert f"dirichlet by {hostile}, alpha 0.3, seed 0: 12 rows for 2 clients, from 3 to 9 each." in page.text
     assert [text.strip() for text in page.texts].count(hostile) == 1  # the label
     assert "_" in [text.strip() for text in page.texts]
+    assert capsys.readouterr().err == ""
     (folder.path / "partition.json").write_text("{}", encoding="utf-8")
-    assert report.main([str(folder.path)]) == 2
-    assert "partition.json is damaged" in capsys.readouterr().err
+    assert report.main([str(folder.path)]) == 0
+    assert "Rows by client" not in folder.report_path.read_text(encoding="utf-8")
+    told = capsys.readouterr().err
+    assert told.startswith("parablock report: the page is without the rows by client: ")
+    assert "partition.json is damaged" in told
 
 
 def test_a_division_of_an_earlier_attempt_is_not_shown(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", FINISHED, [], settings())
     (folder.path / "partition.json").write_text("of another run", encoding="utf-8")
     assert report.main([str(folder.path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_shown"),
+    [
+        ({}, True),
+        ({"method": "field", "alpha": None}, False),
+        ({"field": "topic"}, False),
+        ({"alpha": 0.5}, False),
+        ({"seed": 1}, False),
+    ],
+)
+def test_a_division_by_other_settings_is_not_shown(changes: dict[str, Any], is_shown: bool, tmp_path: Path) -> None:
+    config = settings(partition={"method": "dirichlet", "field": "task", "alpha": 0.3})
+    folder = make_run(tmp_path / "run", FINISHED, [], config)
+    counts = ShardCounts("dirichlet", 0.3, "task", 0, (3, 9), {"news": (3, 9)}).to_dict() | changes
+    (folder.path / "partition.json").write_text(json.dumps(counts), encoding="utf-8")
+    assert report.main([str(folder.path)]) == 0
+    assert ("Rows by client" in folder.report_path.read_text(encoding="utf-8")) == is_shown
 
 
 def test_the_page_goes_where_out_says(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 from parablock import builtin
 from parablock.config import Data
 from workers.segments import Segmenter, Unusable
-from workers.sources import DataError
+from workers.sources import DataError, read
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -159,6 +161,16 @@ def test_a_missing_field_is_told_with_those_that_there_are(settings: dict[str, A
     segmenter = Segmenter("rows.jsonl", Data(**settings), builtin.tokenizer())
     with pytest.raises(DataError, match=expected):
         segmenter.check_fields([{"question": "x", "answer": "y"}, {"id": 1}])
+
+
+def test_what_stands_where_a_header_should_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('"the patient is called Ann","she is ill"\n"Bob is called next","he is well"\n')
+    rows = [record for _, record in read(str(path), split="", seed=0, held_out=False, shard=(0, 1), limit=0)]
+    with pytest.raises(DataError) as caught:
+        Segmenter("rows.csv", Data(), builtin.tokenizer()).check_fields(rows)
+    assert "it has 2 that are no plain names (has the file a header line?); name the right one" in str(caught.value)
+    assert "called" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parablock.config import Partition
-from parablock.shards import ShardCounts, ShardsError, divide
+from parablock.shards import ShardCounts, ShardsError, digest, divide
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,11 +67,62 @@ def test_every_row_is_one_clients_and_nobody_is_empty(
 ) -> None:
     owners = outcome(method, labels, clients, alpha, seed)
     if isinstance(owners, str):
-        assert any(words in owners for words in ("each needs at least one", "would have no rows", "of its own"))
+        check_refusal(owners, method, labels, clients, alpha)
         return
+    assert clients <= (len(set(labels)) if method == "field" else len(labels))
     assert owners.shape == (len(labels),)
     assert owners.dtype == np.int64
     assert set(owners.tolist()) == set(range(clients))
+
+
+def check_refusal(message: str, method: str, labels: list[str], clients: int, alpha: float) -> None:
+    """It is refused for the reason that there is, and only where somebody cannot or may well have no row."""
+    if len(labels) < clients:
+        assert message.startswith(f"it has {len(labels)} rows for {clients} clients")
+    elif method == "field":
+        values = len(set(labels))
+        assert values < clients
+        assert message.startswith(f"the field 'task' has {values} value")
+    else:
+        assert method != "iid"
+        found = re.match(r"clients? ([\d, ]+) would have no rows \(rows by client, from 0: ([\d, ]+)\)", message)
+        assert found is not None, message
+        empty, held = ([int(number) for number in part.split(", ")] for part in found.groups())
+        assert len(held) == clients
+        assert sum(held) == len(labels)
+        assert empty == [client for client in range(clients) if held[client] == 0] != []
+        # With shares all but equal, two rows a client of what is shared out at once are enough for everybody.
+        most = max(Counter(labels).values()) if method == "dirichlet" else len(labels)
+        assert alpha < 1e6 or most < 2 * clients, "there was enough for everybody"
+
+
+@pytest.mark.parametrize(("method", "labels"), [("dirichlet", ["a"] * 8 + ["b"]), ("quantity", list("aabbccdd"))])
+def test_two_rows_a_client_and_shares_all_but_equal_leave_nobody_empty(method: str, labels: list[str]) -> None:
+    for seed in range(200):
+        assert set(divided(method, labels, 4, alpha=1e6, seed=seed).tolist()) == {0, 1, 2, 3}
+
+
+# Small, whole, and written down: what one version of numpy draws, so that a change of ours or of numpy's is seen.
+GOLDEN = {
+    "iid": [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2],
+    "dirichlet": [2, 2, 1, 1, 0, 1, 1, 2, 1, 2, 2, 1, 1, 0, 0],
+    "field": [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0, 0],
+    "quantity": [0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 0, 0, 2, 1],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_division_is_what_it_was(method: str) -> None:
+    owners = divided(method, list("aaaabbbbccccddd"), 3, alpha=1.0, seed=11)
+    assert owners.tolist() == GOLDEN[method]
+
+
+def test_a_digest_is_of_every_rows_client() -> None:
+    owners = np.array([0, 1, 2], dtype=np.int64)
+    whole = hashlib.sha256(b"".join(client.to_bytes(8, "little") for client in (0, 1, 2))).hexdigest()
+    assert digest(owners) == whole[:16]
+    assert digest(owners.astype(">i8")) == whole[:16]
+    assert digest(owners[::-1]) != whole[:16]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -138,6 +192,26 @@ def test_a_labels_rows_do_not_depend_on_the_other_labels() -> None:
     alone = divided("dirichlet", ["a"] * 200, 3, alpha=5.0)
     among = divided("dirichlet", ["b", "a"] * 200, 3, alpha=5.0)
     assert (among[1::2] == alone).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_labels_of_few_rows_are_shared_out_evenly_too(rows: int) -> None:
+    labels = [f"label {number}" for number in range(1000) for _ in range(rows)]
+    held = np.bincount(divided("dirichlet", labels, 4, alpha=1e6), minlength=4)
+    # A label's count for a client is within a row of rows/4: over 1000 labels its deviation is below sqrt(1000) / 2.
+    assert np.abs(held - 250 * rows).max() < 5 * np.sqrt(1000) / 2
+
+
+def test_over_seeds_nobody_is_better_off() -> None:
+    labels = ["a", *"bb", *"ccc", *"dddd"] * 5
+    held = np.zeros(4)
+    for seed in range(400):
+        names = [f"{label}{place // 10}" for place, label in enumerate(labels)]
+        owners = outcome("dirichlet", names, 4, 1.0, seed)
+        held += np.bincount(owners, minlength=4) if not isinstance(owners, str) else 12.5
+    # Of n rows a client has n/4, with a variance of 0.0375 n² by Dir(1) and at most 1/4 by the cut.
+    deviation = np.sqrt(400 * 5 * sum(0.0375 * n * n + 0.25 for n in (1, 2, 3, 4)))
+    assert np.abs(held - 400 * 12.5).max() < 4.5 * deviation
 
 
 # Quantity
@@ -236,6 +310,20 @@ def test_counts_are_by_client_and_label() -> None:
     assert list(counts.by_label) == ["b", "a", "c"]
     assert counts.summary() == "iid: 6 rows for 2 clients, from 3 to 3 each"
     assert ShardCounts.from_dict(json.loads(json.dumps(counts.to_dict()))) == counts
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_counts_are_told_from_those_by_other_settings(method: str) -> None:
+    settings = Partition(method=method, alpha=100.0, field="task")  # type: ignore[arg-type]
+    labels = list("ab") * 50
+    counts = ShardCounts.of(settings, divide(settings, 100, labels, 2, 3), labels, 2, 3)
+    assert ShardCounts.from_dict(json.loads(json.dumps(counts.to_dict()))).came_of(settings, 3)
+    assert not counts.came_of(settings, 4)
+    assert not counts.came_of(replace(settings, field="topic"), 3)
+    others = [replace(settings, method=other) for other in METHODS if other != method]
+    assert not any(counts.came_of(other, 3) for other in others)
+    drawn = method in ("dirichlet", "quantity")
+    assert counts.came_of(replace(settings, alpha=1.0), 3) != drawn
 
 
 @given(labels=st.lists(st.text(max_size=40), min_size=4, max_size=20), method=st.sampled_from(["iid", "quantity"]))

@@ -121,7 +121,7 @@ def test_a_plot_comes_of_any_division(clients: int, labels: int) -> None:
         (["--set", "partition.alpha=0"], "partition.alpha must be a number above 0"),
         (["--set", "partition.method=dirichlet"], "partition.field names none"),
         (["--set", "partition.method=even"], "one of iid, dirichlet, field, quantity"),
-        ([*DIRICHLET], "builtin, row 1 has no field 'task'; it has completion, prompt; name one"),
+        ([*DIRICHLET], "row 1 has no field 'task', which partition.field names; it has completion, prompt; name one"),
         (["--set", "data.train=no-such.jsonl"], "there is no data file no-such.jsonl"),
         (["--out", "/dev/null/shards.png"], "cannot write /dev/null/shards.png"),
         (["no-such.toml"], "cannot read the config file no-such.toml"),

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from workers.sources import BUILTIN_EVAL_ROWS, BUILTIN_TRAIN_ROWS, DataError, Record, read
+from workers.sources import BUILTIN_EVAL_ROWS, BUILTIN_TRAIN_ROWS, DataError, Record, named_fields, read
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 RECORDS = [{"question": f'q{n}, "quoted"\nand more ü', "answer": f"#### {n}"} for n in range(7)]
 SECRET = "the patient is called"
+HEADER = " (has the file a header line?)"
 
 
 def take(source: Path | str, **changes: Any) -> list[tuple[int, Record]]:
@@ -145,3 +146,18 @@ def test_a_hub_name_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal("org/name")
     assert "org/name is neither a file on this machine nor a dataset" in message
     assert "much more" not in message
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([], "none"),
+        ([{}], "none"),
+        ([{"b": 1}, {"a_1.x-y": 2, "b": 3}], "a_1.x-y, b"),
+        ([{"id": 1, "she is ill": 2, "3": 4, "x" * 41: 5}], "id and 3 more that are no plain names" + HEADER),
+        ([{"id": 1, "Größe": 2}], "id and 1 more that is no plain name" + HEADER),
+        ([{"a\n": 1, None: 2}], "1 that is no plain name" + HEADER),
+    ],
+)
+def test_only_plain_names_of_fields_are_shown(records: list[Any], expected: str) -> None:
+    assert named_fields(records) == expected

@@ -1,15 +1,18 @@
 """A source's rows as they are divided over the clients of a simulated federation: labels read, one shard taken.
 
 How rows are divided is `parablock.shards`' business, where they come from `workers.sources`'. Every worker reads the
-whole source and keeps its own rows, so that nobody has to tell anybody which they are. No message holds text of a row.
+whole source and keeps its own rows, so that nobody has to tell anybody which they are; the digest in its log shows
+whether two of them divided alike. No message holds text of a row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from parablock.shards import ShardsError, divide
+from parablock.shards import ShardsError, digest, divide
+from workers.labels import label
 from workers.sources import DataError, Record, read, records
 
 if TYPE_CHECKING:
@@ -18,7 +21,9 @@ if TYPE_CHECKING:
 
     from parablock.config import Partition
 
-_LONGEST_LABEL = 64
+log = logging.getLogger("worker")
+
+MOST_LABELS = 1000
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,23 @@ def divide_source(
 ) -> Division:
     """The rows of `source` (see `workers.sources.read`) divided over `clients`.
 
-    Raises DataError where the source cannot be read, a row has no label, or a client would have no rows.
+    Raises DataError where the source cannot be read, a row has no label, there are more than MOST_LABELS different
+    ones, or a client would have no rows.
     """
     rows = 0
     labels: list[str] | None = [] if partition.field else None
+    known: dict[str, str] = {}  # one text a label, not one a row
     for record in records(source, split=split, seed=seed, held_out=held_out, limit=limit):
         rows += 1
         if labels is not None:
-            labels.append(_label(record, partition.field, f"{source}, row {rows}"))
+            text = label(record, partition.field, setting="partition.field", where=f"{source}, row {rows}")
+            labels.append(known.setdefault(text, text))
+            if len(known) > MOST_LABELS:
+                raise DataError(
+                    f"{source} has more than {MOST_LABELS:,} different values in the field {partition.field!r}, which "
+                    "partition.field names; a label is something that many rows have in common, as a task, a topic or "
+                    "an author, not a text or an id; name another field, as in --set partition.field=NAME"
+                )
     try:
         return Division(divide(partition, rows, labels, clients, seed), labels)
     except ShardsError as error:
@@ -62,42 +76,21 @@ def read_shard(
     index, clients = shard
     if partition is None or partition.method == "iid" or clients == 1:
         return read(source, split=split, seed=seed, held_out=held_out, shard=shard, limit=limit)
-    division = divide_source(source, partition, split=split, seed=seed, clients=clients, held_out=held_out, limit=limit)
+    if partition.method not in ("dirichlet", "field"):
+        partition = replace(partition, field="")  # labels that are only shown are nothing to a worker
+    owners = divide_source(
+        source, partition, split=split, seed=seed, clients=clients, held_out=held_out, limit=limit
+    ).owners
+    log.info(
+        "rows of all %d clients: %d, divided by %s, digest %s", clients, len(owners), partition.method, digest(owners)
+    )
     # Read again rather than kept: each of many workers on one machine would hold all of it.
-    again = records(source, split=split, seed=seed, held_out=held_out, limit=limit)
-    rows = enumerate(zip(division.owners.tolist(), again, strict=True))
-    return [(place, record) for place, (owner, record) in rows if owner == index]
-
-
-def _label(record: Record, name: str, where: str) -> str:
-    """The text of the label. where: names the row in a message."""
-    if name not in record:
-        there = ", ".join(sorted(other for other in record if other is not None)) or "none"
+    taken, place = [], -1
+    for place, record in enumerate(records(source, split=split, seed=seed, held_out=held_out, limit=limit)):
+        if place < len(owners) and owners[place] == index:
+            taken.append((place, record))
+    if place + 1 != len(owners):
         raise DataError(
-            f"{where} has no field {name!r}; it has {there}; name one that every row has, "
-            "as in --set partition.field=NAME"
+            f"{source} has changed while it was read (first {len(owners)} rows, then {place + 1}); start again"
         )
-    value = record[name]
-    if value is None or value == "":
-        raise DataError(f"{where} has nothing in the field {name!r}; fill it in, delete the row, or name another field")
-    if not isinstance(value, str | int | float):
-        raise DataError(
-            f"{where} has a value of type {type(value).__name__} in the field {name!r}; a label is a text, a number, "
-            "true or false; name another field, as in --set partition.field=NAME"
-        )
-    label = _text(value)
-    if len(label) > _LONGEST_LABEL or not _is_unicode(label):
-        raise DataError(
-            f"{where} has no label in the field {name!r} but {len(label)} characters of text; a label has at most "
-            f"{_LONGEST_LABEL}, and all of them valid Unicode; name another field, as in --set partition.field=NAME"
-        )
-    return label
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _is_unicode(text: str) -> bool:
-    """False for half a surrogate pair, as JSON can hold."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
+    return taken

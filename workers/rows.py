@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workers.division import read_shard
+from workers.labels import label
 from workers.segments import Segmenter, Segments, Unusable
-from workers.sources import DataError, Record
+from workers.sources import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -104,7 +105,7 @@ def load_rows(
     dropped: Counter[str] = Counter()
     texts: list[tuple[int, str, Segments]] = []
     for place, record in records:
-        named = _task(f"{source}, row {place + 1}", record, task) if task else ""
+        named = label(record, task, setting="eval.task", where=f"{source}, row {place + 1}") if task else ""
         try:
             texts.append((place, named, make(record)))
         except Unusable as reason:
@@ -129,20 +130,6 @@ def load_rows(
         )
     pad_id = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
     return Rows(tuple(rows), pad_id, len(records), truncated, dict(dropped))
-
-
-def _task(where: str, record: Record, field: str) -> str:
-    """The row's task. Raises DataError, beginning with `where`, if it has none."""
-    if field not in record:
-        there = ", ".join(sorted(name for name in record if name is not None)) or "none"
-        raise DataError(f"{where} has no field {field!r}, which eval.task names; it has {there}")
-    value = record[field]
-    blank = value is None or (isinstance(value, str) and not value.strip())
-    if blank or not isinstance(value, str | int | float):
-        found = "nothing" if blank else f"a {type(value).__name__}"
-        raise DataError(f"{where} has {found} in the field {field!r}, which eval.task names; expected a task's name")
-    # Half a surrogate pair, which JSON can hold, could not be written anywhere.
-    return str(value).encode(errors="backslashreplace").decode()
 
 
 def _tokenized(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Segments]) -> Iterator[list[list[int]]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jinja2 import TemplateError
 
-from workers.sources import DataError, Record
+from workers.sources import DataError, Record, named_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,7 @@ class Segmenter:
         """Raise DataError for a field that none of the records has, naming those that there are."""
         for wanted, key in self._fields().items():
             if records and not any(wanted in record for record in records):
-                there = sorted({name for record in records[:100] for name in record if name is not None})
+                there = {name for record in records[:100] for name in record}
                 likely = next((name for name in _USUAL.get(key, ()) if name in there), "NAME")
                 advice = (
                     "write data.template with these"
@@ -86,7 +86,7 @@ class Segmenter:
                     else f"name the right one in the run's config, as in --set {key}={likely}"
                 )
                 raise DataError(
-                    f"{self._source} has no field {wanted!r}; it has {', '.join(there) or 'none'}; {advice}"
+                    f"{self._source} has no field {wanted!r}; it has {named_fields(records[:100])}; {advice}"
                 )
 
     def __call__(self, record: Record) -> Segments:

@@ -26,6 +26,9 @@ BUILTIN_TRAIN_ROWS = 8192
 BUILTIN_EVAL_ROWS = 512
 
 
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}")
+
+
 class DataError(ValueError):
     """The rows cannot be used. The message names the source, what was expected, what came, and what to do."""
 
@@ -52,6 +55,21 @@ def read(
         )
     found = records(source, split=split, seed=seed, held_out=held_out, limit=limit)
     return list(itertools.islice(enumerate(found), index, None, count))
+
+
+def named_fields(records: Iterable[Record]) -> str:
+    """The names of the records' fields, for a message: "answer, id and 2 more that are no plain names (...)".
+
+    Only what looks like a name is shown: in a CSV file without a header line, the names are the text of its first row.
+    """
+    names = {name for record in records for name in record if name is not None}
+    plain = sorted(name for name in names if _PLAIN_NAME.fullmatch(name))
+    listed = ", ".join(plain)
+    if others := len(names) - len(plain):
+        verb = "is no plain name" if others == 1 else "are no plain names"
+        counted = f"{others} more that {verb}" if plain else f"{others} that {verb}"
+        listed += f"{' and ' * bool(plain)}{counted} (has the file a header line?)"
+    return listed or "none"
 
 
 def _records(source: str, *, split: str, seed: int, held_out: bool, limit: int) -> Iterable[Record]:
