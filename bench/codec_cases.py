@@ -7,26 +7,17 @@ What it does to a loss is what a run does to any change, however small.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import TYPE_CHECKING
 
-from bench.figures import FiguresError
-from bench.processes import Children, size
-from parablock import config
-from parablock.run_folder import METRICS, RunFolder
+from bench import learning_curve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from bench.learning_curve import LearningCurve
     from parablock.codec import CodecName
-
-EVALUATE_EVERY = 4
-"""Rounds between two held-out losses."""
-
-_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -66,46 +57,7 @@ CASES = {
 """By name. A minus: without error feedback."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """One run. held_out: by rounds done, the loss in nats per token, without the one before training.
-
-    nbytes: up and down, all clients.
-    """
-
-    held_out: dict[int, float]
-    nbytes: int
-
-    @property
-    def final_loss(self) -> float:
-        return self.held_out[max(self.held_out)]
-
-
-def settings(overrides: Sequence[str]) -> config.Config:
-    """The quickstart's, without what only its table needs. Raises ConfigError."""
-    with resources.as_file(resources.files("parablock") / "quickstart.toml") as path:
-        return config.load(path, ["eval.generate=0", f"eval.every={EVALUATE_EVERY}", *overrides])
-
-
-def train(case: Case, seed: int, overrides: Sequence[str], folder: Path) -> Trained:
+def train(case: Case, seed: int, overrides: Sequence[str], folder: Path) -> LearningCurve:
     """One run. folder: new. Raises ChildError, and FiguresError where a held-out loss is missing."""
-    folder.mkdir()
-    asked = settings([*overrides, f"seed={seed}", *case.settings])
-    (folder / "config.toml").write_text(config.to_toml(asked), encoding="utf-8")
-    run = folder / "run"
-
-    with Children(folder) as children:
-        command = [sys.executable, "-m", "parablock.cli", "run", str(folder / "config.toml"), "--out", str(run)]
-        started = children.start("run", command, case.environment)
-        children.wait(started, lambda: size(run / METRICS), _PATIENCE_S)
-    with RunFolder.open(run) as finished:
-        rows = finished.read_metrics()
-    evaluations = [row for row in rows if row["kind"] == "evaluation" and row["round"] >= 0]
-    held_out = {row["round"] + 1: row["eval_loss"] for row in evaluations}
-    if not held_out or any(loss is None for loss in held_out.values()):
-        raise FiguresError(
-            f"{case.name} with seed {seed} has no held-out loss after some of its rounds and cannot be compared: did "
-            "it diverge? Lower solver.lr, and leave data.eval as it is"
-        )
-    nbytes = sum(row["bytes_up"] + row["bytes_down"] for row in rows if row["kind"] == "round")
-    return Trained(held_out, nbytes)
+    asked = learning_curve.settings(None, [*overrides, f"seed={seed}", *case.settings])
+    return learning_curve.learn(asked, folder, f"{case.name} with seed {seed}", environment=case.environment)

@@ -15,7 +15,6 @@ speed of each codec on one thread, in bytes of float32 per second; float32 itsel
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import sys
 import time
@@ -26,7 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bench import codec_cases, command, results
+from bench import codec_cases, command, learning_curve, paired, results
 from bench.codec_cases import CASES, NULL, REFERENCE
 from bench.figures import FiguresError
 from bench.paired import Paired, log_ratios, percent
@@ -39,7 +38,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from bench.codec_cases import Case, Trained
+    from bench.codec_cases import Case
+    from bench.learning_curve import LearningCurve
     from parablock.codec import CodecName
 
 _CHUNK = 1 << 18  # elements
@@ -63,7 +63,7 @@ class Plan:
 
 def measure(plan: Plan, folder: Path) -> None:
     """All runs, seed by seed; the result printed and kept."""
-    trained: dict[str, list[Trained]] = {case.name: [] for case in plan.cases}
+    trained: dict[str, list[LearningCurve]] = {case.name: [] for case in plan.cases}
     began, done, runs = time.monotonic(), 0, len(plan.seeds) * len(plan.cases)
     for turn, seed in enumerate(plan.seeds, 1):
         for case in plan.cases:
@@ -105,7 +105,7 @@ def speed(name: CodecName, seconds: float = 0.3) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def row(case: Case, trained: Sequence[Trained], reference: Sequence[Trained]) -> dict[str, Any]:
+def row(case: Case, trained: Sequence[LearningCurve], reference: Sequence[LearningCurve]) -> dict[str, Any]:
     """A case against float32, seed by seed. Gaps above zero are worse."""
     bar = math.log1p(case.bar_pct / 100)
     final, curve = compare(trained, reference)
@@ -130,7 +130,7 @@ def row(case: Case, trained: Sequence[Trained], reference: Sequence[Trained]) ->
     }
 
 
-def check_null(found: Trained, reference: Trained) -> None:
+def check_null(found: LearningCurve, reference: LearningCurve) -> None:
     """Raises FiguresError where the null case is float32 itself."""
     if found.held_out == reference.held_out:
         raise FiguresError(
@@ -139,7 +139,7 @@ def check_null(found: Trained, reference: Trained) -> None:
         )
 
 
-def compare(trained: Sequence[Trained], reference: Sequence[Trained]) -> tuple[Paired, Paired]:
+def compare(trained: Sequence[LearningCurve], reference: Sequence[LearningCurve]) -> tuple[Paired, Paired]:
     """(final losses, whole curves). A curve's log ratio is the mean of those at its points."""
     final = log_ratios([each.final_loss for each in trained], [each.final_loss for each in reference])
     curves = [
@@ -166,9 +166,9 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         "case": lambda row: row["case"],
         " bytes": lambda row: f"{row['bytes_ratio']:.3f}",
         " final loss": lambda row: f"{row['final_loss']:.5f}",
-        " gap, 95 %": lambda row: _gap(row["final"]),
+        " gap, 95 %": lambda row: paired.text(row["final"]),
         " bar": lambda row: _verdict(row["final"]),
-        " curve's gap, 95 %": lambda row: _gap(row["curve"]),
+        " curve's gap, 95 %": lambda row: paired.text(row["curve"]),
         " bar ": lambda row: _verdict(row["curve"]),
         " encode": lambda row: _speed(row["encode_mb_s"]),
         " decode": lambda row: _speed(row["decode_mb_s"]),
@@ -179,14 +179,6 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         f"case-: without error feedback; {NULL}: rounded otherwise; speed in MB/s"
     )
     return results.table(columns, rows, caption)
-
-
-def _gap(told: dict[str, Any] | None) -> str:
-    if told is None:
-        return ""
-    if told["low_pct"] is None:
-        return f"{told['gap_pct']:+.2f}"
-    return f"{told['gap_pct']:+.2f} ({told['low_pct']:+.2f} to {told['high_pct']:+.2f})"
 
 
 def _verdict(told: dict[str, Any] | None) -> str:
@@ -246,27 +238,15 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     quick = options.quick
     if quick and (options.seeds is not None or options.codecs is not None):
         raise ValueError("--quick is one seed of float32 and int4 within 60 s; leave it out for other seeds or codecs")
-    seeds = _seeds(options.seeds if options.seeds is not None else _SEEDS[quick])
+    seeds = command.seeds(options.seeds if options.seeds is not None else _SEEDS[quick])
     names = (options.codecs if options.codecs is not None else _CODECS[quick]).split(",")
     unknown = [name for name in names if name not in CASES]
     if unknown:
         raise ValueError(f"--codecs takes {', '.join(CASES)}, separated by commas; got {', '.join(unknown)}")
     overrides = (*(["rounds=8"] if quick else []), *options.set)
-    codec_cases.settings(overrides)  # a typing mistake is told now
+    learning_curve.settings(None, overrides)  # a typing mistake is told now
     cases = dict.fromkeys([REFERENCE, *names])
     return Plan(tuple(CASES[name] for name in cases), seeds, overrides, options.out)
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise ValueError(f"--seeds takes numbers and ranges, as 0,1,2 or 0-19; got {text!r}")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds names a seed twice, which would count as two; got {text!r}")
-    return tuple(seeds)
 
 
 if __name__ == "__main__":

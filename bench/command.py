@@ -6,6 +6,7 @@ Exit codes: 0; 1 where a run failed (the message has the ends of the logs); 2 fo
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import tempfile
@@ -38,6 +39,19 @@ def parser(name: str, doc: str | None, quick: str) -> argparse.ArgumentParser:
 def add_shm(parser: argparse.ArgumentParser) -> None:
     told = "keep the runs in /dev/shm, so that no disk is part of a round"
     parser.add_argument("--shm", action="store_true", help=told)
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """The seeds of --seeds, as in "0,1,2" or "0-19". Raises ValueError."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise ValueError(f"--seeds takes numbers and ranges, as 0,1,2 or 0-19; got {text!r}")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(set(found)) < len(found):
+        raise ValueError(f"--seeds names a seed twice, which would count as two; got {text!r}")
+    return tuple(found)
 
 
 def run(

@@ -61,15 +61,20 @@ class Paired:
         spread = statistics.stdev(self.ratios)
         return max(2, math.ceil((_T[-1] * spread / bar) ** 2))
 
-    def told(self, bar: float) -> dict[str, Any]:
-        """For a result: everything in per cent, and None for what one pair cannot tell."""
+    def told(self, bar: float | None = None) -> dict[str, Any]:
+        """For a result: everything in per cent, and None for what one pair cannot tell. Verdicts only with a bar."""
         low, high = (None, None) if len(self.ratios) < 2 else map(percent, self.interval)
-        return {
+        gap = {
             "gap_pct": percent(self.mean),
             "error_pct": None if len(self.ratios) < 2 else 100 * self.error,
             "low_pct": low,
             "high_pct": high,
             "gap_pct_by_pair": [percent(ratio) for ratio in self.ratios],
+        }
+        if bar is None:
+            return gap
+        return {
+            **gap,
             "bar_pct": percent(bar),
             "verdict": self.verdict(bar),
             "pairs_needed": self.pairs_needed(bar),
@@ -84,6 +89,15 @@ def log_ratios(values: Sequence[float], reference: Sequence[float]) -> list[floa
 def percent(ratio: float) -> float:
     """A log ratio as what the number has grown by, in per cent."""
     return 100 * math.expm1(ratio)
+
+
+def text(told: dict[str, Any] | None) -> str:
+    """What was told, for people: the gap and its interval in per cent. None: nothing to compare."""
+    if told is None:
+        return ""
+    if told["low_pct"] is None:
+        return f"{told['gap_pct']:+.2f}"
+    return f"{told['gap_pct']:+.2f} ({told['low_pct']:+.2f} to {told['high_pct']:+.2f})"
 
 
 def _t(freedom: int) -> float:

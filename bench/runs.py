@@ -1,4 +1,6 @@
-"""One run of parablock as a user would start it: real broker and worker processes, over given links, until it ends.
+"""One run of parablock as a user would start it: real broker and worker processes, until they end.
+
+`run` starts them one by one over given links; `launch` has `parablock run` do it on this machine.
 
 What is trained and what is made of the metrics is the caller's business.
 """
@@ -13,11 +15,12 @@ from parablock import config
 from parablock.run_folder import METRICS, RunFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from bench.network import Network
 
-PATIENCE_S = 90.0
+PATIENCE_S = 120.0
 """A run without a new row of metrics for this long has failed; starting up, torch included, is within it."""
 
 _LEAVING_S = 20.0
@@ -35,9 +38,9 @@ ENVIRONMENT = {
 def run(settings: config.Config, links: Network, folder: Path) -> RunFolder:
     """Start a broker and one worker per link, wait until all have ended well, and return the run's folder.
 
-    settings: with `network.bind` as `links` says; worker i trains on shard i of `data.train`. folder: new; it gets
-    the config, a log per process, and the run in `folder/run`. Raises ChildError, with the ends of the logs, where
-    a process fails or the run stands still.
+    settings: with `network.bind` as `links` says; worker i has shard i of `data.train` and `data.eval`. folder: new;
+    it gets the config, a log per process, and the run in `folder/run`. Raises ChildError, with the ends of the logs,
+    where a process fails or the run stands still.
     """
     assert settings.network.bind == links.bind, "the broker must listen where the links lead"
     assert settings.round.clients == len(links.endpoints), "one link per client"
@@ -56,9 +59,25 @@ def run(settings: config.Config, links: Network, folder: Path) -> RunFolder:
         for index, (endpoint, prefix) in enumerate(zip(links.endpoints, links.client_prefixes, strict=True)):
             name = f"worker-{index}"
             place = ("--broker", endpoint, "--name", name, "--threads", "1", *links.flags)
-            rows = ("--data", settings.data.train, "--shard", f"{index}/{len(links.endpoints)}")
+            shard = f"{index}/{len(links.endpoints)}"
+            rows = (f"--data={settings.data.train}", f"--eval={settings.data.eval}", "--shard", shard)
             workers.append(children.start(name, [*prefix, *python, "workers", *place, *rows], ENVIRONMENT))
         children.wait(broker, progress, PATIENCE_S)
         for worker in workers:
             children.wait(worker, progress, _LEAVING_S)
+    return RunFolder.open(out)
+
+
+def launch(settings: config.Config, folder: Path, environment: Mapping[str, str] | None = None) -> RunFolder:
+    """Have `parablock run` start a broker and `round.clients` workers over loopback, and return the run's folder.
+
+    folder: new. environment: added to that of all processes. Raises ChildError as `run` does.
+    """
+    folder.mkdir()
+    config_path, out = folder / "config.toml", folder / "run"
+    config_path.write_text(config.to_toml(settings), encoding="utf-8")
+    with Children(folder) as children:
+        command = [sys.executable, "-m", "parablock.cli", "run", str(config_path), "--out", str(out)]
+        started = children.start("run", [*command, "--workers", str(settings.round.clients)], environment)
+        children.wait(started, lambda: size(out / METRICS), PATIENCE_S)
     return RunFolder.open(out)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench import codec_cases, codecs
-from bench.codec_cases import CASES, NULL, Trained
+from bench import codec_cases, codecs, learning_curve
+from bench.codec_cases import CASES, NULL
 from bench.figures import FiguresError
+from bench.learning_curve import LearningCurve, Point
 from bench.paired import Paired, log_ratios, percent
 from tests.shown import shown
 
@@ -65,9 +66,19 @@ def test_ratios_in_per_cent() -> None:
 # Rows ---------------------------------------------------------------------------------------------------------
 
 
-def runs(*factors: float, nbytes: int = 1000) -> list[Trained]:
+def runs(*factors: float, nbytes: int = 1000) -> list[LearningCurve]:
     """A run for each factor, by which its loss after the last of three evaluations differs."""
-    return [Trained({4: 2.0, 8: 1.0, 12: 0.5 * factor}, nbytes) for factor in factors]
+    return [
+        LearningCurve(
+            (
+                Point(0, 5.0, 0.0, 0),
+                Point(4, 2.0, 4.0, nbytes // 3),
+                Point(8, 1.0, 8.0, 2 * nbytes // 3),
+                Point(12, 0.5 * factor, 12.0, nbytes),
+            )
+        )
+        for factor in factors
+    ]
 
 
 def found_row(case: str, *factors: float) -> dict[str, Any]:
@@ -121,11 +132,11 @@ def test_the_table_and_the_plot_show_every_row(tmp_path: Path) -> None:
 
 def test_a_case_is_settings_that_the_config_takes() -> None:
     for case in CASES.values():
-        settings = codec_cases.settings(case.settings)
+        settings = learning_curve.settings(None, case.settings)
         assert (settings.codec.up, settings.codec.down) == (case.codec, case.codec)
         assert settings.codec.error_feedback == (not case.name.endswith("-"))
-        assert settings.eval.every == codec_cases.EVALUATE_EVERY
-    assert codec_cases.settings(["solver.lr_schedule=linear", "eval.every=2"]).eval.every == 2
+        assert settings.eval.every == learning_curve.EVALUATE_EVERY
+    assert learning_curve.settings(None, ["solver.lr_schedule=linear", "eval.every=2"]).eval.every == 2
 
 
 def test_all_seeds_and_cases_are_run_and_float32_first(
@@ -133,7 +144,7 @@ def test_all_seeds_and_cases_are_run_and_float32_first(
 ) -> None:
     ran: list[tuple[str, int]] = []
 
-    def train(case: codec_cases.Case, seed: int, overrides: Sequence[str], folder: Path) -> Trained:
+    def train(case: codec_cases.Case, seed: int, overrides: Sequence[str], folder: Path) -> LearningCurve:
         assert list(overrides) == ["rounds=12"]
         assert not folder.exists()
         ran.append((case.name, seed))
@@ -155,7 +166,7 @@ def test_all_seeds_and_cases_are_run_and_float32_first(
 def test_quick_is_one_seed_of_two_codecs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ran: list[tuple[str, int, list[str]]] = []
 
-    def train(case: codec_cases.Case, seed: int, overrides: Sequence[str], _folder: Path) -> Trained:
+    def train(case: codec_cases.Case, seed: int, overrides: Sequence[str], _folder: Path) -> LearningCurve:
         ran.append((case.name, seed, list(overrides)))
         return runs(1.0)[0]
 
