@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from parablock.loss import answer_loss
 from workers.batches import collate
-from workers.grades import grade, number
+from workers.grades import grade, wanted_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -89,7 +89,7 @@ def asked(rows: Rows, settings: config.Evaluation, *, free_form: bool) -> list[R
     return [
         row
         for row in rows
-        if row.place < settings.generate and row.answer and (free_form or number(row.answer) is not None)
+        if row.place < settings.generate and row.answer and (free_form or wanted_number(row.answer) is not None)
     ]
 
 
