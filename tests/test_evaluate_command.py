@@ -115,6 +115,15 @@ def test_wrong_input_is_told_and_ends_with_2(tmp_path: Path, capsys: pytest.Capt
     assert "eval.generate = 0 asks for none" in refusal(
         capsys, "builtin", "--data", "builtin", "--answers", str(tmp_path / "answers.jsonl")
     )
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    for again in (f"{tmp_path}/./rows.jsonl", str(tmp_path / "link.jsonl")):
+        told = refusal(capsys, "builtin", "--data", rows, "--data", again)
+        assert f"names the same rows twice: {rows} and {again} are one; name each of them once" in told
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(f'{{"id": {each}, "prompt": "x", "completion": "y"}}\n' for each in range(1001)))
+    assert "eval.task = 'id' tells 1001 tasks apart" in refusal(
+        capsys, "builtin", "--data", str(many), "--set", "eval.task=id", "--set", "eval.rows=0"
+    )
     RunFolder.create(tmp_path / "run", from_dict({"data": {"eval": "builtin"}}))
     assert "holds no trained block" in refusal(capsys, str(tmp_path / "run"))
 
@@ -122,7 +131,7 @@ def test_wrong_input_is_told_and_ends_with_2(tmp_path: Path, capsys: pytest.Capt
 def test_tasks_and_files_are_told_apart(rows: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     both = scores(capsys, "builtin", "--data", rows[0], "--data", rows[1], *SMALL)
     assert list(both["files"]) == rows, "the same name twice, so the whole paths"
-    assert {task: each["rows"] for task, each in both["tasks"].items()} == {"qa": 5, "sums": 2, "title": 1}
+    assert {task: each["rows"] for task, each in both["tasks"].items()} == {"qa": 5, "sums": 1, "title": 1}, "eval.rows"
     assert both["files"][rows[0]]["tasks"]["sums"]["free_form"] == 0
     for place, path in enumerate(rows):
         alone = scores(capsys, "builtin", "--data", path, *SMALL)
