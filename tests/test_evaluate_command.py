@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -183,6 +186,32 @@ def test_ctrl_c_keeps_what_was_answered(
     assert path.read_bytes().count(b"\n") == 3
     assert main(command) == 0
     assert "goes on after 2 of 4 answers" in capsys.readouterr().err
+
+
+def test_a_file_whose_name_is_no_utf8_is_answered_and_gone_on_with(
+    rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / os.fsdecode(b"z\xfclich.jsonl")
+    shutil.copy(rows[0], data)
+    command = ["builtin", "--data", str(data), *SMALL, "--answers", str(tmp_path / "answers.jsonl")]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out == shown
+    assert "goes on after 4 of 4 answers" in captured.err
+
+
+def test_an_answer_file_that_another_evaluation_writes_is_refused(
+    rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    command = ["builtin", "--data", rows[0], *SMALL, "--answers", str(path)]
+    with path.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "is being written by another `parablock evaluate`" in refusal(capsys, *command)
+        assert path.read_bytes() == b""
+    assert main(command) == 0
 
 
 def test_answers_of_another_evaluation_are_refused(

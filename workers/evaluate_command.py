@@ -110,7 +110,7 @@ def _evaluate(
         which = f" of {name}" if len(held_out) > 1 else ""
         print(f"held-out rows{which}: {rows.summary()}; device: {device}", file=sys.stderr)
     with contextlib.ExitStack() as stack:
-        file = None if answers is None else stack.enter_context(_open(answers, loaded, held_out, config))
+        file = None if answers is None else stack.enter_context(_open(answers, loaded, held_out, config, device))
         return _scores(loaded, held_out, config, device, file)
 
 
@@ -130,9 +130,11 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
     return dict(zip(names if len(set(names)) == len(names) else sources, sources, strict=True))
 
 
-def _open(path: Path, loaded: models.Loaded, held_out: dict[str, Rows], config: Config) -> AnswerFile:
+def _open(
+    path: Path, loaded: models.Loaded, held_out: dict[str, Rows], config: Config, device: torch.device
+) -> AnswerFile:
     questions = {name: asked(rows, config.eval, free_form=True) for name, rows in held_out.items()}
-    file = AnswerFile(path, identity(loaded, questions, config.eval))
+    file = AnswerFile(path, identity(loaded, questions, config.eval, device))
     if file.torn:
         print(f"{path}: its last line was cut off and is dropped ({file.torn} bytes)", file=sys.stderr)
     if len(file):
