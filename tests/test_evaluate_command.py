@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,6 +118,15 @@ def test_wrong_input_is_told_and_ends_with_2(tmp_path: Path, capsys: pytest.Capt
     assert "eval.generate = 0 asks for none" in refusal(
         capsys, "builtin", "--data", "builtin", "--answers", str(tmp_path / "answers.jsonl")
     )
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    for again in (f"{tmp_path}/./rows.jsonl", str(tmp_path / "link.jsonl")):
+        told = refusal(capsys, "builtin", "--data", rows, "--data", again)
+        assert f"names the same rows twice: {rows} and {again} are one; name each of them once" in told
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(f'{{"id": {each}, "prompt": "x", "completion": "y"}}\n' for each in range(1001)))
+    assert "eval.task = 'id' tells 1001 tasks apart" in refusal(
+        capsys, "builtin", "--data", str(many), "--set", "eval.task=id", "--set", "eval.rows=0"
+    )
     RunFolder.create(tmp_path / "run", from_dict({"data": {"eval": "builtin"}}))
     assert "holds no trained block" in refusal(capsys, str(tmp_path / "run"))
 
@@ -122,7 +134,7 @@ def test_wrong_input_is_told_and_ends_with_2(tmp_path: Path, capsys: pytest.Capt
 def test_tasks_and_files_are_told_apart(rows: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     both = scores(capsys, "builtin", "--data", rows[0], "--data", rows[1], *SMALL)
     assert list(both["files"]) == rows, "the same name twice, so the whole paths"
-    assert {task: each["rows"] for task, each in both["tasks"].items()} == {"qa": 5, "sums": 2, "title": 1}
+    assert {task: each["rows"] for task, each in both["tasks"].items()} == {"qa": 5, "sums": 1, "title": 1}, "eval.rows"
     assert both["files"][rows[0]]["tasks"]["sums"]["free_form"] == 0
     for place, path in enumerate(rows):
         alone = scores(capsys, "builtin", "--data", path, *SMALL)
@@ -174,6 +186,32 @@ def test_ctrl_c_keeps_what_was_answered(
     assert path.read_bytes().count(b"\n") == 3
     assert main(command) == 0
     assert "goes on after 2 of 4 answers" in capsys.readouterr().err
+
+
+def test_a_file_whose_name_is_no_utf8_is_answered_and_gone_on_with(
+    rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / os.fsdecode(b"z\xfclich.jsonl")
+    shutil.copy(rows[0], data)
+    command = ["builtin", "--data", str(data), *SMALL, "--answers", str(tmp_path / "answers.jsonl")]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out == shown
+    assert "goes on after 4 of 4 answers" in captured.err
+
+
+def test_an_answer_file_that_another_evaluation_writes_is_refused(
+    rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    command = ["builtin", "--data", rows[0], *SMALL, "--answers", str(path)]
+    with path.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "is being written by another `parablock evaluate`" in refusal(capsys, *command)
+        assert path.read_bytes() == b""
+    assert main(command) == 0
 
 
 def test_answers_of_another_evaluation_are_refused(

@@ -13,10 +13,12 @@ from torch.nn import functional
 
 from parablock import builtin
 from parablock.config import Data, Evaluation
-from workers.evaluation import Scores, asked, evaluate, total
-from workers.rows import Row, Rows, load_rows
+from workers.evaluation import Scores, _of_one_task, asked, check_tasks, evaluate, total
+from workers.rows import DataError, Row, Rows, load_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from workers.grades import Answer
 
 CPU = torch.device("cpu")
@@ -87,12 +89,47 @@ def test_tasks_add_up_to_all(model: torch.nn.Module, rows: Rows) -> None:
     for task, scores in by_task.items():
         mine = [row for row in named if row.task == task]
         loss_sum, tokens = plain_loss(model, [row for row in mine if row.place < 20])
-        assert (scores.rows, scores.tokens) == (len(mine), tokens)
+        assert (scores.rows, scores.tokens) == (sum(row.place < 20 for row in mine), tokens)
         assert scores.answered == sum(row.place < 11 for row in mine)
         assert scores.loss_sum == pytest.approx(loss_sum, rel=1e-5)
     added = total(by_task.values())
     assert added.loss_sum == pytest.approx(whole.loss_sum, rel=1e-6)
     assert dataclasses.replace(added, loss_sum=whole.loss_sum) == whole
+
+
+def test_rows_are_those_of_the_loss_also_where_more_are_answered(model: torch.nn.Module, rows: Rows) -> None:
+    last = dataclasses.replace(rows[11], task="answered")
+    told = dataclasses.replace(rows, rows=(*rows.rows[:11], last, *rows.rows[12:]))
+    scores = evaluate(model, TOKENIZER, told, Evaluation(rows=3, generate=12, max_new_tokens=1), CPU)
+    assert {task: (each.rows, each.answered) for task, each in scores.items()} == {"": (3, 11), "answered": (0, 1)}
+
+
+class Walked(list[Row]):
+    """Counts how often it was gone through."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_rows_are_batched_by_task_in_one_walk() -> None:
+    rows = Walked(
+        dataclasses.replace(row(place, b"a" * (place % 7), "b"), task=str(place % 50)) for place in range(400)
+    )
+    batches = _of_one_task(rows, 3)
+    assert rows.walks == 1, "not once a task"
+    assert sorted(each.place for batch in batches for each in batch) == list(range(400))
+    assert all(len({each.task for each in batch}) == 1 and len(batch) <= 3 for batch in batches)
+    assert len(batches) == 50 * 3
+
+
+def test_so_many_tasks_are_a_mistake() -> None:
+    rows = [dataclasses.replace(row(place, b"a", "b"), task=str(place // 2)) for place in range(2002)]
+    check_tasks(rows[:2000], "id")
+    with pytest.raises(DataError, match=r"eval\.task = 'id' tells 1001 tasks apart, .*: a task is a kind of rows"):
+        check_tasks(rows, "id")
 
 
 class Recorder:

@@ -69,6 +69,13 @@ def test_what_is_not_known_is_null_and_a_dash() -> None:
     assert Scorecard({"a": {}}, by_task=False).tree()["loss"] is None
 
 
+def test_rows_fewer_than_answers_are_explained() -> None:
+    fewer = Scorecard({"a": {"": Scores(loss_sum=1.0, tokens=1, answered=2, rows=1)}}, by_task=False)
+    assert "rows: those of the loss" in shown(fewer.table("title"))
+    assert fewer.tree()["rows"] == 1
+    assert "rows:" not in shown(Scorecard({"a": {"": QA}}, by_task=False).table("title"))
+
+
 def test_names_are_no_markup_and_no_commands_to_a_terminal() -> None:
     text = shown(Scorecard({"a": {"[red]x\x1b[2J": QA, "[b]": SUMS}}, by_task=True).table("[i]title"))
     assert r"'[red]x\x1b[2J'" in text

@@ -6,8 +6,10 @@ after it is an answer, with its grades for whoever reads the file; when it is re
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 from typing import TYPE_CHECKING, Any, Self
 
 from parablock import models
@@ -18,17 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import torch
+
     from parablock import config
     from workers.grades import Answer
     from workers.rows import Row
 
-_VERSION = 1
+_VERSION = 2
+# Of a model's config: where it came from and by what it was written. Its dtypes are in the digest of its weights.
+_NO_MATTER = {
+    "_name_or_path", "_commit_hash", "_from_model_config", "transformers_version", "architectures", "dtype",
+    "torch_dtype",
+}  # fmt: skip
 _MEANINGS = {
     "weights": "the model's weights",
+    "model_config": "the model's config",
+    "generation_config": "the model's generation config",
     "tokenizer": "the tokenizer",
     "end_tokens": "the tokens that end an answer",
     "max_new_tokens": "eval.max_new_tokens",
     "batch_size": "eval.batch_size",
+    "device": "the device",
     "files": "the names of the data",
     "rows": "the rows that are asked (the data, settings of data, eval.task or eval.generate)",
 }
@@ -39,9 +51,12 @@ class AnswerFileError(ValueError):
 
 
 def identity(
-    loaded: models.Loaded, questions: Mapping[str, Sequence[Row]], settings: config.Evaluation
+    loaded: models.Loaded, questions: Mapping[str, Sequence[Row]], settings: config.Evaluation, device: torch.device
 ) -> dict[str, Any]:
     """All that decides the answers to `questions`, which are by the name of their data, as the file's first line."""
+    model = loaded.model
+    attention = getattr(model.config, "_attn_implementation", None)  # no part of its tree
+    generation = None if model.generation_config is None else model.generation_config.to_dict()
     rows = hashlib.sha256()
     for name, asked in questions.items():
         for row in asked:
@@ -49,11 +64,14 @@ def identity(
             rows.update(json.dumps(said).encode() + b"\n")
     return {
         "answers": _VERSION,
-        "weights": models.weights_digest(loaded.model),
+        "weights": models.weights_digest(model),
+        "model_config": _digest([model.config.to_dict(), attention]),
+        "generation_config": _digest(generation),
         "tokenizer": models.tokenizer_digest(loaded.tokenizer),
-        "end_tokens": end_tokens(loaded.model, loaded.tokenizer),
+        "end_tokens": end_tokens(model, loaded.tokenizer),
         "max_new_tokens": settings.max_new_tokens,
         "batch_size": settings.batch_size,  # padding changes the last bits of logits, and with them an answer
+        "device": device.type,  # and so does other arithmetic
         "files": list(questions),
         "rows": rows.hexdigest(),
     }
@@ -65,14 +83,23 @@ class AnswerFile:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Go on with the answers in `path`, or begin it.
 
-        Raises AnswerFileError, and leaves the file as it is, where it holds anything else than answers of `identity`.
+        Raises AnswerFileError, and leaves the file as it is, where it holds anything else than answers of `identity`,
+        or where another evaluation has it open.
         """
         self.torn = 0
         self._path = path
         self._known: dict[str, dict[int, str]] = {}
+        self._lock = _locked(path)
+        try:
+            self._file = self._opened(path, identity)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _opened(self, path: Path, identity: Mapping[str, Any]) -> AppendFile:
         header = json.dumps(identity) + "\n"
         try:
-            content = path.read_bytes() if path.exists() else b""
+            content = path.read_bytes()
             # What was begun and cut off within its first line holds nothing yet.
             fresh = content != header.encode() and header.encode().startswith(content)
             if fresh:
@@ -80,18 +107,19 @@ class AnswerFile:
             else:
                 self._read(content, identity)
                 self.torn = cut_torn_line(path)
-            self._file = AppendFile(path, truncate=fresh)
+            file = AppendFile(path, truncate=fresh)
             if fresh:
-                self._file.append(header)
+                file.append(header)
         except OSError as error:
-            reason = error.strerror or error
-            raise AnswerFileError(f"cannot write {path}: {reason}; choose another --answers") from error
+            raise _unwritable(path, error) from error
+        return file
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        os.close(self._lock)
 
     def __len__(self) -> int:
         """How many answers it held when it was opened."""
@@ -117,8 +145,10 @@ class AnswerFile:
             )
             for answer in answers
         ]
+        # A name that is no UTF-8 has halves of surrogate pairs, which are written as JSON escapes them.
+        text = "".join(line + "\n" for line in lines).encode(errors="backslashreplace").decode()
         try:
-            self._file.append("".join(line + "\n" for line in lines))
+            self._file.append(text)
         except OSError as error:
             raise AnswerFileError(
                 f"cannot write {self._path}: {error.strerror or error}; make room, and the same command goes on"
@@ -145,7 +175,43 @@ class AnswerFile:
                 case {"data": str(name), "place": int(place), "answer": str(text)}:
                     self._known.setdefault(name, {})[place] = text
                 case _:
-                    raise AnswerFileError(f"{self._path}, line {number} is no answer; mend or delete it")
+                    raise AnswerFileError(f"{self._path}, line {number} is no answer; delete that line")
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of `path`, created if it is not there, locked until it is closed. Raises AnswerFileError."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise AnswerFileError(
+                f"{path} is being written by another `parablock evaluate` that still runs; wait for its end, then the "
+                "same command goes on with its answers, or choose another --answers"
+            ) from None
+        raise _unwritable(path, error) from error
+    return descriptor
+
+
+def _unwritable(path: Path, error: OSError) -> AnswerFileError:
+    return AnswerFileError(f"cannot write {path}: {error.strerror or error}; choose another --answers")
+
+
+def _digest(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(_what_matters(tree), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _what_matters(tree: Any) -> Any:
+    """Without `_NO_MATTER` at any depth; keys as text, as JSON has them: those of two types cannot be sorted."""
+    if isinstance(tree, dict):
+        return {str(name): _what_matters(value) for name, value in tree.items() if name not in _NO_MATTER}
+    if isinstance(tree, list | tuple):
+        return [_what_matters(value) for value in tree]
+    return tree
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

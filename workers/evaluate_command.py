@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 from functools import partial
@@ -24,7 +25,7 @@ from parablock.blocks import PartitionError
 from parablock.config import ConfigError
 from parablock.run_folder import CONFIG, RunFolder, RunFolderError
 from workers.answers import AnswerFile, AnswerFileError, identity
-from workers.evaluation import asked, evaluate
+from workers.evaluation import asked, check_tasks, evaluate
 from workers.rows import DataError, Rows, load_rows
 from workers.scorecard import Scorecard
 
@@ -103,12 +104,13 @@ def _evaluate(
         task=config.eval.task,
     )  # fmt: skip
     held_out = {name: load(source) for name, source in sources.items()}
+    check_tasks(itertools.chain.from_iterable(held_out.values()), config.eval.task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name, rows in held_out.items():
         which = f" of {name}" if len(held_out) > 1 else ""
         print(f"held-out rows{which}: {rows.summary()}; device: {device}", file=sys.stderr)
     with contextlib.ExitStack() as stack:
-        file = None if answers is None else stack.enter_context(_open(answers, loaded, held_out, config))
+        file = None if answers is None else stack.enter_context(_open(answers, loaded, held_out, config, device))
         return _scores(loaded, held_out, config, device, file)
 
 
@@ -116,15 +118,23 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
     """The sources by the names of their files, or where two have the same name, by what they were called."""
     if not all(sources):
         raise DataError("there are no held-out rows to evaluate on; name them with --data FILE (or --data builtin)")
-    if len(set(sources)) < len(sources):
-        raise DataError("--data names the same rows twice; name each of them once")
+    firsts: dict[Path | str, str] = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        same = path.resolve() if source != "builtin" and path.is_file() else source
+        if same in firsts:
+            told = f"{firsts[same]} and {source} are one" if firsts[same] != source else source
+            raise DataError(f"--data names the same rows twice: {told}; name each of them once")
+        firsts[same] = source
     names = [Path(source).name for source in sources]
     return dict(zip(names if len(set(names)) == len(names) else sources, sources, strict=True))
 
 
-def _open(path: Path, loaded: models.Loaded, held_out: dict[str, Rows], config: Config) -> AnswerFile:
+def _open(
+    path: Path, loaded: models.Loaded, held_out: dict[str, Rows], config: Config, device: torch.device
+) -> AnswerFile:
     questions = {name: asked(rows, config.eval, free_form=True) for name, rows in held_out.items()}
-    file = AnswerFile(path, identity(loaded, questions, config.eval))
+    file = AnswerFile(path, identity(loaded, questions, config.eval, device))
     if file.torn:
         print(f"{path}: its last line was cut off and is dropped ({file.torn} bytes)", file=sys.stderr)
     if len(file):

@@ -18,7 +18,8 @@ from transformers import GenerationConfig
 
 from parablock.loss import answer_loss
 from workers.batches import collate
-from workers.grades import grade, number
+from workers.grades import grade, wanted_number
+from workers.sources import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,13 +30,16 @@ if TYPE_CHECKING:
     from workers.grades import Answer
     from workers.rows import Row, Rows
 
+_MOST_TASKS = 1000
+
 
 @dataclass(frozen=True)
 class Scores:
     """Sums over held-out rows, so that those of several tasks, files or clients can be added.
 
     loss_sum: nats over `tokens` predicted tokens. correct: of `answered` generated answers. rouge_sum: of ROUGE-L over
-    the `free_form` ones of them, whose reference is no `#### N`. rows: of which all this is.
+    the `free_form` ones of them, whose reference is no `#### N`. rows: whose loss this
+    is; there may be fewer of them than answers.
     """
 
     loss_sum: float = 0.0
@@ -89,8 +93,18 @@ def asked(rows: Rows, settings: config.Evaluation, *, free_form: bool) -> list[R
     return [
         row
         for row in rows
-        if row.place < settings.generate and row.answer and (free_form or number(row.answer) is not None)
+        if row.place < settings.generate and row.answer and (free_form or wanted_number(row.answer) is not None)
     ]
+
+
+def check_tasks(rows: Iterable[Row], field: str) -> None:
+    """Raises DataError where the rows have so many tasks that `field` cannot be that of a task."""
+    tasks = {row.task for row in rows}
+    if len(tasks) > _MOST_TASKS:
+        raise DataError(
+            f"eval.task = {field!r} tells {len(tasks)} tasks apart, and at most {_MOST_TASKS} are told: a task is a "
+            "kind of rows, as a category, that many rows share; name its field, not one that differs from row to row"
+        )
 
 
 def evaluate(
@@ -115,7 +129,8 @@ def evaluate(
     scored = [row for row in rows if settings.rows == 0 or row.place < settings.rows]
     questions = asked(rows, settings, free_form=free_form)
     known = known or {}
-    scores = {task: Scores(rows=count) for task, count in sorted(Counter(row.task for row in rows).items())}
+    counted = Counter(row.task for row in scored)
+    scores = {task: Scores(rows=counted[task]) for task in sorted(counted.keys() | {row.task for row in questions})}
     done = 0
 
     def advance(count: int) -> None:
@@ -156,9 +171,10 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 
 def _of_one_task(rows: Sequence[Row], size: int) -> list[list[Row]]:
     """Batches of rows of one task each, so that a batch's loss is its task's; the longest first."""
-    batches: list[list[Row]] = []
-    for task in sorted({row.task for row in rows}):
-        batches += _by_length([row for row in rows if row.task == task], size)
+    tasks: dict[str, list[Row]] = {}
+    for row in rows:
+        tasks.setdefault(row.task, []).append(row)
+    batches = [batch for task in sorted(tasks) for batch in _by_length(tasks[task], size)]
     return sorted(batches, key=lambda batch: len(batch[0].tokens), reverse=True)
 
 

@@ -1,8 +1,8 @@
 """How a generated answer compares with its reference.
 
-Where the reference ends in `#### N`, as GSM8K's do, an answer is right if it ends in the same number. Any other answer
-is right if it says what the reference says, but for case, white space, quotes around it and punctuation at its end;
-and its ROUGE-L tells how many of the words they have in common, in the same order.
+Where the reference ends in `#### N`, as GSM8K's do, an answer is right if its last `####` is before the same number.
+Any other is right if it says what the reference says, but for case, white space, quotes around it and punctuation at
+its end; and its ROUGE-L tells how many of the words they have in common, in the same order.
 """
 
 from __future__ import annotations
@@ -18,10 +18,20 @@ if TYPE_CHECKING:
 
     from workers.rows import Row
 
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
-_WORD = re.compile(r"[^\W_]+")
-_QUOTES = "\"'`“”„‘’«»"
-_ENDS = " .,;:!?"
+# Neither 1/2, 1.2.3, 10:30 nor 1e5 begins with a number.
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(?![.:]?\d|\s*/\s*\d|[eE][+-]?\d)")
+# A number, with commas only between thousands (or lakhs), and a unit of two words at most: 5 %, 3 km/h, 20 square feet.
+_UNIT = r"[%°€£¥]?[^\W\d_]{0,12}[²³]?([ /][^\W\d_]{1,12})?"
+_WANTED = re.compile(rf"\s*(?P<number>-?((\d{{1,3}}(,\d{{2,3}})*,\d{{3}}|\d+)(\.\d+)?|\.\d+))(\.|\s*{_UNIT}\.?)\s*")
+_QUOTES = "\"'`“”„‘’«»「」『』"
+_ENDS = " .,;:!?。、।"
+# What is written without spaces between words: Thai, Lao, Burmese, Khmer, kana, bopomofo and ideographs.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3021-\u312f\u31a0-\u31bf\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+# Soft hyphens, joiners, marks of direction, and variants of a character.
+_INVISIBLE = re.compile("[\u00ad\u200c-\u200f\u2060\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]")
 
 
 @dataclass(frozen=True)
@@ -37,14 +47,26 @@ class Answer:
 
 def grade(row: Row, text: str) -> Answer:
     """`text` as the answer to `row`."""
-    wanted = number(row.answer)
+    wanted = wanted_number(row.answer)
     if wanted is not None:
         return Answer(row.place, row.task, text, number(text) == wanted, None)
     return Answer(row.place, row.task, text, normalised(text) == normalised(row.answer), rouge_l(text, row.answer))
 
 
+def wanted_number(reference: str) -> Decimal | None:
+    """The number that a reference wants: the one after its last `####`, if nothing but a short unit follows.
+
+    None for any other, as one that has a heading, `#### 1. Introduction`, or ends in `#### 1/2`.
+    """
+    _, mark, wanted = reference.rstrip().rpartition("####")
+    single = len(wanted.splitlines()) == 1
+    match = _WANTED.fullmatch(wanted.replace("$", "")) if mark and single else None
+    return Decimal(match["number"].replace(",", "")) if match else None
+
+
 def number(text: str) -> Decimal | None:
-    """The number after the last `####`: 1,000, $1000, 1000.0 and 1000. are all the same. None without one."""
+    """The number after the last `####` of a generated answer, whatever follows it: 1,000, $1000, 1000.0 and 1000. are
+    all the same. None without one."""
     _, mark, answer = text.rpartition("####")
     match = _NUMBER.match(answer.strip().replace(",", "").replace("$", "")) if mark else None
     return Decimal(match[0]) if match else None
@@ -61,8 +83,9 @@ def rouge_l(answer: str, reference: str) -> float:
     """ROUGE-L, from 0 to 1 (Lin 2004, https://aclanthology.org/W04-1013, section 3.1, with beta = 1).
 
     With l words in the longest common subsequence, precision is P = l / (words of the answer), recall
-    R = l / (words of the reference), and the score F = 2PR / (P + R). A word is a run of letters and digits, without
-    case; a text that has none is taken by what stands between its spaces.
+    R = l / (words of the reference), and the score F = 2PR / (P + R). A word is a run of letters, the marks on them,
+    and digits, without case; where a script has no spaces between words, each letter is one. A text without any is
+    taken by what stands between its spaces.
     """
     said, wanted = _words(answer), _words(reference)
     common = longest_common(said, wanted)
@@ -82,7 +105,22 @@ def longest_common(first: Sequence[str], second: Sequence[str]) -> int:
 
 def _words(text: str) -> list[str]:
     folded = _folded(text)
-    return _WORD.findall(folded) or folded.split()
+    words: list[str] = []
+    within = False  # whether another letter belongs to the last word
+    marked = False  # whether another mark does
+    for character in _INVISIBLE.sub("", folded):
+        if character.isalnum():
+            alone = not character.isdecimal() and _UNSPACED.match(character) is not None
+            if within and not alone:
+                words[-1] += character
+            else:
+                words.append(character)
+            within, marked = not alone, True
+        elif marked and unicodedata.category(character).startswith("M"):
+            words[-1] += character
+        else:
+            within = marked = False
+    return words or folded.split()
 
 
 def _folded(text: str) -> str:

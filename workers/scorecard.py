@@ -35,7 +35,8 @@ class Scorecard:
 
     def tree(self) -> dict[str, Any]:
         """The scores over all, under `tasks` each task's, and where there are several files, under `files` each one's
-        in the same form. What is not known, or infinite, is None, as JSON has no other word for it."""
+        in the same form. `rows` are those of the loss. What is not known, or infinite, is None, as JSON has no other
+        word for it."""
         tree = self._branch(self._over_all())
         if len(self.files) > 1:
             tree["files"] = {name: self._branch(tasks) for name, tasks in self.files.items()}
@@ -56,8 +57,11 @@ class Scorecard:
                 "–" if numbers[name] is None else form.format(numbers[name]) for name, (_, form) in _COLUMNS.items()
             )
             table.add_row(Text(label), *cells, end_section=last)
-        if not total(self._over_all().values()).answered:
+        whole = total(self._over_all().values())
+        if not whole.answered:
             table.caption = "nothing was answered: eval.generate says how many rows are asked"
+        elif whole.answered > whole.rows:
+            table.caption = "rows: those of the loss, which are fewer than the answered ones (eval.rows, eval.generate)"
         return table
 
     def _lines(self) -> Iterator[tuple[str, Scores, bool]]:
