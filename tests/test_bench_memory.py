@@ -18,7 +18,7 @@ from bench.memory import Peaks
 from bench.workload import Workload
 from parablock import config
 from parablock.blocks import read_block
-from parablock.solver import BlockSolver
+from parablock.solver import BlockSolver, Trained
 from tests.shown import shown
 from workers.setup import Local, prepare
 
@@ -97,9 +97,9 @@ def test_the_solver_alone_applies_its_own_updates_round_by_round(tmp_path: Path,
     trained: list[tuple[int, torch.Tensor]] = []
 
     class Watched(BlockSolver):
-        def write(self, block: int, values: torch.Tensor) -> None:
-            trained.append((block, values.clone()))
-            super().write(block, values)
+        def write_guess(self, block: int, update: Trained, alpha: float) -> None:
+            trained.append((block, update.start + alpha * update.delta))
+            super().write_guess(block, update, alpha)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(solver_alone, "BlockSolver", Watched)
