@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -54,12 +54,11 @@ _console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asked for. sweeps: that are timed in each turn."""
+    """What the command line asked for. turns: of each method, a timed sweep each."""
 
     methods: tuple[str, ...]
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     turns: int
-    sweeps: int
     layers: int
     hidden: int
     steps: int
@@ -76,7 +75,7 @@ def measure(plan: Plan, folder: Path) -> None:
         first = turn % len(plan.methods)
         for name in (*plan.methods[first:], *plan.methods[:first]):
             _console.print(f"turn {turn + 1} of {plan.turns}: {name}")
-            reports[name].append(_run(name, asked, plan.sweeps, folder))
+            reports[name].append(_run(name, asked, folder))
     found = rows(reports, steps=plan.steps * plan.layers)
     _console.print(table(found))
     results.emit(result(found, plan, made), plot(found), plan.out)
@@ -85,13 +84,13 @@ def measure(plan: Plan, folder: Path) -> None:
 def settings(made: Workload, plan: Plan) -> config.Config:
     run = workload.settings(made, "fedbcd", 1, 1, plan.steps, "tcp://127.0.0.1:*")
     solver = dataclasses.replace(run.solver, batch_size=1)  # so that parameters, not activations, are the memory
-    return dataclasses.replace(run, dtype=plan.dtype, solver=solver)  # type: ignore[arg-type]
+    return dataclasses.replace(run, dtype=plan.dtype, solver=solver)
 
 
-def _run(name: str, asked: Path, sweeps: int, folder: Path) -> dict[str, Any]:
+def _run(name: str, asked: Path, folder: Path) -> dict[str, Any]:
     """What one process measured. Raises ChildError."""
     report = folder / "report.json"
-    options = (name, str(asked), "--sweeps", str(sweeps), "--report", str(report))
+    options = (name, str(asked), "--report", str(report))
     with Children(folder) as children:
         child = children.start(name, [sys.executable, "-m", "bench.fine_tuning", *options], ENVIRONMENT)
         children.wait(child, lambda: size(child.log), _PATIENCE_S)
@@ -105,7 +104,7 @@ def rows(reports: Mapping[str, Sequence[Mapping[str, Any]]], steps: int) -> list
 
     The ratios are the block solver's step time and peak over the method's: medians of each turn's ratio.
     """
-    step_s = {name: [statistics.median(each["sweep_s"]) / steps for each in own] for name, own in reports.items()}
+    step_s = {name: [each["sweep_s"] / steps for each in own] for name, own in reports.items()}
     peaks = {name: [each["peak_bytes"] for each in own] for name, own in reports.items()}
     return [
         {
@@ -213,7 +212,6 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
         methods=tuple(names),
         dtype=options.dtype,
         turns=turns,
-        sweeps=1,
         layers=3 if quick else LAYERS,
         hidden=128 if quick else HIDDEN,
         steps=2 if quick else STEPS,

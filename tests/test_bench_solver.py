@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,18 +16,17 @@ from tests.shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from workers.setup import Setup
 
 PLAN = solver.Plan(
-    methods=("blocks", "bare"), dtype="float32", turns=2, sweeps=1, layers=2, hidden=16, steps=2, out=None
+    methods=("blocks", "bare"), dtype="float32", turns=2, layers=2, hidden=16, steps=2, out=None
 )  # fmt: skip
 
 
 def found() -> list[dict[str, Any]]:
     def report(seconds: float, peak: int) -> dict[str, Any]:
-        return {"sweep_s": [seconds, seconds], "peak_bytes": peak}
+        return {"sweep_s": seconds, "peak_bytes": peak}
 
     # The machine is twice as slow in the second turn; the ratios do not see it.
     ours = [report(1.0, 100_000_000), report(2.0, 100_000_000)]
@@ -50,7 +50,7 @@ def test_ratios_are_taken_within_a_turn() -> None:
 
 
 def test_the_result_has_the_keys_of_the_contract_and_survives_json() -> None:
-    made = workload.Workload("model", "rows", blocks=2, block_bytes=1000, model_bytes=3000)  # type: ignore[arg-type]
+    made = workload.Workload(Path("model"), Path("rows"), blocks=2, block_bytes=1000, model_bytes=3000)
     told = json.loads(json.dumps(solver.result(found(), PLAN, made), allow_nan=False))
     assert told["bench"] == "solver"
     assert told["step_ms"].keys() == told["peak_mb"].keys() == {"blocks", "bare", "adamw"}
@@ -70,16 +70,16 @@ def test_the_table_says_what_is_within_its_bar_and_the_plot_shows_every_row(tmp_
 @pytest.fixture
 def setup(tmp_path: Path) -> Setup:
     made = workload.make(tmp_path, hidden=16, layers=2, vocabulary=solver.VOCABULARY)
-    return fine_tuning._setup(solver.settings(made, PLAN))
+    return fine_tuning.setup_of(solver.settings(made, PLAN))
 
 
 def test_the_bare_loop_makes_the_same_steps(setup: Setup) -> None:
     """What it is compared with is the same work: a block's values after a sweep are the solver's, to rounding."""
     trained = []
     for name in ("blocks", "bare"):
-        again = setup if name == "blocks" else fine_tuning._setup(setup.config)
+        again = setup if name == "blocks" else fine_tuning.setup_of(setup.config)
         before = [read_block(again.model, block).clone() for block in again.manifest.blocks]
-        fine_tuning.sweeps(again, METHODS[name](again), 0)
+        fine_tuning.sweep(again, METHODS[name](again), 0)
         after = [read_block(again.model, block) for block in again.manifest.blocks]
         assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
         trained.append(after)
@@ -89,7 +89,7 @@ def test_the_bare_loop_makes_the_same_steps(setup: Setup) -> None:
 
 def test_adamw_moves_every_parameter(setup: Setup) -> None:
     before = {name: parameter.detach().clone() for name, parameter in setup.model.named_parameters()}
-    fine_tuning.sweeps(setup, METHODS["adamw"](setup), 0)
+    fine_tuning.sweep(setup, METHODS["adamw"](setup), 0)
     assert all(not torch.equal(parameter, before[name]) for name, parameter in setup.model.named_parameters())
 
 
@@ -97,7 +97,7 @@ def test_adamw_moves_every_parameter(setup: Setup) -> None:
 def test_a_rival_trains_what_it_should(name: str, setup: Setup) -> None:
     pytest.importorskip(fine_tuning.NEEDS[name], reason="an extra: pip install -e '.[rivals]'")
     before = {name: parameter.detach().clone() for name, parameter in setup.model.named_parameters()}
-    fine_tuning.sweeps(setup, METHODS[name](setup), 0)
+    fine_tuning.sweep(setup, METHODS[name](setup), 0)
     after = {key.replace(".base_layer", ""): value for key, value in setup.model.named_parameters()}
     moved = {key for key, value in before.items() if not torch.equal(after[key], value)}
     if name == "lora":  # an adapter leaves the model's own parameters alone

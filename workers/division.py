@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from parablock.shards import ShardsError, digest, divide
-from workers.labels import label
+from workers.labels import MOST, label
 from workers.sources import DataError, Record, read, records
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from parablock.config import Partition
 
 log = logging.getLogger("worker")
-
-MOST_LABELS = 1000
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def divide_source(
 ) -> Division:
     """The rows of `source` (see `workers.sources.read`) divided over `clients`.
 
-    Raises DataError where the source cannot be read, a row has no label, there are more than MOST_LABELS different
+    Raises DataError where the source cannot be read, a row has no label, there are more than `labels.MOST` different
     ones, or a client would have no rows.
     """
     rows = 0
@@ -50,9 +48,9 @@ def divide_source(
         if labels is not None:
             text = label(record, partition.field, setting="partition.field", where=f"{source}, row {rows}")
             labels.append(known.setdefault(text, text))
-            if len(known) > MOST_LABELS:
+            if len(known) > MOST:
                 raise DataError(
-                    f"{source} has more than {MOST_LABELS:,} different values in the field {partition.field!r}, which "
+                    f"{source} has more than {MOST:,} different values in the field {partition.field!r}, which "
                     "partition.field names; a label is something that many rows have in common, as a task, a topic or "
                     "an author, not a text or an id; name another field, as in --set partition.field=NAME"
                 )

@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from parablock.loss import answer_loss
 from workers.batches import collate
 from workers.grades import grade, wanted_number
+from workers.labels import MOST
 from workers.sources import DataError
 
 if TYPE_CHECKING:
@@ -30,16 +31,14 @@ if TYPE_CHECKING:
     from workers.grades import Answer
     from workers.rows import Row, Rows
 
-_MOST_TASKS = 1000
-
 
 @dataclass(frozen=True)
 class Scores:
     """Sums over held-out rows, so that those of several tasks, files or clients can be added.
 
     loss_sum: nats over `tokens` predicted tokens. correct: of `answered` generated answers. rouge_sum: of ROUGE-L over
-    the `free_form` ones of them, whose reference is no `#### N`. rows: whose loss this
-    is; there may be fewer of them than answers.
+    the `free_form` ones of them, whose reference is no `#### N`. rows: whose loss this is; there may be fewer of them
+    than answers.
     """
 
     loss_sum: float = 0.0
@@ -100,9 +99,9 @@ def asked(rows: Rows, settings: config.Evaluation, *, free_form: bool) -> list[R
 def check_tasks(rows: Iterable[Row], field: str) -> None:
     """Raises DataError where the rows have so many tasks that `field` cannot be that of a task."""
     tasks = {row.task for row in rows}
-    if len(tasks) > _MOST_TASKS:
+    if len(tasks) > MOST:
         raise DataError(
-            f"eval.task = {field!r} tells {len(tasks)} tasks apart, and at most {_MOST_TASKS} are told: a task is a "
+            f"eval.task = {field!r} tells {len(tasks)} tasks apart, and at most {MOST} are told: a task is a "
             "kind of rows, as a category, that many rows share; name its field, not one that differs from row to row"
         )
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 LONGEST = 64
 """Characters of a label. What is longer is a text."""
 
+MOST = 1000
+"""Different labels in one field. What differs more is an id."""
+
 
 def label(record: Record, name: str, *, setting: str, where: str) -> str:
     """The label in the record's field `name`: 1 and 1.0 are "1", true is "True"; half a surrogate pair is written out.
