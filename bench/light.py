@@ -172,6 +172,7 @@ class LightClient:
             waiting=(0.0, 0.0),
             alpha=1.0,
             drift=0.0,
+            miss=0.0,
             steps=1,
             staleness=0,
             loop_lag_ms=0.0,

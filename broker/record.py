@@ -204,6 +204,7 @@ class Record:
             "steps": fmean(landed.steps for landed in trained) if trained else None,
             "drift": fmean(landed.drift for landed in trained) if trained else None,
             "alpha": fmean(landed.alpha for landed in trained) if trained else None,
+            "miss": fmean(landed.miss for landed in trained) if trained else None,
             "loop_lag_p99_ms": max((landed.loop_lag_ms for landed in reports.values()), default=None),
         }
 

@@ -150,6 +150,12 @@ class Pipeline:
     smoothing: float = _key(
         0.5, "weight of the newest observation in a block's alpha (shrink); 1: only the last visit", above=0, high=1
     )
+    max_miss: float = _key(
+        1.25,
+        "guard: where a guess was off by more than so many lengths of what the broker did to the block (no guess is "
+        "off by 1), the client's next round is synchronous; 0: no guard",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)

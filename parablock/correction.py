@@ -30,6 +30,21 @@ if TYPE_CHECKING:
 
     Vector = npt.NDArray[np.float32]
 
+_FAR = 1e9
+"""What is told where something is off by more, or by an unknown multiple."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """How far off one client was, measured in lengths of what the broker did to the block, ‖x' − x‖.
+
+    drift: its own update, ‖Δ_i − (x' − x)‖. miss: its guess, ‖α Δ_i − (x' − x)‖; 1 is what no guess (α = 0) misses by.
+    Each is 0 where there is nothing to be off from, and 1e9 at most, also where squares are beyond float32.
+    """
+
+    drift: float
+    miss: float
+
 
 @dataclass(frozen=True)
 class Guess:
@@ -69,12 +84,11 @@ class Corrector:
     def guess(self, block: int, start: Vector, delta: Vector) -> Guess:
         return Guess(block, start, delta, self.alpha(block))
 
-    def learn(self, guess: Guess, landed: Vector, *, alone: bool) -> float:
-        """Take one observation of the block's α from what landed; returns ‖Δ_i − step‖ / ‖step‖, the drift.
+    def learn(self, guess: Guess, landed: Vector, *, alone: bool) -> Observation:
+        """Take one observation of the block's α from what landed.
 
         alone: the commit named this client as its only contributor; when it does not, the client is not single.
         step = x' − x is what the broker did to the block, so that a server optimizer's share is learnt as well.
-        The drift is 0 where both are 0, and 1e9 at most, also where they are too large to be squared.
         """
         self._alone = self._alone and alone
         along = own = step = 0.0
@@ -87,14 +101,18 @@ class Corrector:
                 own += float(np.dot(delta, delta))
                 step += float(np.dot(moved, moved))
         if not math.isfinite(own + step):
-            return 1e9  # squares beyond float32: nothing to learn from a run that has blown up
+            return Observation(_FAR, _FAR)  # squares beyond float32: nothing to learn from a run that has blown up
         if own > 0.0:
             seen = min(max(along / own, 0.0), 1.0)
             weight = self._settings.smoothing
             before = self._alpha.get(guess.block)
             self._alpha[guess.block] = seen if before is None else weight * seen + (1.0 - weight) * before
-        apart = math.sqrt(max(own - 2.0 * along + step, 0.0))
-        return min(apart / math.sqrt(step), 1e9) if step > 0.0 else (0.0 if apart == 0.0 else 1e9)
+
+        def off(share: float) -> float:
+            apart = math.sqrt(max(share * share * own - 2.0 * share * along + step, 0.0))
+            return min(apart / math.sqrt(step), _FAR) if step > 0.0 else (0.0 if apart == 0.0 else _FAR)
+
+        return Observation(off(1.0), off(guess.alpha))
 
 
 def replacement(held: Vector, guess: Vector, landed: Vector) -> Vector:

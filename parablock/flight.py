@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from parablock.correction import Corrector, Guess, replacement
+from parablock.correction import Corrector, Guess, Observation, replacement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,11 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Landing:
-    """What a committed block does to the model. value: the block's new content, shape (numel,); None: nothing."""
+    """What a committed block does to the model. value: the block's new content, shape (numel,); None: nothing.
+
+    drift, miss: see `parablock.correction.Observation`; 0, as is alpha, where there was no guess.
+    """
 
     value: Vector | None
     alpha: float
     drift: float
+    miss: float
+
+
+_EXACT = Observation(0.0, 0.0)
+_NOTHING = Landing(None, 0.0, 0.0, 0.0)
 
 
 class Flight:
@@ -64,28 +72,28 @@ class Flight:
         """
         self._take_departed()
         if round < self._newest.get(block, -1):
-            return Landing(None, 0.0, 0.0)  # overtaken by a later round of its block, which builds on it
+            return _NOTHING  # overtaken by a later round of its block, which builds on it
         own = self._guesses.pop(round, None)
         if landed is None:
             if own is None:
-                return Landing(None, 0.0, 0.0)
-            landed, drift = own.start, 0.0
+                return _NOTHING
+            landed, seen = own.start, _EXACT
         else:
             self._newest[block] = round
             self._public[block] = landed
             for number in self._of(block, before=round):
                 del self._guesses[number]  # overtaken, or closed without us: what landed is newer
-            drift = self._corrector.learn(own, landed, alone=alone) if own is not None else 0.0
+            seen = self._corrector.learn(own, landed, alone=alone) if own is not None else _EXACT
         alpha = own.alpha if own is not None else 0.0
         later = self._of(block, after=round)
         if not later:
             if not self._of(block):
                 self._public.pop(block, None)
-            return Landing(landed, alpha, drift)
+            return Landing(landed, alpha, seen.drift, seen.miss)
         base = self._guesses[later[0]].start  # what stood for this round when the later one began
         value = replacement(held(), base, landed)
         self._shift(later, base, landed)
-        return Landing(value, alpha, drift)
+        return Landing(value, alpha, seen.drift, seen.miss)
 
     def revert(self, before: int) -> dict[int, Vector]:
         """Give up the guesses of rounds below `before`, of which nothing will be heard; block → what it holds without.

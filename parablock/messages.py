@@ -139,8 +139,8 @@ class Landed:
     """A round as one client saw it. Times are readings of its monotonic clock.
 
     waiting: when training stood still for this block. alpha: the share of the own delta that the guess kept.
-    drift: ‖Δ_i − Δ̄‖ / ‖Δ̄‖. steps: of the optimizer. All three are 0 where the client took no part. An interval that
-    did not take place is (0, 0).
+    drift: ‖Δ_i − Δ̄‖ / ‖Δ̄‖. miss: ‖α Δ_i − Δ̄‖ / ‖Δ̄‖. steps: of the optimizer. All four are 0 where the client took no
+    part. An interval that did not take place is (0, 0).
     """
 
     round: Round
@@ -150,6 +150,7 @@ class Landed:
     waiting: Annotated[tuple[Seconds, ...], Items(2)]
     alpha: Number
     drift: Number
+    miss: Number
     steps: Count
     staleness: Annotated[int, Whole(0, 2**31)]
     loop_lag_ms: Number

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from parablock.config import Pipeline
-from parablock.correction import Corrector, Guess, replacement
+from parablock.correction import Corrector, Guess, Observation, replacement
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,8 +24,8 @@ def vector(seed: int, numel: int = 100, scale: float = 1.0) -> Vector:
     return values
 
 
-def observe(corrector: Corrector, step: Vector, delta: Vector, *, block: int = 0, alone: bool = False) -> float:
-    """One visit in which the broker moved the block by `step`; the drift."""
+def observe(corrector: Corrector, step: Vector, delta: Vector, *, block: int = 0, alone: bool = False) -> Observation:
+    """One visit in which the broker moved the block by `step`."""
     start = np.zeros_like(delta)
     return corrector.learn(corrector.guess(block, start, delta), start + step, alone=alone)
 
@@ -88,7 +88,7 @@ def test_alpha_stays_between_nothing_and_the_whole_update(factor: float, expecte
 
 def test_an_update_of_nothing_teaches_nothing() -> None:
     corrector = Corrector(Pipeline(), 4)
-    assert observe(corrector, vector(0), np.zeros(100, np.float32)) == pytest.approx(1.0)
+    assert observe(corrector, vector(0), np.zeros(100, np.float32)) == Observation(1.0, 1.0)
     assert corrector.alpha(0) == 0.5
 
 
@@ -100,7 +100,7 @@ def test_a_single_client_keeps_exactly_its_own_update() -> None:
         assert guess.alpha == 1.0
         assert guess.value.tobytes() == (start + delta).tobytes()
         # The mean was rounded on its way: the observation is not exactly 1, and must not count.
-        assert corrector.learn(guess, guess.value, alone=True) < 1e-3
+        assert corrector.learn(guess, guess.value, alone=True).drift < 1e-3
 
 
 def test_a_client_that_is_joined_by_others_is_not_single_any_more() -> None:
@@ -140,32 +140,44 @@ def test_a_guess_is_the_start_and_alpha_of_the_update(correction: Any, factor: f
     assert guess.value.tobytes() == (start + np.float32(factor) * delta).tobytes()
 
 
-# Drift
+# Drift and miss
 
 
 def test_the_drift_is_the_distance_from_the_mean_relative_to_it() -> None:
     step, delta = vector(0, NUMEL), vector(1, NUMEL)
     apart = np.linalg.norm(delta.astype(np.float64) - step.astype(np.float64)) / np.linalg.norm(step.astype(np.float64))
-    assert observe(Corrector(Pipeline(), 4), step, delta) == pytest.approx(float(apart), rel=1e-5)
+    assert observe(Corrector(Pipeline(), 4), step, delta).drift == pytest.approx(float(apart), rel=1e-5)
+
+
+@pytest.mark.parametrize(("correction", "share"), [("own", 1.0), ("stale", 0.0), ("shrink", 0.5)])
+def test_the_miss_is_the_distance_of_the_guess(correction: Any, share: float) -> None:
+    step, delta = vector(0, NUMEL), vector(1, NUMEL)
+    apart = np.linalg.norm(np.float32(share) * delta - step) / np.linalg.norm(step)
+    seen = observe(Corrector(Pipeline(correction=correction), 4), step, delta)
+    assert seen.miss == pytest.approx(float(apart), rel=1e-4)
+
+
+def test_no_guess_misses_by_the_step_itself() -> None:
+    assert observe(Corrector(Pipeline(correction="stale"), 4), vector(0), vector(1)).miss == 1.0
 
 
 def test_the_drift_of_the_mean_itself_is_nothing() -> None:
-    assert observe(Corrector(Pipeline(), 4), vector(0), vector(0)) == pytest.approx(0.0, abs=1e-3)
+    assert observe(Corrector(Pipeline(), 4), vector(0), vector(0)).drift == pytest.approx(0.0, abs=1e-3)
 
 
 def test_the_drift_is_always_a_number_that_can_be_told() -> None:
     zero, one, tiny = np.zeros(100, np.float32), vector(0), vector(1, scale=1e-15)
     corrector = Corrector(Pipeline(), 4)
-    assert observe(corrector, zero, zero) == 0.0
-    assert observe(corrector, zero, one) == 1e9
-    assert observe(corrector, tiny, one) == 1e9
+    assert observe(corrector, zero, zero) == Observation(0.0, 0.0)
+    assert observe(corrector, zero, one) == Observation(1e9, 1e9)
+    assert observe(corrector, tiny, one) == Observation(1e9, pytest.approx(1.0)), "alpha has become 0"
 
 
 @pytest.mark.parametrize(("step", "delta"), [(1e25, 1e25), (1e25, 1.0), (1.0, 1e25), (1e25, -1e25)])
 def test_a_run_that_blows_up_teaches_nothing_and_is_told_as_such(step: float, delta: float) -> None:
     # Squares of such values are beyond float32; an alpha that is not a number would reach the model.
     corrector = Corrector(Pipeline(), 4)
-    assert observe(corrector, np.float32(step) * vector(0), np.float32(delta) * vector(1)) == 1e9
+    assert observe(corrector, np.float32(step) * vector(0), np.float32(delta) * vector(1)) == Observation(1e9, 1e9)
     assert corrector.alpha(0) == 0.5
 
 

@@ -81,6 +81,14 @@ def test_staleness_is_the_pipelines(overlapped: RunFolder, synchronous: RunFolde
     assert staleness(synchronous) == [0.0] * 6
 
 
+def test_after_a_guess_that_missed_by_too_much_training_waits(tmp_path: Path) -> None:
+    """Every guess does: round 1 is trained upon the first one, and from its landing on none is trained upon."""
+    guarded = finished(tmp_path, mode="parablock", **{"pipeline.correction": "stale", "pipeline.max_miss": 0.5})
+    rows = [row for row in guarded.read_metrics() if row["kind"] == "round"]
+    assert [row["miss"] for row in rows] == [1.0] * 6
+    assert [row["staleness"] for row in rows] == [1.0] + [0.0] * 5
+
+
 def test_the_same_seed_gives_identical_blocks(overlapped: RunFolder, tmp_path: Path) -> None:
     again = finished(tmp_path, mode="parablock")  # by processes with other hash seeds
     assert blocks(again) == blocks(overlapped)

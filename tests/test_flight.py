@@ -58,13 +58,14 @@ def test_what_landed_replaces_the_guess_exactly(correction: str) -> None:
     assert landing.value.tobytes() == landed.tobytes()
 
 
-def test_a_landing_tells_its_alpha_and_drift() -> None:
+def test_a_landing_tells_its_alpha_drift_and_miss() -> None:
     one = flight("shrink")
     depart(one, 0, 0, v(0, 0), v(2, 0))
     landing = land(one, 0, 0, v(1, 0))
-    assert (landing.alpha, landing.drift) == (0.5, 1.0)
+    assert (landing.alpha, landing.drift, landing.miss) == (0.5, 1.0, 0.0)
     depart(one, 4, 0, v(1, 0), v(4, 0))
-    assert land(one, 4, 0, v(5, 0)).drift == 0.0
+    landing = land(one, 4, 0, v(5, 0))
+    assert (landing.alpha, landing.drift, landing.miss) == (0.5, 0.0, 0.5)
     assert depart(one, 8, 0, v(0, 0), v(4, 0)).tolist() == [3, 0]  # 0.5 seen, then 1: 0.75 with smoothing 0.5
 
 
@@ -74,7 +75,7 @@ def test_a_round_that_changed_nothing_takes_the_guess_back() -> None:
     landing = land(one, 0, 0, None)
     assert landing.value is not None
     assert landing.value.tolist() == [1, 2]
-    assert (landing.alpha, landing.drift) == (0.5, 0.0)
+    assert (landing.alpha, landing.drift, landing.miss) == (0.5, 0.0, 0.0)
     assert depart(one, 4, 0, v(0, 0), v(4, 8)).tolist() == [2, 4]  # nothing was learnt from it
 
 
@@ -82,11 +83,11 @@ def test_a_round_without_us_lands_as_it_is() -> None:
     one = flight()
     landing = land(one, 0, 0, v(3, 4))
     assert landing.value is not None
-    assert (landing.value.tolist(), landing.alpha, landing.drift) == ([3, 4], 0.0, 0.0)
+    assert (landing.value.tolist(), landing.alpha, landing.drift, landing.miss) == ([3, 4], 0.0, 0.0, 0.0)
 
 
 def test_a_round_without_us_that_changed_nothing_changes_nothing() -> None:
-    assert land(flight(), 0, 0, None) == Landing(None, 0.0, 0.0)
+    assert land(flight(), 0, 0, None) == Landing(None, 0.0, 0.0, 0.0)
 
 
 def test_a_guess_of_a_round_that_was_closed_without_us_is_given_up() -> None:
@@ -101,8 +102,8 @@ def test_a_round_that_was_overtaken_does_not_undo_the_later_one() -> None:
     depart(one, 0, 0, v(0), v(4))
     depart(one, 1, 0, v(4), v(2))
     assert land(one, 1, 0, v(9)).value == v(9)
-    assert land(one, 0, 0, v(5)) == Landing(None, 0.0, 0.0)
-    assert land(one, 0, 0, None) == Landing(None, 0.0, 0.0)
+    assert land(one, 0, 0, v(5)) == Landing(None, 0.0, 0.0, 0.0)
+    assert land(one, 0, 0, None) == Landing(None, 0.0, 0.0, 0.0)
     assert land(one, 0, 1, v(5)).value == v(5)  # of another block
 
 

@@ -48,8 +48,8 @@ def land(record: Record, client: str, round: int, steps: int = 8, **spans: tuple
     """spans: in seconds since the run began, as the broker should see them."""
     offset = BEGAN + AHEAD[client]
     moved = {name: (start + offset, end + offset) for name, (start, end) in spans.items()}
-    empty = dict.fromkeys(("computing", "uploading", "downloading", "waiting"), (0.0, 0.0))
-    report = Landed(round=round, alpha=0.5, drift=0.25, steps=steps, staleness=1, loop_lag_ms=2.0, **{**empty, **moved})
+    times = dict.fromkeys(("computing", "uploading", "downloading", "waiting"), (0.0, 0.0)) | moved
+    report = Landed(round=round, alpha=0.5, drift=0.25, miss=0.75, steps=steps, staleness=1, loop_lag_ms=2.0, **times)
     record.reported(Reported(client, report), ("a", "b"), BEGAN + 99)
 
 
@@ -65,7 +65,8 @@ def test_a_rounds_row_is_on_one_time_line_whatever_the_clients_clocks_say(record
     assert row["exposed_s"] == pytest.approx(1.5), "b waited from 2 on, but before 3 for a, not for the network"
     assert row["wait_s"] == pytest.approx(2.5)
     assert row["round_s"] == pytest.approx(3.0), "the first round begins with training"
-    assert (row["alpha"], row["drift"], row["staleness"], row["loop_lag_p99_ms"]) == (0.5, 0.25, 1.0, 2.0)
+    assert (row["alpha"], row["drift"], row["miss"]) == (0.5, 0.25, 0.75)
+    assert (row["staleness"], row["loop_lag_p99_ms"]) == (1.0, 2.0)
     commit(record, 1, at=6.5)
     record.close()
     assert rows(record)[1]["round_s"] == pytest.approx(2.5), "and later ones with the commit before"

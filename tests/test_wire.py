@@ -614,4 +614,4 @@ def test_the_examples_of_this_file_are_valid() -> None:
     assert isinstance(simplest(Hello).message, Hello)
     assert simplest(Heartbeat).message == Heartbeat(1.5, 1, 1, "a-1")
     assert simplest(Commit).message == Commit(1, 1, 1, 1, 1, 1, counted=True)
-    assert simplest(Landed).message == Landed(1, *((1.5, 1.5),) * 4, 1.5, 1.5, 1, 1, 1.5)
+    assert simplest(Landed).message == Landed(1, *((1.5, 1.5),) * 4, 1.5, 1.5, 1.5, 1, 1, 1.5)

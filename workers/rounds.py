@@ -6,7 +6,8 @@
                               settle: t−1 lands       settle: t lands
 
 `settle` is the only place where training waits for the link, and the wait is what the metrics call exposed. In the
-synchronous mode nothing is in flight, so that it waits for the round that has just been trained.
+synchronous mode nothing is in flight, so that it waits for the round that has just been trained, and so it does once
+after a guess that missed by more than `pipeline.max_miss`.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class RoundLoop:
         self._taken: dict[int, int] = {}  # round → the steps of it
         self._computed: dict[int, Span] = {}
         self._waited: dict[int, Span] = {}
+        self._landed = -1  # all rounds through this one have
+        self._astray = False  # the newest guess to be replaced had missed by too much: train upon no other one
         self._given = -1  # the last round committed before our newest start: what came of it is older than any guess
 
     async def run(self) -> None:
@@ -62,7 +65,7 @@ class RoundLoop:
             round = await self._settle(round)
             if round >= config.rounds:
                 break
-            hidden = [self._schedule.block(before) for before in range(max(round - config.in_flight, 0), round)]
+            hidden = [self._schedule.block(before) for before in range(max(self._landed + 1, 0), round)]
             self._taken[round] = steps = self._steps.next(self._schedule.block(round), hidden)
             self._contribute(await self._torch(self._trainer.train, round, steps))
             before, round = round, max(round + 1, link.participant.told)
@@ -77,23 +80,34 @@ class RoundLoop:
 
         That is `round` itself, unless the broker has lost touch with us meanwhile and starts us elsewhere.
         """
+        if not self._astray:
+            round = await self._land(round, self._setup.config.in_flight)
+        if self._astray:
+            round = await self._land(round, 0)
+        return round
+
+    async def _land(self, round: int, in_flight: int) -> int:
+        """`_settle`, with so many rounds in flight while `round` trains."""
         config = self._setup.config
         began = time.monotonic()
         while True:
-            await self._link.until(partial(self._ready, round))
+            landing = min(round - in_flight, config.rounds) - 1
+            await self._link.until(partial(self._ready, landing))
             if self._link.started is None:
                 break
             round = await self._start(round)
-        landing = round - config.in_flight - 1
+        self._astray = False
         if landing in self._computed:
             self._waited[landing] = (began, time.monotonic())
         arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
         through = round if arrival else max(landing, self._given)
+        self._landed = landing
         self._report(await self._torch(self._trainer.land, through, min(round, config.rounds)))
         return round
 
-    def _ready(self, round: int) -> bool:
-        return self._link.started is not None or self._link.participant.may_train(round)
+    def _ready(self, landing: int) -> bool:
+        link, ahead = self._link, self._setup.config.in_flight + 1
+        return link.started is not None or link.participant.may_train(landing + ahead)
 
     async def _start(self, round: int) -> int:
         """Take a (new) start: forget what will not be told any more, and return where to go on."""
@@ -124,8 +138,13 @@ class RoundLoop:
         if not landed:
             return
         lag_ms = self._lag.take_p99_ms()
+        limit = self._setup.config.pipeline.max_miss
         for block in landed:
             arrived = block.arrived
+            if limit and block.miss > limit and self._setup.config.in_flight:
+                self._astray = True
+                told = "round %d: the guess was off by %.2f times the step; training waits for what is in flight"
+                log.warning(told, arrived.round, block.miss)
             computing = self._computed.pop(arrived.round, _NEVER)
             uploading = self._link.uploads.pop(arrived.round, _NEVER)
             if arrived.counted and _NEVER not in (computing, uploading):
@@ -138,6 +157,7 @@ class RoundLoop:
                 waiting=self._waited.pop(arrived.round, _NEVER),
                 alpha=block.alpha,
                 drift=block.drift,
+                miss=block.miss,
                 steps=self._taken.pop(arrived.round, 0),
                 staleness=block.staleness,
                 loop_lag_ms=lag_ms,

@@ -40,11 +40,15 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Landed:
-    """A block was put into the model. staleness: rounds begun without it since its own."""
+    """A block was put into the model. staleness: rounds begun without it since its own.
+
+    alpha, drift, miss: as in `parablock.flight.Landing`.
+    """
 
     arrived: Arrived
     alpha: float
     drift: float
+    miss: float
     staleness: int
 
 
@@ -174,7 +178,7 @@ class Trainer:
             self._solver.write(arrived.block, arriving.ready())
         if incoming is not None and self._flight.public(arrived.block) is None:
             staging.release(incoming)  # nothing but the model holds the block now
-        return Landed(arrived, landing.alpha, landing.drift, max(staleness, 0))
+        return Landed(arrived, landing.alpha, landing.drift, landing.miss, max(staleness, 0))
 
     def _landed(self, delivery: Delivery, incoming: Incoming | None) -> npt.NDArray[np.float32] | None:
         """What every client holds of the block from now on, bit for bit; None: what it held before.
