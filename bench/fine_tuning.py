@@ -57,11 +57,12 @@ class Method(Protocol):
 class Blocks:
     def __init__(self, setup: Setup) -> None:
         self._settings = setup.config.solver
+        self._slots = [len(block.slots) for block in setup.manifest.blocks]
         self._solver = BlockSolver(setup.model, setup.manifest, self._settings, setup.device, setup.staging)
 
     def round(self, block: int, batches: Sequence[Batch]) -> None:
         trained = self._solver.train(block, [(batch,) for batch in batches], self._settings.lr)
-        self._solver.write_guess(block, trained, 1.0)
+        self._solver.write_guess(block, trained, [1.0] * self._slots[block])
 
 
 class Bare:

@@ -41,8 +41,9 @@ def descend(setup: Setup) -> None:
     for round in range(config.rounds):
         batches = step_batches(setup.rows, config.seed, setup.name, round * steps, steps, config.solver)
         block = schedule.block(round)
+        own = [1.0] * len(setup.manifest.blocks[block].slots)
         trained = solver.train(block, batches, learning_rate(config.solver, round, config.rounds))
-        solver.write_guess(block, trained, 1.0)
+        solver.write_guess(block, trained, own)
         del trained  # the next round finds nothing but the model
 
 

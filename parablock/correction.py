@@ -6,8 +6,8 @@ the guess by x' is exact for block b; what remains is the effect of one round of
 
     own     α = 1: the client's own update. It holds client noise that the mean does not.
     stale   α = 0: the old value, the naive delay.
-    shrink  α learnt per block from the last visits: the least-squares share ⟨x' − x, Δ_i⟩ / ⟨Δ_i, Δ_i⟩, smoothed;
-            1/√N before the first observation.
+    shrink  α learnt per tensor of the block from its last visits: the least-squares share ⟨x' − x, Δ_i⟩ / ⟨Δ_i, Δ_i⟩,
+            smoothed; 1/√N before the first observation. How much of a client's update is noise differs by tensor.
 
 Where there are so few blocks that a later round trains b before x' has landed, the delta rule keeps what that round
 added (`replacement`). With a single client the mean is its own update, so α is exactly 1 under `shrink`.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,11 +25,16 @@ import numpy as np
 from parablock.aggregation import PIECE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from parablock.config import Pipeline
 
     Vector = npt.NDArray[np.float32]
+
+Alpha = tuple[float, ...]
+"""By tensor of a block, in order, the share of the own update that a guess keeps."""
 
 _FAR = 1e9
 """What is told where something is off by more, or by an unknown multiple."""
@@ -48,41 +54,67 @@ class Observation:
 
 @dataclass(frozen=True)
 class Guess:
-    """One round that is on the way: block, starting value x and own delta, of shape (numel,), and the share α of it."""
+    """One round that is on the way: block, starting value x and own delta, of shape (numel,).
+
+    parts: the block's tensors. alpha: which share of the delta is kept, of each.
+    """
 
     block: int
     start: Vector
     delta: Vector
-    alpha: float
+    parts: tuple[slice, ...]
+    alpha: Alpha
 
     @property
     def value(self) -> Vector:
         """x + α Δ_i, rounded as the broker rounds x + Δ̄. Made when asked for: it is another copy of the block."""
-        return self.start + np.float32(self.alpha) * self.delta
+        value = self.start.copy()
+        for part, alpha in zip(self.parts, self.alpha, strict=True):
+            value[part] += np.float32(alpha) * self.delta[part]
+        return value
+
+    @property
+    def share(self) -> float:
+        """α, mean over the block's elements."""
+        kept = sum(alpha * self.delta[part].size for part, alpha in zip(self.parts, self.alpha, strict=True))
+        return kept / self.delta.size
 
 
 class Corrector:
-    """Makes the guesses of one client and learns its α per block."""
+    """Makes the guesses of one client and learns its α. starts: by block, where each of its tensors begins."""
 
-    def __init__(self, settings: Pipeline, clients: int) -> None:
+    def __init__(self, settings: Pipeline, clients: int, starts: Sequence[Sequence[int]]) -> None:
         assert clients >= 1
+        assert all(of and of[0] == 0 for of in starts)
         self._settings = settings
         self._alone = clients == 1
         self._first = 1.0 / math.sqrt(clients)
-        self._alpha: dict[int, float] = {}
+        self._parts = [tuple(slice(*ends) for ends in pairwise([*of, None])) for of in starts]
+        self._learnt: dict[int, tuple[float | None, ...]] = {}  # by block and tensor; None: not yet
 
-    def alpha(self, block: int) -> float:
+    def alpha(self, block: int) -> Alpha:
+        """By tensor of the block."""
+        unlearnt = self._unlearnt
+        if self._alone:
+            return (unlearnt,) * len(self._parts[block])
+        return tuple(unlearnt if alpha is None else alpha for alpha in self._of(block))
+
+    def _of(self, block: int) -> tuple[float | None, ...]:
+        return self._learnt.get(block) or (None,) * len(self._parts[block])
+
+    @property
+    def _unlearnt(self) -> float:
         match self._settings.correction:
             case "own":
                 return 1.0
             case "stale":
                 return 0.0
             case "shrink":
-                return 1.0 if self._alone else self._alpha.get(block, self._first)
+                return 1.0 if self._alone else self._first
         raise AssertionError(f"no such correction: {self._settings.correction}")
 
     def guess(self, block: int, start: Vector, delta: Vector) -> Guess:
-        return Guess(block, start, delta, self.alpha(block))
+        return Guess(block, start, delta, self._parts[block], self.alpha(block))
 
     def learn(self, guess: Guess, landed: Vector, *, alone: bool) -> Observation:
         """Take one observation of the block's α from what landed.
@@ -91,28 +123,53 @@ class Corrector:
         step = x' − x is what the broker did to the block, so that a server optimizer's share is learnt as well.
         """
         self._alone = self._alone and alone
-        along = own = step = 0.0
-        for first in range(0, landed.size, PIECE):
-            part = slice(first, first + PIECE)
-            with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-                moved = landed[part] - guess.start[part]
-                delta = guess.delta[part]
-                along += float(np.dot(moved, delta))
-                own += float(np.dot(delta, delta))
-                step += float(np.dot(moved, moved))
-        if not math.isfinite(own + step):
+        moments = [_moments(guess, landed, part) for part in guess.parts]
+        if not all(math.isfinite(each.own + each.step) for each in moments):
             return Observation(_FAR, _FAR)  # squares beyond float32: nothing to learn from a run that has blown up
-        if own > 0.0:
-            seen = min(max(along / own, 0.0), 1.0)
-            weight = self._settings.smoothing
-            before = self._alpha.get(guess.block)
-            self._alpha[guess.block] = seen if before is None else weight * seen + (1.0 - weight) * before
+        if self._settings.correction == "shrink":
+            self._learnt[guess.block] = tuple(map(self._smoothed, moments, self._of(guess.block)))
+        step = sum(each.step for each in moments)
 
-        def off(share: float) -> float:
-            apart = math.sqrt(max(share * share * own - 2.0 * share * along + step, 0.0))
+        def off(alpha: Alpha) -> float:
+            apart = math.sqrt(max(sum(each.apart(share) for each, share in zip(moments, alpha, strict=True)), 0.0))
             return min(apart / math.sqrt(step), _FAR) if step > 0.0 else (0.0 if apart == 0.0 else _FAR)
 
-        return Observation(off(1.0), off(guess.alpha))
+        return Observation(off((1.0,) * len(moments)), off(guess.alpha))
+
+    def _smoothed(self, seen: _Moments, before: float | None) -> float | None:
+        """The new α of one tensor. From an update of nothing nothing is learnt."""
+        if seen.own == 0.0:
+            return before
+        share = min(max(seen.along / seen.own, 0.0), 1.0)
+        weight = self._settings.smoothing
+        return share if before is None else weight * share + (1.0 - weight) * before
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of one tensor: ⟨x' − x, Δ_i⟩, ⟨Δ_i, Δ_i⟩ and ⟨x' − x, x' − x⟩."""
+
+    along: float
+    own: float
+    step: float
+
+    def apart(self, share: float) -> float:
+        """‖share · Δ_i − (x' − x)‖², which rounding may make less than 0."""
+        return share * share * self.own - 2.0 * share * self.along + self.step
+
+
+def _moments(guess: Guess, landed: Vector, tensor: slice) -> _Moments:
+    along = own = step = 0.0
+    first, end, _ = tensor.indices(landed.size)
+    for begin in range(first, end, PIECE):
+        part = slice(begin, min(begin + PIECE, end))
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at by the caller
+            moved = landed[part] - guess.start[part]
+            delta = guess.delta[part]
+            along += float(np.dot(moved, delta))
+            own += float(np.dot(delta, delta))
+            step += float(np.dot(moved, moved))
+    return _Moments(along, own, step)
 
 
 def replacement(held: Vector, guess: Vector, landed: Vector) -> Vector:

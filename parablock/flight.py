@@ -9,13 +9,15 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from parablock.correction import Corrector, Guess, Observation, replacement
+from parablock.correction import Guess, Observation, replacement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
     import numpy.typing as npt
+
+    from parablock.correction import Alpha, Corrector
 
     Vector = npt.NDArray[np.float32]
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 class Landing:
     """What a committed block does to the model. value: the block's new content, shape (numel,); None: nothing.
 
-    drift, miss: see `parablock.correction.Observation`; 0, as is alpha, where there was no guess.
+    alpha: mean over the block's elements. drift, miss: see `parablock.correction.Observation`. All three are 0 where
+    there was no guess.
     """
 
     value: Vector | None
@@ -47,8 +50,8 @@ class Flight:
         self._newest: dict[int, int] = {}  # by block, the latest round of which a value has landed
         self._public: dict[int, Vector] = {}  # by guessed block, what all clients hold of it: the newest that landed
 
-    def depart(self, round: int, block: int, start: Callable[[], Vector], delta: Callable[[], Vector]) -> float:
-        """Note a round that was trained; returns α: x + α Δ stands for the block until its mean lands.
+    def depart(self, round: int, block: int, start: Callable[[], Vector], delta: Callable[[], Vector]) -> Alpha:
+        """Note a round that was trained; returns α by tensor: x + α Δ stands for the block until its mean lands.
 
         start, delta: give x and Δ. They are asked for when next something lands or is given up, since they may be on
         their way from the device until then.
@@ -84,7 +87,7 @@ class Flight:
             for number in self._of(block, before=round):
                 del self._guesses[number]  # overtaken, or closed without us: what landed is newer
             seen = self._corrector.learn(own, landed, alone=alone) if own is not None else _EXACT
-        alpha = own.alpha if own is not None else 0.0
+        alpha = own.share if own is not None else 0.0
         later = self._of(block, after=round)
         if not later:
             if not self._of(block):

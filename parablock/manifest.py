@@ -52,6 +52,11 @@ class Manifest:
     frozen: tuple[str, ...]
 
     @property
+    def starts(self) -> list[list[int]]:
+        """By block, where each of its parameters begins, in elements."""
+        return [[slot.offset for slot in block.slots] for block in self.blocks]
+
+    @property
     def digest(self) -> str:
         """SHA-256 of names, shapes, dtypes and offsets, as hexadecimal text."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

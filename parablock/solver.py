@@ -51,9 +51,9 @@ class Trained:
     steps: int  # optimizer steps
     grad_norm: float  # of the whole block, before clipping, mean over the steps
 
-    def guess(self, alpha: float) -> torch.Tensor:
+    def guess(self, part: slice, alpha: float) -> torch.Tensor:
         """x + α Δ on the device, each operation rounded to float32, as in `parablock.correction`, to the last bit."""
-        return (self.delta * alpha).add_(self.start)
+        return (self.delta[part] * alpha).add_(self.start[part])
 
 
 class BlockSolver:
@@ -101,17 +101,20 @@ class BlockSolver:
         if any(slot.dtype != "float32" for slot in self._manifest.blocks[block].slots):
             self._masters[block] = self._staging.out(values.clone())
 
-    def write_guess(self, block: int, trained: Trained, alpha: float) -> None:
-        """Set the block to what `trained.guess(alpha)` gives, of float32 parameters one by one: no third vector of the
-        block's size is needed, for which the allocator might have no room between smaller ones."""
+    def write_guess(self, block: int, trained: Trained, alpha: Sequence[float]) -> None:
+        """Set the block to `trained.guess`, with an α for each of its parameters: float32 ones one by one, so that no
+        third vector of the block's size is needed, for which the allocator might have no room between smaller ones."""
         slots = self._manifest.blocks[block].slots
+        guesses = (
+            trained.guess(slice(slot.offset, slot.offset + slot.numel), share)
+            for slot, share in zip(slots, alpha, strict=True)
+        )
         if any(slot.dtype != "float32" for slot in slots):
-            self.write(block, trained.guess(alpha))
+            self.write(block, torch.cat(list(guesses)))
             return
         assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
-        for slot, parameter in zip(slots, self._parameters(self._manifest.blocks[block]), strict=True):
-            part = slice(slot.offset, slot.offset + slot.numel)
-            parameter.data.copy_((trained.delta[part] * alpha).add_(trained.start[part]).view(slot.shape))
+        for slot, parameter, guess in zip(slots, self._parameters(self._manifest.blocks[block]), guesses, strict=True):
+            parameter.data.copy_(guess.view(slot.shape))
 
     def train(
         self,

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     Vector = npt.NDArray[np.float32]
 
 
+BLOCKS = 6  # of one tensor each
+
+
 def flight(correction: Any = "own", clients: int = 4) -> Flight:
-    return Flight(Corrector(Pipeline(correction=correction), clients))
+    return Flight(Corrector(Pipeline(correction=correction), clients, [[0]] * BLOCKS))
 
 
 def v(*values: float) -> Vector:
@@ -33,7 +36,7 @@ def unasked() -> Vector:
 
 def depart(flight: Flight, round: int, block: int, start: Vector, delta: Vector) -> Vector:
     """What stands for the block from then on."""
-    alpha = flight.depart(round, block, lambda: start, lambda: delta)
+    (alpha,) = flight.depart(round, block, lambda: start, lambda: delta)
     return start + np.float32(alpha) * delta
 
 

@@ -472,7 +472,7 @@ def test_dropout_and_layer_drop_are_off() -> None:
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 0.3, 1 / 3, 0.9999999])
 def test_the_guess_is_the_corrections_to_the_last_bit(alpha: float) -> None:
     start, delta = torch.randn(2, 10_000, generator=torch.Generator().manual_seed(1)).unbind()
-    guess = Trained(start, 1e-3 * delta, 0.0, 1, 1, 0.0).guess(alpha)
+    guess = Trained(start, 1e-3 * delta, 0.0, 1, 1, 0.0).guess(slice(None), alpha)
     assert guess.numpy().tobytes() == (start.numpy() + np.float32(alpha) * (1e-3 * delta).numpy()).tobytes()
 
 
@@ -482,10 +482,13 @@ def test_a_guess_is_written_as_its_vector_would_be(dtype: torch.dtype) -> None:
     for whole in (True, False):
         model, manifest, solver = build("llama", dtype)
         trained = solver.train(1, families.batches(2), lr=1e-2)
+        slots = manifest.blocks[1].slots
+        alpha = [1 / (2 + place) for place in range(len(slots))]
         if whole:
-            solver.write(1, trained.guess(1 / 3))
+            parts = [slice(slot.offset, slot.offset + slot.numel) for slot in slots]
+            solver.write(1, torch.cat([trained.guess(*each) for each in zip(parts, alpha, strict=True)]))
         else:
-            solver.write_guess(1, trained, 1 / 3)
+            solver.write_guess(1, trained, alpha)
         written.append((solver.read(1).numpy().tobytes(), read_block(model, manifest.blocks[1]).numpy().tobytes()))
     assert written[0] == written[1]
 
@@ -501,6 +504,6 @@ def test_a_device_that_copies_on_its_own_changes_nothing(state: Any, dtype: torc
         solver = BlockSolver(model, manifest, config.Solver(state=state), CPU, staging)
         for round in range(4):
             trained = solver.train(round % 2, families.batches(2, seed=round), lr=1e-2)
-            solver.write(round % 2, trained.guess(0.5))
+            solver.write(round % 2, trained.guess(slice(None), 0.5))
         results.append([solver.read(block).numpy().tobytes() for block in range(3)])
     assert results[0] == results[1]

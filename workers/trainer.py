@@ -85,7 +85,7 @@ class Trainer:
         self._config = config
         self._schedule = Schedule.of(config, len(setup.manifest.blocks))
         self._solver = BlockSolver(setup.model, setup.manifest, config.solver, setup.device, setup.staging)
-        self._flight = Flight(Corrector(config.pipeline, clients))
+        self._flight = Flight(Corrector(config.pipeline, clients, setup.manifest.starts))
         self._arrivals = arrivals
         self._waiting: list[Delivery] = []
         self._versions: dict[int, int] = {}  # by block, the round whose block all clients hold; none: the base model's
