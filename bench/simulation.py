@@ -1,0 +1,156 @@
+"""A run in one process: the clients one after the other, and nothing between them and the mean.
+
+What a client does is `workers.trainer`'s, what the broker does `parablock.aggregation`'s, and when blocks land is that
+of `land = "boundary"`, so that blocks and losses are those of a run of real processes, bit for bit, with as many torch
+threads. No link, no clock, no protocol: it costs what the training costs, and many go on at once, a thread each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from parablock import config
+from parablock.aggregation import server_move, weighted_mean
+from parablock.blocks import read_block
+from parablock.participant_events import Arrived
+from parablock.schedule import Schedule
+from workers.evaluation import Scores
+from workers.inbox import Delivery
+from workers.setup import Local, prepare
+from workers.trainer import Trainer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from parablock.config import Config
+    from parablock.staging import Incoming
+    from workers.trainer import Solved
+
+    Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. loss: held-out, nats per token, all clients' rows. miss: mean over rounds and clients.
+
+    synchronous: rounds of a client that were not trained upon a guess because the guard (`pipeline.max_miss`) said so.
+    """
+
+    loss: float
+    miss: float
+    synchronous: int
+
+
+class Simulation:
+    """The clients of a run, and what they have in common. Raises ValueError as `check` does."""
+
+    def __init__(self, settings: Config) -> None:
+        check(settings)
+        self._settings = settings
+        self.clients = [Client(settings, index) for index in range(settings.round.clients)]
+        manifest, model = self.clients[0].setup.manifest, self.clients[0].setup.model
+        self.blocks: list[Vector] = [read_block(model, block).numpy() for block in manifest.blocks]
+        self._versions = [-1] * len(self.blocks)
+        self._server: dict[int, dict[str, Vector]] = {}
+        self._schedule = Schedule.of(settings, len(self.blocks))
+
+    def run(self) -> Outcome:
+        for round in range(self._settings.rounds):
+            self._commit(round, [client.train(round) for client in self.clients])
+        for client in self.clients:
+            client.land(self._settings.rounds, 0)
+        scores = sum((client.evaluate() for client in self.clients), Scores())
+        misses = [miss for client in self.clients for miss in client.misses]
+        return Outcome(scores.loss, sum(misses) / len(misses), sum(client.synchronous for client in self.clients))
+
+    def _commit(self, round: int, solved: list[Solved]) -> None:
+        block, counted = self._schedule.block(round), [each for each in solved if each.values is not None]
+        if counted:
+            deltas = [each.values.wait() for each in counted if each.values is not None]
+            mean = weighted_mean(deltas, [each.weight for each in counted])
+            move, self._server[block] = server_move(self._settings.server, mean, self._server.get(block, {}))
+            self.blocks[block] = self.blocks[block] + move
+        base = self._versions[block]
+        if counted:
+            self._versions[block] = round
+        for client, own in zip(self.clients, solved, strict=True):
+            client.take(Arrived(round, block, 1, base, len(counted), own in counted, 0.0, 0.0), self.blocks[block])
+
+
+class Client:
+    """One client: `workers.rounds` without a link."""
+
+    def __init__(self, settings: Config, index: int) -> None:
+        shard = (index, settings.round.clients)
+        local = Local(f"worker-{index}", settings.data.train, settings.data.eval, shard, "", "cpu", 1, False)
+        self.setup = prepare(json.dumps(config.to_dict(settings, shared_only=True)), local)
+        self._settings = settings
+        self._arrivals: deque[Delivery] = deque()
+        self._trainer = Trainer(self.setup, settings.round.clients, self._arrivals, lambda _round, _step: None)
+        self._astray = False
+        self.misses: list[float] = []
+        self.synchronous = 0
+
+    def train(self, round: int) -> Solved:
+        """Land what has to have landed before the round, and train it."""
+        if not self._astray:
+            self.land(round, self._settings.in_flight)
+        if self._astray:
+            self.synchronous += 1
+            self.land(round, 0)
+        return self._trainer.train(round, self._settings.solver.steps)
+
+    def land(self, round: int, in_flight: int) -> None:
+        landed = self._trainer.land(round - in_flight - 1, round)
+        limit = self._settings.pipeline.max_miss if self._settings.in_flight else 0.0
+        self._astray = any(0.0 < limit < each.miss for each in landed)
+        self.misses += [each.miss for each in landed]
+
+    def take(self, arrived: Arrived, values: Vector) -> None:
+        if not arrived.contributors:
+            self._arrivals.append(Delivery(arrived, None, change=False))
+            return
+        brought: Future[Incoming] = Future()
+        brought.set_result(self.setup.staging.bring(values))
+        self._arrivals.append(Delivery(arrived, brought, change=False))
+
+    def evaluate(self) -> Scores:
+        return self._trainer.evaluate()[0]
+
+
+def outcome(settings: Config) -> Outcome:
+    """Of a run on one torch thread, from its beginning to its end."""
+    torch.set_num_threads(1)
+    return Simulation(settings).run()
+
+
+def pretrain(settings: Config, out: Path) -> None:
+    """Run, and keep the model in the folder `out`, as Hugging Face's `from_pretrained` reads it."""
+    torch.set_num_threads(1)
+    made = Simulation(settings)
+    made.run()
+    setup = made.clients[0].setup
+    setup.model.save_pretrained(out)
+    setup.tokenizer.save_pretrained(out)
+
+
+def check(settings: Config) -> None:
+    """Raises ValueError, with what to do, where a run of these settings cannot be simulated."""
+    lossy = [name for name in (settings.codec.up, settings.codec.down) if name != "float32"]
+    for wrong, told in (
+        (settings.pipeline.land != "boundary", 'pipeline.land = "arrival" depends on the link'),
+        (settings.solver.adaptive, "solver.adaptive depends on the link"),
+        (bool(lossy), f"codecs are not simulated ({', '.join(lossy)})"),
+        (not settings.data.eval, "data.eval names no held-out rows"),
+    ):
+        if wrong:
+            raise ValueError(f"{told}; a simulation has no such thing: run it with bench.convergence")

@@ -1,0 +1,324 @@
+"""What a round of staleness costs: parablock's final held-out loss against fedbcd's at equal rounds, in many settings.
+
+    python -m bench.staleness --data ../shared/data --seeds 0-2 --jobs 2 --out staleness.json
+    python -m bench.staleness --quick
+
+The built-in model, byte by byte, on GSM8K from scratch; fine-tuned there after a run of fedbcd with another seed; on
+instructions of eight tasks, dealt out in turn, and by Dirichlet(0.3) over the task. From a middle setting (4 clients,
+K = 8, the data's own learning rate) one thing at a time is changed: clients, K, and with --rates the learning rate.
+Losses are those of simulated runs (`bench.simulation`): what a run of processes gives, without its time. Gaps are means
+over seeds with their 95 % confidence interval (Student's t on log ratios), held against a bar of 0.5 %.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from bench import command, paired, results, simulation
+from bench.convergence_cases import CASES, REFERENCE
+from bench.paired import Paired, log_ratios, percent
+from parablock import config
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from rich.table import Table
+
+    from bench.simulation import Outcome
+    from parablock.config import Config
+
+BAR = math.log(1.005)
+
+_COMMON = ("data.max_tokens=256", "eval.rows=256", "eval.batch_size=32", "solver.lr_schedule=cosine")
+_GSM8K = ("gsm8k", "data.prompt=question", "data.completion=answer")
+_TASKS = ("instructions", "data.prompt=instruction", "data.completion=response")
+_BUILTIN = ("builtin", "eval.rows=16")
+_PRETRAINING = ("mode=fedbcd", "rounds=64", "seed=1000", "solver.lr=3e-3", "round.clients=4")
+
+MIDDLE = (4, 8, 1.0)
+"""Clients, K, and the factor of the learning rate."""
+
+_console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is learnt. rows: their source, and settings that go with it. lr: the learning rate. pretrained: first."""
+
+    rows: tuple[str, ...]
+    lr: float
+    pretrained: bool = False
+
+
+PROBLEMS = {
+    "scratch": Problem(_GSM8K, 3e-3),
+    "fine-tuning": Problem(_GSM8K, 1e-3, pretrained=True),
+    "tasks": Problem(_TASKS, 3e-3),
+    "dirichlet": Problem((*_TASKS, "partition.method=dirichlet", "partition.field=task", "partition.alpha=0.3"), 3e-3),
+    "builtin": Problem(_BUILTIN, 1e-3),
+}
+"""By name. The last one needs no files."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting. rate: times the problem's learning rate."""
+
+    problem: str
+    clients: int
+    steps: int
+    rate: float
+
+    @property
+    def name(self) -> str:
+        faster = "" if self.rate == 1.0 else f", lr × {self.rate:g}"
+        return f"{self.problem}, {self.clients} clients, K = {self.steps}{faster}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asked for. cases: fedbcd first. data: the folder of the rows' files."""
+
+    cells: tuple[Cell, ...]
+    cases: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rounds: int
+    overrides: tuple[str, ...]
+    data: Path | None
+    jobs: int
+    out: Path | None
+
+    def settings(self, cell: Cell, case: str, seed: int, model: str) -> Config:
+        """Of one run. Raises ConfigError."""
+        problem = PROBLEMS[cell.problem]
+        return config.load(
+            None,
+            [
+                *self.sources(problem), f"model={model}", f"rounds={self.rounds}", f"round.clients={cell.clients}",
+                f"solver.steps={cell.steps}", f"solver.lr={problem.lr * cell.rate!r}", *self.overrides,
+                *CASES[case].settings, f"seed={seed}",
+            ],
+        )  # fmt: skip
+
+    def sources(self, problem: Problem) -> list[str]:
+        name, *more = problem.rows
+        files = ("builtin", "builtin") if self.data is None else (f"{self.data / name}_{s}.jsonl" for s in _SPLITS)
+        return [f"{key}={file}" for key, file in zip(("data.train", "data.eval"), files, strict=True)] + [
+            *_COMMON,
+            *more,
+        ]
+
+
+_SPLITS = ("train", "test")
+
+
+def measure(plan: Plan, folder: Path) -> None:
+    """All runs; the result printed and kept."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["bench.simulation"])
+    with ProcessPoolExecutor(plan.jobs, mp_context=forks) as pool:
+        model = "builtin"
+        if any(PROBLEMS[cell.problem].pretrained for cell in plan.cells):
+            _console.print("the model to fine-tune is trained first")
+            model = str(folder / "pretrained")
+            rows = plan.sources(PROBLEMS["fine-tuning"])
+            pool.submit(simulation.pretrain, config.load(None, [*rows, *_PRETRAINING]), Path(model)).result()
+        asked = {}
+        for seed, cell, case in product(plan.seeds, plan.cells, plan.cases):
+            base = model if PROBLEMS[cell.problem].pretrained else "builtin"
+            asked[pool.submit(simulation.outcome, plan.settings(cell, case, seed, base))] = cell, case, seed
+        found: dict[tuple[Cell, str, int], Outcome] = {}
+        began = time.monotonic()
+        for done in as_completed(asked):
+            cell, case, seed = asked[done]
+            found[cell, case, seed] = done.result()
+            left_s = (time.monotonic() - began) / len(found) * (len(asked) - len(found))
+            _console.print(
+                f"{len(found)} of {len(asked)}: {cell.name}, {case}, seed {seed}: held-out loss "
+                f"{found[cell, case, seed].loss:.5f}; {left_s / 60:.0f} min left"
+            )
+    rows = [row(cell, case, plan.seeds, found) for cell, case in product(plan.cells, plan.cases)]
+    _console.print(table(rows, plan))
+    results.emit(result(rows, plan), plot(rows), plan.out)
+
+
+def row(cell: Cell, case: str, seeds: Sequence[int], found: Mapping[tuple[Cell, str, int], Outcome]) -> dict[str, Any]:
+    """A case in a cell against fedbcd there, seed by seed. Gaps above zero are worse."""
+    ours, its = ([found[cell, each, seed] for seed in seeds] for each in (case, REFERENCE))
+    losses = [each.loss for each in ours]
+    gap = None
+    if case != REFERENCE:
+        gap = Paired(tuple(log_ratios(losses, [each.loss for each in its]))).told(BAR)
+    return {
+        "problem": cell.problem,
+        "clients": cell.clients,
+        "steps": cell.steps,
+        "rate": cell.rate,
+        "setting": cell.name,
+        "case": case,
+        "final_loss": statistics.geometric_mean(losses),
+        "final_losses": losses,
+        "gap": gap,
+        "miss": statistics.fmean(each.miss for each in ours),
+        "synchronous": sum(each.synchronous for each in ours),
+    }
+
+
+def result(rows: Sequence[dict[str, Any]], plan: Plan) -> dict[str, Any]:
+    """The JSON object. worst_gap_pct: of the means over seeds, by case."""
+    gaps: dict[str, list[float]] = {}
+    for each in rows:
+        if each["gap"] is not None:
+            gaps.setdefault(each["case"], []).append(each["gap"]["gap_pct"])
+    return {
+        "bench": "staleness",
+        "worst_gap_pct": {case: max(of) for case, of in gaps.items()},
+        "bar_pct": percent(BAR),
+        "rounds": plan.rounds,
+        "overrides": list(plan.overrides),
+        "seeds": list(plan.seeds),
+        "rows": list(rows),
+        "machine": results.machine(),
+    }
+
+
+def table(rows: Iterable[dict[str, Any]], plan: Plan) -> Table:
+    """The rows for people."""
+    columns = {
+        "setting": lambda row: row["setting"],
+        " case": lambda row: row["case"],
+        " final loss": lambda row: f"{row['final_loss']:.5f}",
+        " gap, 95 %": lambda row: paired.text(row["gap"]),
+        " miss": lambda row: f"{row['miss']:.2f}",
+        " synchronous": lambda row: str(row["synchronous"]),
+    }
+    caption = (
+        f"{len(plan.seeds)} seeds, {plan.rounds} rounds; gaps to {REFERENCE} in per cent, paired by seed; miss: how "
+        "far off guesses were, in lengths of the step; synchronous: rounds, of all clients and seeds, that the guard "
+        "held back"
+    )
+    return results.table(columns, rows, caption)
+
+
+def plot(rows: Sequence[dict[str, Any]]) -> Figure:
+    """The gaps with their intervals, and the bar."""
+    compared = [each for each in rows if each["gap"] is not None]
+    cases = list(dict.fromkeys(each["case"] for each in compared))
+    settings = list(dict.fromkeys(each["setting"] for each in compared))
+    figure = Figure(figsize=(8, 1.5 + 0.3 * len(settings)), layout="constrained")
+    axes = figure.subplots()
+    for each in compared:
+        gap, case = each["gap"], cases.index(each["case"])
+        place = settings.index(each["setting"]) + 0.6 * (case + 0.5) / len(cases) - 0.3
+        if gap["low_pct"] is not None:
+            axes.plot([gap["low_pct"], gap["high_pct"]], [place, place], color=f"C{case}", linewidth=1)
+        axes.plot([gap["gap_pct"]], [place], color=f"C{case}", marker="o", markersize=4, linestyle="none")
+    for number, case in enumerate(cases):
+        axes.plot([], [], color=f"C{number}", marker="o", markersize=4, label=case)
+    axes.axvline(0, color="black", linewidth=0.5)
+    axes.axvline(percent(BAR), color="black", linewidth=0.5, linestyle="--")
+    axes.set_yticks(range(len(settings)), settings)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"final held-out loss, % above {REFERENCE}'s, with 95 % intervals; dashed: the bar")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; exit codes as in `bench.command`."""
+    return command.run("staleness", _parser().parse_args(argv), _plan, measure)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.parser("staleness", __doc__, quick="the built-in problem, 2 clients, K = 2, one seed, 8 rounds")
+    add = parser.add_argument
+    add("--data", type=Path, metavar="DIR", help="folder with gsm8k_train.jsonl, instructions_test.jsonl and so on")
+    add(
+        "--problems",
+        default=",".join(list(PROBLEMS)[:-1]),
+        help=f"of {', '.join(PROBLEMS)} (default: all but the last)",
+    )
+    add("--clients", default="2,4,8", help="numbers of clients (default: 2,4,8)")
+    add("--steps", default="4,8,16", help="numbers of steps, K (default: 4,8,16)")
+    add("--rates", default="1", help="factors of each problem's learning rate (default: 1)")
+    add(
+        "--cases",
+        default=f"{REFERENCE},parablock",
+        help=f"of {REFERENCE}, parablock, own, stale (default: the first two)",
+    )
+    add("--seeds", default="0-2", help="seeds of the runs, as 0,1,2 or 0-19 (default: 0-2)")
+    add("--rounds", type=int, default=32, help="of each run (default: 32)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
+    add("--jobs", type=int, default=1, help="runs at a time, each a thread (default: 1)")
+    return parser
+
+
+def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
+    """Raises ValueError, with what to do, for what cannot be run."""
+    if options.quick:
+        cells = (Cell("builtin", 2, 2, 1.0),)
+        plan = Plan(cells, (REFERENCE, "parablock"), (0,), 8, tuple(options.set), None, options.jobs, options.out)
+    else:
+        cases = tuple(dict.fromkeys([REFERENCE, *options.cases.split(",")]))
+        plan = Plan(
+            _cells(options), cases, command.seeds(options.seeds), options.rounds, tuple(options.set), options.data,
+            options.jobs, options.out,
+        )  # fmt: skip
+    known = (REFERENCE, "parablock", "own", "stale")
+    if unknown := [case for case in plan.cases if case not in known]:
+        raise ValueError(f"--cases takes {', '.join(known)}, separated by commas; got {', '.join(unknown)}")
+    if plan.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {plan.jobs}")
+    if plan.data is None and any(cell.problem != "builtin" for cell in plan.cells):
+        raise ValueError("--data names the folder with the rows; or take --problems builtin, which needs none")
+    for cell, case in product(plan.cells, plan.cases):
+        simulation.check(plan.settings(cell, case, plan.seeds[0], "builtin"))
+    return plan
+
+
+def _cells(options: argparse.Namespace) -> tuple[Cell, ...]:
+    """One thing at a time is changed from the middle; where the middle is not asked for, from the first values."""
+    problems = options.problems.split(",")
+    if unknown := [name for name in problems if name not in PROBLEMS]:
+        raise ValueError(f"--problems takes {', '.join(PROBLEMS)}, separated by commas; got {', '.join(unknown)}")
+    clients, steps, rates = (_numbers(options, name) for name in ("clients", "steps", "rates"))
+    axes = (clients, steps, rates)
+    middle = [value if value in axis else axis[0] for axis, value in zip(axes, MIDDLE, strict=True)]
+    star = [(*middle[:at], value, *middle[at + 1 :]) for at, axis in enumerate(axes) for value in axis]
+    return tuple(
+        Cell(problem, int(count), int(taken), rate)
+        for problem in problems
+        for count, taken, rate in dict.fromkeys(sorted(star, key=lambda each: each != tuple(middle)))
+    )
+
+
+def _numbers(options: argparse.Namespace, name: str) -> list[float]:
+    text = getattr(options, name)
+    try:
+        found = [float(each) for each in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or any(each <= 0 or (name != "rates" and each != int(each)) for each in found):
+        raise ValueError(f"--{name} takes numbers above 0, separated by commas, as {_EXAMPLES[name]}; got {text!r}")
+    return found
+
+
+_EXAMPLES = {"clients": "2,4,8", "steps": "4,8,16", "rates": "0.25,1,4"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
