@@ -168,7 +168,8 @@ class BlockSolver:
         losses: list[torch.Tensor] = []  # summed over the step's tokens; kept on the device, as are the norms:
         norms: list[torch.Tensor] = []  # to look at one before the round ends would wait for the device
         tokens = 0
-        with self._checkpointing():
+        rerun = checkpointing(self._model) if self._settings.gradient_checkpointing else contextlib.nullcontext()
+        with rerun:
             for step, micro_batches in enumerate(batches):
                 count = sum(answer_tokens(batch) for batch in micro_batches)
                 losses.append(self._backward(micro_batches, count, parameters, masters))
@@ -221,24 +222,22 @@ class BlockSolver:
     def _parameters(self, block: Block) -> list[nn.Parameter]:
         return [self._model.get_parameter(slot.name) for slot in block.slots]
 
-    @contextlib.contextmanager
-    def _checkpointing(self) -> Iterator[None]:
-        """Within it, if the settings ask, each decoder layer keeps only its input and is run again backwards.
 
-        Not through transformers' own switch, which acts in training mode only, and with it comes dropout.
-        Non-reentrant, so that layers below the active block, where no gradient goes, are not run again.
-        """
-        if not self._settings.gradient_checkpointing:
-            yield
-            return
-        layers = list(decoder_layers(self._model))
+@contextlib.contextmanager
+def checkpointing(model: nn.Module) -> Iterator[None]:
+    """Within it each decoder layer keeps only its input and is run again backwards.
+
+    Not through transformers' own switch, which acts in training mode only, and with it comes dropout.
+    Non-reentrant, so that layers below the active block, where no gradient goes, are not run again.
+    """
+    layers = list(decoder_layers(model))
+    for layer in layers:
+        layer.forward = functools.partial(_rerun_backwards, layer.forward)
+    try:
+        yield
+    finally:
         for layer in layers:
-            layer.forward = functools.partial(_rerun_backwards, layer.forward)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                del layer.forward  # what the class defines shows again
+            del layer.forward  # what the class defines shows again
 
 
 def _rerun_backwards(forward: Callable[..., object], *arguments: object, **named: object) -> object:
