@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich import box
 from rich.table import Table
 
@@ -95,6 +94,8 @@ def _cpu() -> str:
 
 def _gpu() -> dict[str, Any]:
     """The first GPU that torch sees, if any, how many there are, and the versions of its driver and of CUDA."""
+    import torch  # some benchmarks need none of it while they run
+
     if not torch.cuda.is_available():
         return {}
     found = torch.cuda.get_device_properties(0)
