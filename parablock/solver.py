@@ -98,16 +98,16 @@ class BlockSolver:
         assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
         values = values.to(self._device)
         write_block(self._model, self._manifest.blocks[block], values)
-        if any(slot.dtype != "float32" for slot in self._manifest.blocks[block].slots):
+        if self._has_masters(block):
             self._masters[block] = self._staging.out(values.clone())
 
     def write_guess(self, block: int, trained: Trained, alpha: float) -> None:
         """Set the block to what `trained.guess(alpha)` gives, of float32 parameters one by one: no third vector of the
         block's size is needed, for which the allocator might have no room between smaller ones."""
-        slots = self._manifest.blocks[block].slots
-        if any(slot.dtype != "float32" for slot in slots):
+        if self._has_masters(block):
             self.write(block, trained.guess(alpha))
             return
+        slots = self._manifest.blocks[block].slots
         assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
         for slot, parameter in zip(slots, self._parameters(self._manifest.blocks[block]), strict=True):
             part = slice(slot.offset, slot.offset + slot.numel)
@@ -137,31 +137,44 @@ class BlockSolver:
         assert batches, "a round has at least one step"
         start = self._start(block)
         self._active = block
+        trained = None
         try:
-            return self._steps(self._manifest.blocks[block], start, batches, lr, after_step)
+            trained = self._steps(self._manifest.blocks[block], start, batches, lr, after_step)
+            return trained
         finally:
             for parameter in self._parameters(self._manifest.blocks[block]):
                 parameter.requires_grad_(False)
                 parameter.grad = None
             self._active = None
-            write_block(self._model, self._manifest.blocks[block], start)
+            write_block(self._model, self._manifest.blocks[block], start() if trained is None else trained.start)
 
-    def _start(self, block: int) -> torch.Tensor:
-        """What `read` gives, on the device; not to be changed."""
-        if block in self._masters:
-            return self._staging.bring(self._masters[block].wait()).ready()
-        return read_block(self._model, self._manifest.blocks[block])
+    def _start(self, block: int) -> Callable[[], torch.Tensor]:
+        """Gives what `read` gives, on the device; not to be changed.
+
+        Where the host has a copy, it is brought at each call, so that no step needs memory on the device for it. Of a
+        block that has masters on a device that is not the host, it has one from the first round on.
+        """
+        if block not in self._masters:
+            values = read_block(self._model, self._manifest.blocks[block])
+            if not (self._staging.copies and self._has_masters(block)):
+                return lambda: values
+            self._masters[block] = self._staging.out(values)
+        copy = self._masters[block]
+        return lambda: self._staging.bring(copy.wait()).ready()
+
+    def _has_masters(self, block: int) -> bool:
+        return any(slot.dtype != "float32" for slot in self._manifest.blocks[block].slots)
 
     def _steps(
         self,
         block: Block,
-        start: torch.Tensor,
+        start: Callable[[], torch.Tensor],
         batches: Sequence[Sequence[Batch]],
         lr: float,
         after_step: Callable[[int], None] | None,
     ) -> Trained:
         parameters = [parameter.requires_grad_() for parameter in self._parameters(block)]
-        masters = _masters(block, parameters, start)
+        masters = _masters(block, parameters, start())
         optimizer = optimizer_of(block, masters, self._settings, lr)
         if self._states is not None:
             self._states.give_back(block.index, optimizer, masters)
@@ -182,13 +195,15 @@ class BlockSolver:
                     after_step(step)
         if self._states is None:
             del optimizer  # nothing of it is needed any more, and the delta needs as much memory as a moment
-        delta = torch.cat([master.detach().flatten() for master in masters]).sub_(start)
+        delta = torch.cat([master.detach().flatten() for master in masters])
+        began = start()
+        delta.sub_(began)
         step_losses, step_norms = torch.stack(losses).cpu(), torch.stack(norms).cpu()
         _check_finite(block, step_losses, step_norms, delta, lr)
         if self._states is not None:
             self._states.keep(block.index, optimizer, masters)
         return Trained(
-            start=start,
+            start=began,
             delta=delta,
             loss=step_losses.double().sum().item() / max(1, tokens),
             tokens=tokens,

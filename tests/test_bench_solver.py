@@ -219,8 +219,9 @@ def test_a_worker_whose_device_is_not_the_host_sends_each_block_out_and_has_it_l
     after = [read_block(setup.model, block) for block in setup.manifest.blocks]
     assert torch.equal(after[0], before[0]), "what comes back of a block is what it was"
     assert not torch.equal(after[1], before[1]), "it is not back yet"
-    # Of each of two rounds start, delta and guess go out; the first one's start comes in, and goes out as it lands.
-    assert engine.marks == 2 * 3 + 2
+    # Of each of two rounds: out go the block as it was (once for the solver's copy, once for the exchange), delta and
+    # guess, in comes the block before the steps and after them. What lands comes in, and goes out for that copy.
+    assert engine.marks == 2 * (4 + 2) + 2
 
 
 @pytest.mark.parametrize("name", fine_tuning.NEEDS)
