@@ -58,7 +58,8 @@ _console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asked for. turns: processes of each method, `sweeps` timed sweeps in each.
+    """What the command line asked for. turns: processes of each method, `sweeps` timed sweeps in each, of which
+    the median counts.
 
     num_blocks: of groups of layers, 0 for a layer a block. ends: what embeddings and head are (the final norm is with
     the last layer, or frozen as they are). steps: K. batch: rows of `tokens` tokens.
@@ -141,7 +142,7 @@ def _run(name: str, plan: Plan, asked: Path, folder: Path) -> dict[str, Any]:
 def _told(report: Mapping[str, Any]) -> str:
     if "out_of_memory" in report:
         return f"does not fit: {report['out_of_memory']}"
-    return f"{1e3 * statistics.fmean(report['step_s']):.1f} ms a step, peak {report['peak_bytes'] / 1e6:.0f} MB"
+    return f"{1e3 * statistics.median(report['step_s']):.1f} ms a step, peak {report['peak_bytes'] / 1e6:.0f} MB"
 
 
 def rows(reports: Mapping[str, Sequence[Mapping[str, Any]]], plan: Plan) -> list[dict[str, Any]]:
@@ -151,7 +152,7 @@ def rows(reports: Mapping[str, Sequence[Mapping[str, Any]]], plan: Plan) -> list
     where the method does not fit into the device's memory, but the formula's megabytes (see `formula_bytes`).
     """
     fits = {name: not any("out_of_memory" in each for each in own) for name, own in reports.items()}
-    step_s = {name: [statistics.fmean(each["step_s"]) for each in own] for name, own in reports.items() if fits[name]}
+    step_s = {name: [statistics.median(each["step_s"]) for each in own] for name, own in reports.items() if fits[name]}
     peaks = {name: [each["peak_bytes"] for each in own] for name, own in reports.items() if fits[name]}
     sizes = next((own[0] for name, own in reports.items() if fits[name]), None)
 
@@ -297,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--methods", help=f"of {told} (default: all that can be run); blocks is always run")
     add("--dtype", choices=("float32", "bfloat16"), help="of the model (default: float32; of a llama bfloat16)")
     add("--turns", type=int, help="processes of each method (default: 5; of a llama, and quick: 1)")
-    add("--sweeps", type=int, help="timed sweeps over the blocks in each process (default: 1; of a llama 2)")
+    add("--sweeps", type=int, help="timed sweeps over the blocks in each process (default: 1; of a llama 3)")
     add("--sample", action="store_true", help="a sweep is the first, the middle and the last block, not all")
     add("--num-blocks", type=int, default=0, help="equal groups of layers (default: a layer a block)")
     ends = "embeddings and head: with the first and last block, blocks of their own, or frozen"
@@ -336,7 +337,7 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
         methods=_methods(options.methods, dtype, options.sample),
         dtype=dtype,
         turns=given("turns", 5 if small and not quick else 1),
-        sweeps=given("sweeps", 1 if small else 2),
+        sweeps=given("sweeps", 1 if small else 3),
         sample=options.sample,
         num_blocks=given("num_blocks", 0, 0),
         ends=options.ends or ("freeze" if small else "join"),
