@@ -16,6 +16,9 @@ the block that is not back yet; the final loss is that of the drained pipeline. 
 time to its final loss over the time that the other needs to get there, by the same seed; the median takes a run that
 never got there for slower than any other.
 
+Workers train on a GPU where torch sees one, all of them on the same. With --jobs several runs share the machine: losses
+are what they would be but for rounding (workers have fewer threads), times are not.
+
 Learning rates are the settings', unless --lr gives a case its own: the best for adapters is not the best for the whole
 model.
 """
@@ -41,7 +44,7 @@ from parablock.units import format_rate, parse_rate
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.table import Table
 
@@ -58,32 +61,43 @@ _console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asked for. cases: fedbcd first."""
+    """What the command line asked for. cases: fedbcd first. jobs: runs at a time."""
 
     cases: tuple[Case, ...]
     seeds: tuple[int, ...]
     given: Conditions
     out: Path | None
+    jobs: int = 1
 
 
 def measure(plan: Plan, folder: Path) -> None:
     """All runs, seed by seed; the result printed and kept."""
-    curves: dict[str, list[LearningCurve]] = {case.name: [] for case in plan.cases}
-    began, done, runs = time.monotonic(), 0, len(plan.seeds) * len(plan.cases)
+    by_seed: dict[str, dict[int, LearningCurve]] = {case.name: {} for case in plan.cases}
+    began, runs = time.monotonic(), len(plan.seeds) * len(plan.cases)
+    for done, (case, seed, found) in enumerate(_trained(plan, folder), start=1):
+        by_seed[case.name][seed] = found
+        left_s = (time.monotonic() - began) / done * (runs - done)
+        _console.print(
+            f"seed {seed} ({plan.seeds.index(seed) + 1} of {len(plan.seeds)}), {case.name}: final held-out loss "
+            f"{found.final_loss:.5f} after {found.time_s:.1f} s; {left_s / 60:.0f} min left"
+        )
+    curves = {name: [own[seed] for seed in plan.seeds] for name, own in by_seed.items()}
+    rows = [row(case, curves[case.name], curves[REFERENCE], plan.given) for case in plan.cases]
+    _console.print(table(rows, plan.given, plan.jobs))
+    results.emit(result(rows, plan), plot(rows), plan.out)
+
+
+def _trained(plan: Plan, folder: Path) -> Iterator[tuple[Case, int, LearningCurve]]:
+    """All runs, as they end."""
+    asked: list[tuple[Case, int]] = []
     for turn, seed in enumerate(plan.seeds):
         first = turn % len(plan.cases)
-        for case in (*plan.cases[first:], *plan.cases[:first]):
-            found = convergence_cases.train(case, seed, plan.given, folder / f"{case.name}-{seed}")
-            curves[case.name].append(found)
-            done += 1
-            left_s = (time.monotonic() - began) / done * (runs - done)
-            _console.print(
-                f"seed {seed} ({turn + 1} of {len(plan.seeds)}), {case.name}: final held-out loss "
-                f"{found.final_loss:.5f} after {found.time_s:.1f} s; {left_s / 60:.0f} min left"
-            )
-    rows = [row(case, curves[case.name], curves[REFERENCE], plan.given) for case in plan.cases]
-    _console.print(table(rows, plan.given))
-    results.emit(result(rows, plan), plot(rows), plan.out)
+        asked += [(case, seed) for case in (*plan.cases[first:], *plan.cases[:first])]
+    if plan.jobs > 1:
+        yield from convergence_cases.train_many(asked, plan.given, plan.jobs, folder)
+        return
+    for case, seed in asked:
+        yield case, seed, convergence_cases.train(case, seed, plan.given, folder / f"{case.name}-{seed}")
 
 
 def row(
@@ -144,6 +158,8 @@ def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
         "overrides": list(plan.given.overrides),
         "link": plan.given.link,
         "rate_bytes_s": plan.given.link_rate,
+        "jobs": plan.jobs,
+        "times_compare": plan.jobs == 1,
         "machine": results.machine(),
     }
 
@@ -153,8 +169,8 @@ def _gap(row: Mapping[str, Any]) -> dict[str, float | None]:
     return {"mean": gap["gap_pct"], "low": gap["low_pct"], "high": gap["high_pct"]}
 
 
-def table(rows: Sequence[dict[str, Any]], given: Conditions) -> Table:
-    """The rows for people."""
+def table(rows: Sequence[dict[str, Any]], given: Conditions, jobs: int = 1) -> Table:
+    """The rows for people. jobs: runs at a time."""
     seeds = len(rows[0]["final_losses"])
 
     def equal(row: dict[str, Any]) -> str:
@@ -176,6 +192,8 @@ def table(rows: Sequence[dict[str, Any]], given: Conditions) -> Table:
         f"by seed; time in s; speed-up at {REFERENCE}'s final loss, median (seeds that got there); MB of payload of "
         "one client, up and down; but for the learning rate (lr) all other settings are equal"
     )
+    if jobs > 1:
+        caption += f"; {jobs} runs at a time, so that TIMES AND SPEED-UPS DO NOT COMPARE"
     return results.table(columns, rows, caption)
 
 
@@ -228,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
     add("--lr", action="append", default=[], metavar="CASE=VALUE", help="a case's own learning rate; repeatable")
     add("--rate", help="rate of each client's link, as 20mbit or 5MB/s (default: loopback)")
+    add("--jobs", type=int, default=1, help="runs at a time; from 2 on their times do not compare (default: 1)")
     add("--link", choices=("auto", "kernel", "user"), default="auto", help="what shapes the links (with --rate)")
     return parser
 
@@ -243,6 +262,10 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     cases = _cases(options.cases if options.cases is not None else _CASES[quick])
     if options.clients < 1:
         raise ValueError(f"--clients must be at least 1, got {options.clients}")
+    if options.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+    if options.jobs > 1 and options.rate is not None:
+        raise ValueError("--jobs lets runs share the machine, and --rate is there to compare times; leave one out")
     given = Conditions(
         config=options.config,
         overrides=(*(_QUICK if quick else ()), *_overrides(options.set)),
@@ -258,7 +281,7 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     if options.rate is None:
         if options.link != "auto":
             raise ValueError(f"--link {options.link} shapes links, and there are none without --rate; add it")
-        return Plan(cases, seeds, given, options.out)
+        return Plan(cases, seeds, given, options.out, options.jobs)
     rate = parse_rate(options.rate)
     kind, reason = choose(options.link, 0.0)
     _console.print(reason)

@@ -9,11 +9,11 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench import learning_curve
+from bench import learning_curve, runs
 from bench.network import network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from bench.learning_curve import LearningCurve
@@ -81,6 +81,21 @@ def train(case: Case, seed: int, given: Conditions, folder: Path) -> LearningCur
         return learning_curve.learn(given.settings(case, seed), folder, whose)
     with network(given.link, [given.link_rate] * given.clients) as links:
         return learning_curve.learn(given.settings(case, seed, links.bind), folder, whose, links)
+
+
+def train_many(
+    asked: Sequence[tuple[Case, int]], given: Conditions, jobs: int, folder: Path
+) -> Iterator[tuple[Case, int, LearningCurve]]:
+    """Runs over loopback, up to `jobs` at a time; each as it ends. asked: cases and seeds. folder: exists.
+
+    Raises what `train` does.
+    """
+    assert given.link_rate is None, "links belong to one run"
+    runs_asked = [(given.settings(case, seed), folder / f"{case.name}-{seed}") for case, seed in asked]
+    for place, finished in runs.launch_many(runs_asked, jobs):
+        case, seed = asked[place]
+        with finished:
+            yield case, seed, learning_curve.read(finished.read_metrics(), f"{case.name} with seed {seed}")
 
 
 def missing(cases: Iterable[Case]) -> dict[str, Sequence[str]]:

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-_POLL_S = 0.1
+POLL_S = 0.1
+"""Between two looks at what the children do."""
+
 _GRACE_S = 5.0
 _TAIL_LINES = 30
 
@@ -87,6 +89,11 @@ class Children:
         Raises ChildError as soon as any child ends otherwise, and when `progress()` has given the same answer
         for `patience_s` seconds.
         """
+        for _ in self.watch(child, progress, patience_s):
+            time.sleep(POLL_S)
+
+    def watch(self, child: Child, progress: Callable[[], object], patience_s: float) -> Iterator[None]:
+        """As `wait`, a look at each turn, for whoever watches others meanwhile: ends when `child` has ended well."""
         seen, since = progress(), time.monotonic()
         while child.process.poll() is None:
             self._check()
@@ -96,7 +103,7 @@ class Children:
             elif now - since > patience_s:
                 stories = "\n".join(each.story() for each in self._children)
                 raise ChildError(f"nothing moved for {patience_s:g} s\n{stories}")
-            time.sleep(_POLL_S)
+            yield
         self._check()
 
     def until(self, condition: Callable[[], bool], patience_s: float) -> None:
@@ -107,7 +114,7 @@ class Children:
             if time.monotonic() > deadline:
                 stories = "\n".join(each.story() for each in self._children)
                 raise ChildError(f"not ready after {patience_s:g} s\n{stories}")
-            time.sleep(_POLL_S / 5)
+            time.sleep(POLL_S / 5)
 
     def _check(self) -> None:
         failed = [child for child in self._children if child.process.poll() not in (None, 0)]

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -25,13 +26,14 @@ class OutputError(ValueError):
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on: processor, cores that may be used, operating system, versions, date (UTC)."""
+    """What a figure depends on: processor, cores that may be used, GPU, operating system, versions, date (UTC)."""
     return {
         "cpu": _cpu(),
         "cores": cores(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "transformers", "pyzmq", "uvloop", "parablock")},
+        **_gpu(),
+        **{name: _version(name) for name in ("torch", "transformers", "peft", "pyzmq", "uvloop", "parablock")},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -88,6 +90,24 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _gpu() -> dict[str, Any]:
+    """The first GPU that torch sees, if any, how many there are, and the versions of its driver and of CUDA."""
+    import torch  # some benchmarks need none of it while they run
+
+    if not torch.cuda.is_available():
+        return {}
+    found = torch.cuda.get_device_properties(0)
+    version = Path("/proc/driver/nvidia/version")
+    driver = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", version.read_text(encoding="utf-8")) if version.exists() else None
+    return {
+        "gpu": found.name,
+        "gpus": torch.cuda.device_count(),
+        "gpu_bytes": found.total_memory,
+        "driver": driver[0] if driver else None,
+        "cuda": torch.version.cuda,
+    }
 
 
 def _version(name: str) -> str | None:

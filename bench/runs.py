@@ -1,6 +1,7 @@
 """One run of parablock as a user would start it: real broker and worker processes, until they end.
 
-`run` starts them one by one over given links; `launch` has `parablock run` do it on this machine.
+`run` starts them one by one over given links; `launch` has `parablock run` do it on this machine, `launch_many` for
+several runs side by side.
 
 What is trained and what is made of the metrics is the caller's business.
 """
@@ -8,14 +9,17 @@ What is trained and what is made of the metrics is the caller's business.
 from __future__ import annotations
 
 import sys
+import time
+from collections import deque
 from typing import TYPE_CHECKING
 
-from bench.processes import Children, size
+from bench.processes import POLL_S, Children, size
+from bench.results import cores
 from parablock import config
 from parablock.run_folder import METRICS, RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from bench.network import Network
@@ -73,11 +77,52 @@ def launch(settings: config.Config, folder: Path, environment: Mapping[str, str]
 
     folder: new. environment: added to that of all processes. Raises ChildError as `run` does.
     """
+    launching = _launching(settings, folder, (), environment)
+    while True:
+        try:
+            next(launching)
+        except StopIteration as ended:
+            finished: RunFolder = ended.value
+            return finished
+        time.sleep(POLL_S)
+
+
+def launch_many(asked: Sequence[tuple[config.Config, Path]], jobs: int) -> Iterator[tuple[int, RunFolder]]:
+    """As `launch`, up to `jobs` at a time, begun in their order: each with its place in `asked`, as it ends.
+
+    asked: settings and folders. The cores are shared out evenly to all workers of all jobs. Where one run fails, or
+    whoever asked wants no more, the others are ended.
+    """
+    waiting = deque(enumerate(asked))
+    running: dict[int, Generator[None, None, RunFolder]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                place, (settings, folder) = waiting.popleft()
+                threads = max(1, cores() // (jobs * settings.round.clients))
+                running[place] = _launching(settings, folder, ("--threads", str(threads)), None)
+            for place, launching in list(running.items()):
+                try:
+                    next(launching)
+                except StopIteration as ended:
+                    del running[place]
+                    yield place, ended.value
+            time.sleep(POLL_S)
+    finally:
+        for launching in running.values():
+            launching.close()
+
+
+def _launching(
+    settings: config.Config, folder: Path, options: Sequence[str], environment: Mapping[str, str] | None
+) -> Generator[None, None, RunFolder]:
+    """`launch`, a look at each turn. options: of `parablock run`."""
     folder.mkdir()
     config_path, out = folder / "config.toml", folder / "run"
     config_path.write_text(config.to_toml(settings), encoding="utf-8")
     with Children(folder) as children:
         command = [sys.executable, "-m", "parablock.cli", "run", str(config_path), "--out", str(out)]
-        started = children.start("run", [*command, "--workers", str(settings.round.clients)], environment)
-        children.wait(started, lambda: size(out / METRICS), PATIENCE_S)
+        command += ["--workers", str(settings.round.clients), *options]
+        started = children.start("run", command, environment)
+        yield from children.watch(started, lambda: size(out / METRICS), PATIENCE_S)
     return RunFolder.open(out)

@@ -38,9 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="workers, each with its share of the rows")
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/ and the present time)")
     parser.add_argument("--device", default="auto", help="the workers' device: cpu, cuda, cuda:N or auto")
+    shared = "torch threads of each worker (default: this machine's cores, shared out)"
+    parser.add_argument("--threads", type=int, metavar="N", help=shared)
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
         print(f"parablock run: --workers is at least 1, got {arguments.workers}", file=sys.stderr)
+        return EXIT_INPUT
+    if arguments.threads is not None and arguments.threads < 1:
+        print(f"parablock run: --threads is at least 1, got {arguments.threads}", file=sys.stderr)
         return EXIT_INPUT
     try:
         # One machine needs no fixed port, and waits for exactly the workers that it starts.
@@ -50,17 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parablock run: {error}", file=sys.stderr)
         return EXIT_INPUT
     out = arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Launch(config, out, arguments.workers, arguments.device).run()
+    return Launch(config, out, arguments.workers, arguments.device, arguments.threads).run()
 
 
 class Launch:
-    """A broker and its workers, as child processes."""
+    """A broker and its workers, as child processes. threads: torch's in each worker; None: the cores, shared out."""
 
-    def __init__(self, config: Config, out: Path, workers: int, device: str = "auto") -> None:
+    def __init__(
+        self, config: Config, out: Path, workers: int, device: str = "auto", threads: int | None = None
+    ) -> None:
         self._config = config
         self._out = out
         self._count = workers
         self._device = device
+        self._threads = threads or max((os.cpu_count() or 1) // workers, 1)
         self._shards: subprocess.Popen[bytes] | None = None
         self._broker: subprocess.Popen[bytes] | None = None
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
@@ -127,7 +135,6 @@ class Launch:
 
     def _start_workers(self) -> None:
         endpoint = self._endpoint()
-        threads = max((os.cpu_count() or 1) // self._count, 1)
         logs = self._out / "logs"
         logs.mkdir(exist_ok=True)
         for index in range(self._count):
@@ -136,13 +143,14 @@ class Launch:
             name = f"worker-{index}"
             command = [sys.executable, "-P", "-m", "workers", "--broker", endpoint, "--name", name]
             command += [f"--data={self._config.data.train}", f"--eval={self._config.data.eval}"]
-            command += ["--shard", f"{index}/{self._count}", "--threads", str(threads), "--device", self._device]
+            command += ["--shard", f"{index}/{self._count}", "--threads", str(self._threads), "--device", self._device]
             if self._config.trust_remote_code:
                 command.append("--trust-remote-code")
             log = (logs / f"{name}.log").open("wb")
             self._logs.append(log)
             # As many numpy threads as torch threads: the cores are shared out once.
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+            threads = str(self._threads)
+            environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
             self._workers[name] = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0
             )

@@ -98,7 +98,7 @@ class BlockSolver:
         assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
         values = values.to(self._device)
         write_block(self._model, self._manifest.blocks[block], values)
-        if any(slot.dtype != "float32" for slot in self._manifest.blocks[block].slots):
+        if self._has_masters(block):
             self._masters[block] = self._staging.out(values.clone())
 
     def write_guess(self, block: int, trained: Trained, alpha: Sequence[float]) -> None:
@@ -109,7 +109,7 @@ class BlockSolver:
             trained.guess(slice(slot.offset, slot.offset + slot.numel), share)
             for slot, share in zip(slots, alpha, strict=True)
         )
-        if any(slot.dtype != "float32" for slot in slots):
+        if self._has_masters(block):
             self.write(block, torch.cat(list(guesses)))
             return
         assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
@@ -140,38 +140,52 @@ class BlockSolver:
         assert batches, "a round has at least one step"
         start = self._start(block)
         self._active = block
+        trained = None
         try:
-            return self._steps(self._manifest.blocks[block], start, batches, lr, after_step)
+            trained = self._steps(self._manifest.blocks[block], start, batches, lr, after_step)
+            return trained
         finally:
             for parameter in self._parameters(self._manifest.blocks[block]):
                 parameter.requires_grad_(False)
                 parameter.grad = None
             self._active = None
-            write_block(self._model, self._manifest.blocks[block], start)
+            write_block(self._model, self._manifest.blocks[block], start() if trained is None else trained.start)
 
-    def _start(self, block: int) -> torch.Tensor:
-        """What `read` gives, on the device; not to be changed."""
-        if block in self._masters:
-            return self._staging.bring(self._masters[block].wait()).ready()
-        return read_block(self._model, self._manifest.blocks[block])
+    def _start(self, block: int) -> Callable[[], torch.Tensor]:
+        """Gives what `read` gives, on the device; not to be changed.
+
+        Where the host has a copy, it is brought at each call, so that no step needs memory on the device for it. Of a
+        block that has masters on a device that is not the host, it has one from the first round on.
+        """
+        if block not in self._masters:
+            values = read_block(self._model, self._manifest.blocks[block])
+            if not (self._staging.copies and self._has_masters(block)):
+                return lambda: values
+            self._masters[block] = self._staging.out(values)
+        copy = self._masters[block]
+        return lambda: self._staging.bring(copy.wait()).ready()
+
+    def _has_masters(self, block: int) -> bool:
+        return any(slot.dtype != "float32" for slot in self._manifest.blocks[block].slots)
 
     def _steps(
         self,
         block: Block,
-        start: torch.Tensor,
+        start: Callable[[], torch.Tensor],
         batches: Sequence[Sequence[Batch]],
         lr: float,
         after_step: Callable[[int], None] | None,
     ) -> Trained:
         parameters = [parameter.requires_grad_() for parameter in self._parameters(block)]
-        masters = _masters(block, parameters, start)
+        masters = _masters(block, parameters, start())
         optimizer = optimizer_of(block, masters, self._settings, lr)
         if self._states is not None:
             self._states.give_back(block.index, optimizer, masters)
         losses: list[torch.Tensor] = []  # summed over the step's tokens; kept on the device, as are the norms:
         norms: list[torch.Tensor] = []  # to look at one before the round ends would wait for the device
         tokens = 0
-        with self._checkpointing():
+        rerun = checkpointing(self._model) if self._settings.gradient_checkpointing else contextlib.nullcontext()
+        with rerun:
             for step, micro_batches in enumerate(batches):
                 count = sum(answer_tokens(batch) for batch in micro_batches)
                 losses.append(self._backward(micro_batches, count, parameters, masters))
@@ -184,13 +198,15 @@ class BlockSolver:
                     after_step(step)
         if self._states is None:
             del optimizer  # nothing of it is needed any more, and the delta needs as much memory as a moment
-        delta = torch.cat([master.detach().flatten() for master in masters]).sub_(start)
+        delta = torch.cat([master.detach().flatten() for master in masters])
+        began = start()
+        delta.sub_(began)
         step_losses, step_norms = torch.stack(losses).cpu(), torch.stack(norms).cpu()
         _check_finite(block, step_losses, step_norms, delta, lr)
         if self._states is not None:
             self._states.keep(block.index, optimizer, masters)
         return Trained(
-            start=start,
+            start=began,
             delta=delta,
             loss=step_losses.double().sum().item() / max(1, tokens),
             tokens=tokens,
@@ -224,24 +240,22 @@ class BlockSolver:
     def _parameters(self, block: Block) -> list[nn.Parameter]:
         return [self._model.get_parameter(slot.name) for slot in block.slots]
 
-    @contextlib.contextmanager
-    def _checkpointing(self) -> Iterator[None]:
-        """Within it, if the settings ask, each decoder layer keeps only its input and is run again backwards.
 
-        Not through transformers' own switch, which acts in training mode only, and with it comes dropout.
-        Non-reentrant, so that layers below the active block, where no gradient goes, are not run again.
-        """
-        if not self._settings.gradient_checkpointing:
-            yield
-            return
-        layers = list(decoder_layers(self._model))
+@contextlib.contextmanager
+def checkpointing(model: nn.Module) -> Iterator[None]:
+    """Within it each decoder layer keeps only its input and is run again backwards.
+
+    Not through transformers' own switch, which acts in training mode only, and with it comes dropout.
+    Non-reentrant, so that layers below the active block, where no gradient goes, are not run again.
+    """
+    layers = list(decoder_layers(model))
+    for layer in layers:
+        layer.forward = functools.partial(_rerun_backwards, layer.forward)
+    try:
+        yield
+    finally:
         for layer in layers:
-            layer.forward = functools.partial(_rerun_backwards, layer.forward)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                del layer.forward  # what the class defines shows again
+            del layer.forward  # what the class defines shows again
 
 
 def _rerun_backwards(forward: Callable[..., object], *arguments: object, **named: object) -> object:

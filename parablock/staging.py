@@ -88,6 +88,11 @@ class Staging:
     def of(cls, device: torch.device) -> Staging:
         return cls(CudaEngine(device) if device.type == "cuda" else None)
 
+    @property
+    def copies(self) -> bool:
+        """Whether what goes out and comes in is copied: the device is not the host."""
+        return self._engine is not None
+
     def out(self, values: torch.Tensor) -> Outgoing:
         """Begin to copy to the host. values: float32 of shape (numel,), which nobody changes any more."""
         values = values.detach()

@@ -140,6 +140,25 @@ def test_cases_take_turns_at_who_is_first(
     assert "seed 4 (2 of 2), fedbcd" in " ".join(told.err.split())
 
 
+def test_of_several_runs_at_a_time_each_seed_stays_with_its_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train_many(asked: Sequence[tuple[Case, int]], _given: Conditions, jobs: int, _folder: Path) -> Any:
+        assert jobs == 3
+        for case, seed in reversed(asked):  # the last to begin is the first to end
+            yield case, seed, curve(2.0, 1.0 + 0.01 * seed + 0.001 * (case.name == "own"))
+
+    monkeypatch.setattr(convergence_cases, "train_many", train_many)
+    out = tmp_path / "result.json"
+    assert convergence.main(["--seeds", "3,4", "--cases", "own", "--jobs", "3", "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert (result["jobs"], result["times_compare"]) == (3, False)
+    losses = {row["case"]: row["final_losses"] for row in result["rows"]}
+    assert losses == {"fedbcd": [1.03, 1.04], "own": [1.031, 1.041]}
+    assert "TIMES AND SPEED-UPS DO NOT COMPARE" in " ".join(told.err.split())
+
+
 def test_quick_is_one_seed_of_two_cases(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ran: list[tuple[str, int, int]] = []
 
@@ -172,6 +191,8 @@ def test_one_small_run_over_a_link(tmp_path: Path) -> None:
         (["--cases", "own,badam"], "separated by commas; got badam"),
         (["--seeds", "one"], "--seeds takes numbers and ranges"),
         (["--clients", "0"], "--clients must be at least 1"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--jobs", "2", "--rate", "8mbit"], "leave one out"),
         (["--set", "rounds=0"], "rounds must be"),
         (["--set", "mode=fedavg"], "--set mode is not possible"),
         (["--set", "data.eval="], "data.eval names no held-out rows"),

@@ -401,6 +401,11 @@ def test_at_least_one_worker_is_needed(workers: str, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == f"parablock run: --workers is at least 1, got {workers}\n"
 
 
+def test_at_least_one_thread_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--threads", "0"]) == 2
+    assert capsys.readouterr().err == "parablock run: --threads is at least 1, got 0\n"
+
+
 def test_the_number_of_workers_is_a_number(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         launch.main(["--workers", "two"])
@@ -421,22 +426,24 @@ def test_a_wrong_setting_is_told_before_anything_starts(
 def test_a_run_on_one_machine_waits_for_its_own_workers_on_a_free_port(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Config, Path, int, str]] = []
+    asked: list[tuple[Config, Path, int, str, int]] = []
 
     def run(self: Launch) -> int:
-        asked.append((self._config, self._out, self._count, self._device))
+        asked.append((self._config, self._out, self._count, self._device, self._threads))
         return 3
 
     monkeypatch.setattr(Launch, "run", run)
     (place / "run.toml").write_text('rounds = 5\n[network]\nbind = "tcp://127.0.0.1:5557"\n[round]\nclients = 7\n')
-    assert launch.main(["run.toml", "--workers", "3", "--set", "seed=4", "--device", "cpu"]) == 3
-    config, out, workers, device = asked[0]
+    chosen = ["--device", "cpu", "--threads", "5"]
+    assert launch.main(["run.toml", "--workers", "3", "--set", "seed=4", *chosen]) == 3
+    config, out, workers, device, threads = asked[0]
     assert (config.rounds, config.seed, config.round.clients, config.network.bind) == (5, 4, 3, "tcp://127.0.0.1:*")
-    assert (workers, device) == (3, "cpu")
+    assert (workers, device, threads) == (3, "cpu", 5)
     assert out.parts[0] == "runs"
     launch.main(["--out", "elsewhere", "--set", "network.bind=tcp://127.0.0.1:7777"])
-    config, out, workers, device = asked[1]
+    config, out, workers, device, threads = asked[1]
     assert (str(out), workers, device, config.network.bind) == ("elsewhere", 2, "auto", "tcp://127.0.0.1:7777")
+    assert threads == max((os.cpu_count() or 1) // 2, 1)
 
 
 # Quickstart

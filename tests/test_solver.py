@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
+import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.shapes import Shape
 from parablock import config
 from parablock.batch import IGNORED, Batch
 from parablock.blocks import decoder_layers, partition, read_block, write_block
@@ -507,3 +510,120 @@ def test_a_device_that_copies_on_its_own_changes_nothing(state: Any, dtype: torc
             solver.write(round % 2, trained.guess(slice(None), 0.5))
         results.append([solver.read(block).numpy().tobytes() for block in range(3)])
     assert results[0] == results[1]
+
+
+class Watched(Copies):
+    """Knows which of what it brought is still held by anyone."""
+
+    def __init__(self) -> None:
+        super().__init__(late=True)
+        self._brought: list[weakref.ref[torch.Tensor]] = []
+
+    def bring(self, source: torch.Tensor) -> Any:
+        target, mark = super().bring(source)
+        self._brought.append(weakref.ref(target))
+        return target, mark
+
+    def held(self) -> int:
+        return sum(target() is not None for target in self._brought)
+
+
+def test_while_the_steps_run_nothing_on_the_device_holds_what_the_block_was() -> None:
+    """Beside the model are the masters, their gradients and moments: 16 bytes a parameter of the block."""
+    model = families.build("llama", torch.bfloat16)
+    manifest = partition(model, config.Blocks(num_blocks=3))
+    engine = Watched()
+    solver = BlockSolver(model, manifest, config.Solver(), CPU, Staging(engine))
+    held: list[int] = []
+    trained = solver.train(1, families.batches(3), 1e-2, lambda _step: held.append(engine.held()))
+    assert held == [0, 0, 0]
+    assert engine.held() == 1, "where it began is told at the end"
+    assert torch.equal(trained.start, read_block(model, manifest.blocks[1]))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_a_round_that_ends_badly_leaves_the_block_on_a_device_as_it_was(again: bool) -> None:
+    model = families.build("llama", torch.bfloat16)
+    manifest = partition(model, config.Blocks(num_blocks=3))
+    solver = BlockSolver(model, manifest, config.Solver(), CPU, Staging(Copies(late=True)))
+    if again:
+        solver.write_guess(1, solver.train(1, families.batches(2), 1e-2), share(manifest, 1, 1.0))
+    exact, rounded = solver.read(1), flat(model, manifest.blocks[1]).clone()
+    with pytest.raises(Diverged):
+        solver.train(1, families.batches(2), 1e39)
+    assert torch.equal(solver.read(1), exact)
+    assert torch.equal(flat(model, manifest.blocks[1]), rounded)
+
+
+def share(manifest: Manifest, block: int, alpha: float) -> list[float]:
+    """α for each of the block's parameters."""
+    return [alpha] * len(manifest.blocks[block].slots)
+
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def on_cuda(dtype: torch.dtype = torch.bfloat16, **settings: Any) -> tuple[Any, Manifest, BlockSolver]:
+    """Four layers of 0.8 million parameters each, so that activations are small beside a block."""
+    shape = Shape(4, 256, 768, heads=4, kv_heads=4, vocabulary=512, tied=True, tokens=16)
+    device = torch.device("cuda")
+    model = shape.model(device, dtype)
+    manifest = partition(model, config.Blocks(embeddings="freeze", final_norm="freeze"))
+    return model, manifest, BlockSolver(model, manifest, config.Solver(**settings), device)
+
+
+def rows_of(tokens: int, count: int) -> list[list[Batch]]:
+    """One row a step, of which every token counts and none is padding."""
+    drawn = torch.Generator().manual_seed(0)
+    ids = [torch.randint(512, (1, tokens), generator=drawn) for _ in range(count)]
+    return [[Batch(each, torch.ones_like(each), each)] for each in ids]
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda_the_steps_are_those_of_the_host(dtype: torch.dtype) -> None:
+    model, manifest, solver = on_cuda(dtype)
+    host = copy.deepcopy(model).to(CPU)
+    other = BlockSolver(host, manifest, config.Solver(), CPU)
+    for round in range(4):
+        steps = rows_of(16, 3)
+        ours, theirs = (each.train(round % 2, steps, 1e-3) for each in (solver, other))
+        solver.write_guess(round % 2, ours, share(manifest, round % 2, 0.5))
+        other.write_guess(round % 2, theirs, share(manifest, round % 2, 0.5))
+    assert ours.loss == pytest.approx(theirs.loss, rel=2e-2)
+    # AdamW's first steps are of one size whatever the gradient's, so that signs are what is compared.
+    agree = (ours.delta.cpu().sign() == theirs.delta.sign()).float().mean()
+    assert agree > (0.95 if dtype == torch.float32 else 0.7)
+
+
+@NEEDS_CUDA
+def test_on_cuda_a_round_needs_sixteen_bytes_a_parameter_of_the_block_beside_the_model() -> None:
+    _, manifest, solver = on_cuda()
+    solver.write_guess(1, solver.train(1, rows_of(8, 2), 1e-4), share(manifest, 1, 1.0))  # cuBLAS has its workspace now
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    solver.train(1, rows_of(8, 2), 1e-4)
+    numel = manifest.blocks[1].numel
+    # Two more for the gradients in bfloat16 before they are moved up, one for activations, logits and the allocator.
+    assert torch.cuda.max_memory_allocated() - before < (16 + 2 + 1) * numel
+
+
+@NEEDS_CUDA
+def test_on_cuda_a_step_waits_for_the_device_only_where_transformers_does() -> None:
+    """The thread that trains is ahead of the device, but that each forward looks whether the mask hides anything."""
+    _, manifest, solver = on_cuda()
+    solver.write_guess(1, solver.train(1, rows_of(8, 2), 1e-4), share(manifest, 1, 1.0))  # what is made once may wait
+    modes = {0: "warn", 2: "default"}  # after step 0 and after step 2: steps 1 and 2 are looked at
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            solver.train(1, [*rows_of(8, 2), *rows_of(8, 1)], 1e-4, lambda step: change_mode(modes.get(step)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) <= 2, [str(wait.message) for wait in waits]
+
+
+def change_mode(mode: str | None) -> None:
+    if mode is not None:
+        torch.cuda.set_sync_debug_mode(mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from parablock.staging import Staging
+from parablock.staging import CudaEngine, Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +145,12 @@ def test_only_flat_float32_goes_out(wrong: torch.Tensor) -> None:
         Staging.of(torch.device("cpu")).out(wrong)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+NUMEL = 1 << 22
+BUSY = 200_000_000  # cycles: about a tenth of a second, in which nothing of what follows on the stream is done
+
+
+@NEEDS_CUDA
 def test_on_cuda_copies_run_beside_the_training_stream() -> None:
     device = torch.device("cuda")
     staging = Staging.of(device)
@@ -163,3 +169,109 @@ def test_on_cuda_copies_run_beside_the_training_stream() -> None:
     total = incoming.ready().double().sum().item()
     del incoming, buffer
     assert total == numel * (numel - 1) / 2
+
+
+def engine_of(staging: Staging) -> CudaEngine:
+    assert isinstance(staging._engine, CudaEngine)
+    return staging._engine
+
+
+@NEEDS_CUDA
+def test_on_cuda_a_source_that_is_let_go_while_it_goes_out_is_not_written_over() -> None:
+    """`Tensor.record_stream`: what is dropped at once serves the training stream only once the copy has read it."""
+    device = torch.device("cuda")
+    staging = Staging.of(device)
+    with torch.cuda.stream(engine_of(staging)._outwards):
+        torch.cuda._sleep(BUSY)
+    source = torch.full((NUMEL,), 7.0, device=device)
+    outgoing = staging.out(source)
+    del source
+    others = [torch.full((NUMEL,), -1.0, device=device) for _ in range(4)]  # as the next round's masters would
+    torch.cuda.current_stream(device).synchronize()
+    assert (outgoing.wait() == 7).all()
+    del others
+
+
+@NEEDS_CUDA
+def test_on_cuda_host_memory_that_is_let_go_while_it_comes_in_is_not_given_out_again() -> None:
+    """A buffer is known to torch's host allocator by its address, though the tensor it is copied from is numpy's."""
+    device = torch.device("cuda")
+    staging = Staging.of(device)
+    with torch.cuda.stream(engine_of(staging)._inwards):
+        torch.cuda._sleep(BUSY)
+    buffer = staging.buffer(NUMEL)
+    buffer[:] = 7
+    device_values = staging.bring(buffer)._device  # nothing on the host refers to the buffer any more
+    del buffer
+    others = [staging.buffer(NUMEL) for _ in range(4)]
+    for other in others:
+        other[:] = -1
+    torch.cuda.synchronize(device)
+    assert bool((device_values == 7).all())
+
+
+@NEEDS_CUDA
+def test_on_cuda_host_memory_that_is_let_go_while_it_is_written_is_not_given_out_again() -> None:
+    device = torch.device("cuda")
+    staging = Staging.of(device)
+    source = torch.full((NUMEL,), 7.0, device=device)
+    with torch.cuda.stream(engine_of(staging)._outwards):
+        torch.cuda._sleep(BUSY)
+    staging.out(source)  # nobody wants it
+    others = [staging.buffer(NUMEL) for _ in range(4)]
+    for other in others:
+        other[:] = -1
+    torch.cuda.synchronize(device)
+    assert all((other == -1).all() for other in others)
+
+
+@NEEDS_CUDA
+def test_on_cuda_what_came_in_and_is_let_go_is_not_written_over_while_training_reads_it() -> None:
+    device = torch.device("cuda")
+    staging = Staging.of(device)
+    buffer, other = staging.buffer(NUMEL), staging.buffer(NUMEL)
+    buffer[:], other[:] = 7, -1
+    incoming = staging.bring(buffer)
+    torch.cuda._sleep(BUSY)  # on the stream that trains
+    used = incoming.ready() * 1.0
+    del incoming
+    later = [staging.bring(other) for _ in range(4)]
+    torch.cuda.synchronize(device)
+    assert bool((used == 7).all())
+    del later
+
+
+@NEEDS_CUDA
+def test_on_cuda_neither_way_holds_up_the_thread_that_trains() -> None:
+    device = torch.device("cuda")
+    staging = Staging.of(device)
+    values, buffer = torch.ones(NUMEL, device=device), staging.buffer(NUMEL)
+    buffer[:] = 1
+    staging.out(values).wait()
+    staging.bring(buffer).ready()  # the memory of the next ones is there
+    torch.cuda.synchronize(device)
+    torch.cuda._sleep(10 * BUSY)
+    began = time.perf_counter()
+    outgoing, incoming = staging.out(values), staging.bring(buffer)
+    incoming.ready()
+    told_s = time.perf_counter() - began
+    outgoing.wait()
+    done_s = time.perf_counter() - began
+    assert told_s < done_s / 5
+
+
+@NEEDS_CUDA
+def test_on_cuda_what_comes_in_does_not_wait_for_training() -> None:
+    device = torch.device("cuda")
+    staging = Staging.of(device)
+    buffer = staging.buffer(NUMEL)
+    buffer[:] = 7
+    staging.bring(buffer).ready()  # the memory of the next one is there
+    torch.cuda.synchronize(device)
+    training = torch.cuda.Event()
+    torch.cuda._sleep(10 * BUSY)
+    training.record()
+    incoming = staging.bring(buffer)
+    engine_of(staging)._inwards.synchronize()
+    assert not training.query(), "the copy was done while the stream that trains was still busy"
+    assert bool((incoming.ready() == 7).all())
