@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 BAR = math.log(1.005)
 
-_COMMON = ("data.max_tokens=256", "eval.rows=256", "eval.batch_size=32", "solver.lr_schedule=cosine")
+_COMMON = ("data.max_tokens=256", "eval.rows=256", "eval.batch_size=32")
 _GSM8K = ("gsm8k", "data.prompt=question", "data.completion=answer")
 _TASKS = ("instructions", "data.prompt=instruction", "data.completion=response")
 _BUILTIN = ("builtin", "eval.rows=16")

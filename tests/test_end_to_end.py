@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.link import Link
 from bench.shaping import Shape
+from bench.simulation import Simulation
 from parablock import export, models, report
 from parablock.run_folder import RunFolder
 from parablock.trace import read_trace
@@ -87,6 +89,22 @@ def test_after_a_guess_that_missed_by_too_much_training_waits(tmp_path: Path) ->
     rows = [row for row in guarded.read_metrics() if row["kind"] == "round"]
     assert [row["miss"] for row in rows] == [1.0] * 6
     assert [row["staleness"] for row in rows] == [1.0] + [0.0] * 5
+
+
+@pytest.mark.parametrize("which", ["overlapped", "synchronous"])
+def test_a_simulation_gives_the_runs_own_blocks_and_loss(which: str, request: pytest.FixtureRequest) -> None:
+    folder: RunFolder = request.getfixturevalue(which)
+    settings, threads = folder.config(), torch.get_num_threads()
+    torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))  # as the run's workers
+    try:
+        simulated = Simulation(settings)
+        outcome = simulated.run()
+    finally:
+        torch.set_num_threads(threads)
+    assert [values.tobytes() for values in simulated.blocks] == [values for _, values in blocks(folder).values()]
+    rows = folder.read_metrics()
+    assert outcome.loss == next(row["eval_loss"] for row in rows if row.get("eval_loss") and row["round"] == 5)
+    assert outcome.miss == pytest.approx(statistics.fmean(row["miss"] for row in rows if row["kind"] == "round"))
 
 
 def test_the_same_seed_gives_identical_blocks(overlapped: RunFolder, tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""The staleness benchmark: its settings, rows by hand, one small run, and what it and the simulation refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bench import simulation, staleness
+from bench.simulation import Outcome, Simulation
+from bench.staleness import Cell
+from parablock import config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CELL = Cell("scratch", 4, 8, 1.0)
+BUILTIN = [
+    "data.train=builtin",
+    "data.eval=builtin",
+    "rounds=4",
+    "solver.steps=1",
+    "eval.rows=8",
+    "blocks.num_blocks=2",
+]
+
+
+def cells(*arguments: str) -> list[tuple[str, int, int, float]]:
+    options = staleness._parser().parse_args(["--data", ".", *arguments])
+    return [(cell.problem, cell.clients, cell.steps, cell.rate) for cell in staleness._plan(options, None).cells]
+
+
+def test_one_thing_at_a_time_is_changed_from_the_middle() -> None:
+    assert cells("--problems", "scratch", "--rates", "1,4") == [
+        ("scratch", 4, 8, 1.0),
+        ("scratch", 2, 8, 1.0),
+        ("scratch", 8, 8, 1.0),
+        ("scratch", 4, 4, 1.0),
+        ("scratch", 4, 16, 1.0),
+        ("scratch", 4, 8, 4.0),
+    ]
+
+
+def test_where_the_middle_is_not_asked_for_the_first_value_stands_for_it() -> None:
+    asked = ("--problems", "tasks,scratch", "--clients", "2", "--steps", "16,4")
+    assert cells(*asked) == [(name, 2, steps, 1.0) for name in ("tasks", "scratch") for steps in (16, 4)]
+
+
+def test_a_row_by_hand() -> None:
+    found = {
+        (CELL, "fedbcd", 0): Outcome(2.0, 0.5, 0),
+        (CELL, "fedbcd", 1): Outcome(4.0, 0.5, 0),
+        (CELL, "own", 0): Outcome(2.02, 1.5, 3),
+        (CELL, "own", 1): Outcome(4.04, 2.5, 4),
+    }
+    row = staleness.row(CELL, "own", [0, 1], found)
+    assert row["gap"]["gap_pct"] == pytest.approx(1.0)
+    assert row["gap"]["verdict"] == "beyond"
+    assert (row["miss"], row["synchronous"]) == (2.0, 7)
+    assert row["final_loss"] == pytest.approx(math.sqrt(2.02 * 4.04))
+    assert staleness.row(CELL, "fedbcd", [0, 1], found)["gap"] is None
+
+
+def test_a_small_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "staleness.json"
+    arguments = ["--quick", "--set", "rounds=3", "--set", "eval.rows=4", "--jobs", "2", "--out", str(out)]
+    assert staleness.main(arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads(out.read_text(encoding="utf-8"))
+    assert [row["case"] for row in told["rows"]] == ["fedbcd", "parablock"]
+    assert told["worst_gap_pct"]["parablock"] == told["rows"][1]["gap"]["gap_pct"]
+    assert out.with_suffix(".png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--problems", "scratch"], "--data names the folder"),
+        (["--problems", "nothing"], "--problems takes scratch, .*; got nothing"),
+        (["--quick", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["--problems", "builtin", "--cases", "lora"], "--cases takes fedbcd, .*; got lora"),
+        (["--problems", "builtin", "--steps", "1.5"], "--steps takes numbers above 0, .*; got '1.5'"),
+        (["--problems", "builtin", "--rates", "0"], "--rates takes numbers above 0, .*; got '0'"),
+        (["--problems", "builtin", "--set", "codec.up=int8"], "codecs are not simulated"),
+        (["--problems", "builtin", "--set", "pipeline.land=arrival"], "depends on the link"),
+        (["--problems", "builtin", "--set", "solver.step=3"], "solver.step"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert staleness.main(arguments) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+# The simulation
+
+
+def simulated(**settings: Any) -> tuple[Simulation, Outcome]:
+    given = config.load(None, [*BUILTIN, *(f"{key}={value}" for key, value in settings.items())])
+    made = Simulation(given)
+    return made, made.run()
+
+
+def test_the_guard_makes_rounds_synchronous() -> None:
+    stale = {"pipeline.correction": "stale"}
+    assert simulated(**stale)[1].synchronous == 0, "the default is above 1"
+    made, outcome = simulated(**stale, **{"pipeline.max_miss": 0.5})
+    assert outcome.synchronous == 4, "two clients in rounds 2 and 3; nothing had landed before round 1"
+    assert outcome.miss == 1.0
+    assert [client.synchronous for client in made.clients] == [2, 2]
+
+
+def test_a_server_optimizers_state_stays_with_its_block() -> None:
+    def blocks(rounds: int, optimizer: str) -> list[bytes]:
+        made, _ = simulated(rounds=rounds, **{"server.optimizer": optimizer})
+        return [values.tobytes() for values in made.blocks]
+
+    assert blocks(2, "momentum") == blocks(2, "average"), "each block once: its momentum is its mean"
+    assert blocks(4, "momentum") != blocks(4, "average")
+
+
+def test_a_simulation_refuses_what_depends_on_the_link() -> None:
+    with pytest.raises(ValueError, match=r"solver\.adaptive depends on the link"):
+        simulation.check(config.load(None, [*BUILTIN, "solver.adaptive=true"]))
+    with pytest.raises(ValueError, match=r"data\.eval names no held-out rows"):
+        simulation.check(config.load(None, ["data.train=builtin"]))
