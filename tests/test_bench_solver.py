@@ -76,7 +76,7 @@ def test_the_result_has_the_keys_of_the_contract_and_survives_json() -> None:
     told = json.loads(json.dumps(solver.result(found(), reports(), PLAN), allow_nan=False))
     assert told["bench"] == "solver"
     assert told["step_ms"].keys() == told["peak_mb"].keys() == {"blocks", "bare", "adamw"}
-    assert told["batch"] == [1, 8]
+    assert (told["batch"], told["tokens"], told["layers"]) == ([1, 8], 8, 12)
 
 
 def test_the_table_says_what_is_within_its_bar_and_the_plot_shows_every_row(tmp_path: Path) -> None:
