@@ -25,6 +25,7 @@ model.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import sys
@@ -44,7 +45,7 @@ from parablock.units import format_rate, parse_rate
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from rich.table import Table
 
@@ -74,20 +75,21 @@ def measure(plan: Plan, folder: Path) -> None:
     """All runs, seed by seed; the result printed and kept."""
     by_seed: dict[str, dict[int, LearningCurve]] = {case.name: {} for case in plan.cases}
     began, runs = time.monotonic(), len(plan.seeds) * len(plan.cases)
-    for done, (case, seed, found) in enumerate(_trained(plan, folder), start=1):
-        by_seed[case.name][seed] = found
-        left_s = (time.monotonic() - began) / done * (runs - done)
-        _console.print(
-            f"seed {seed} ({plan.seeds.index(seed) + 1} of {len(plan.seeds)}), {case.name}: final held-out loss "
-            f"{found.final_loss:.5f} after {found.time_s:.1f} s; {left_s / 60:.0f} min left"
-        )
+    with contextlib.closing(_trained(plan, folder)) as trained:
+        for done, (case, seed, found) in enumerate(trained, start=1):
+            by_seed[case.name][seed] = found
+            left_s = (time.monotonic() - began) / done * (runs - done)
+            _console.print(
+                f"seed {seed} ({plan.seeds.index(seed) + 1} of {len(plan.seeds)}), {case.name}: final held-out loss "
+                f"{found.final_loss:.5f} after {found.time_s:.1f} s; {left_s / 60:.0f} min left"
+            )
     curves = {name: [own[seed] for seed in plan.seeds] for name, own in by_seed.items()}
     rows = [row(case, curves[case.name], curves[REFERENCE], plan.given) for case in plan.cases]
     _console.print(table(rows, plan.given, plan.jobs))
     results.emit(result(rows, plan), plot(rows), plan.out)
 
 
-def _trained(plan: Plan, folder: Path) -> Iterator[tuple[Case, int, LearningCurve]]:
+def _trained(plan: Plan, folder: Path) -> Generator[tuple[Case, int, LearningCurve], None, None]:
     """All runs, as they end."""
     asked: list[tuple[Case, int]] = []
     for turn, seed in enumerate(plan.seeds):

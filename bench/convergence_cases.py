@@ -5,6 +5,7 @@ A case is a few settings; what else a run is made of is the same for all, but fo
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from bench import learning_curve, runs
 from bench.network import network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from bench.learning_curve import LearningCurve
@@ -85,17 +86,18 @@ def train(case: Case, seed: int, given: Conditions, folder: Path) -> LearningCur
 
 def train_many(
     asked: Sequence[tuple[Case, int]], given: Conditions, jobs: int, folder: Path
-) -> Iterator[tuple[Case, int, LearningCurve]]:
+) -> Generator[tuple[Case, int, LearningCurve], None, None]:
     """Runs over loopback, up to `jobs` at a time; each as it ends. asked: cases and seeds. folder: exists.
 
     Raises what `train` does.
     """
     assert given.link_rate is None, "links belong to one run"
     runs_asked = [(given.settings(case, seed), folder / f"{case.name}-{seed}") for case, seed in asked]
-    for place, finished in runs.launch_many(runs_asked, jobs):
-        case, seed = asked[place]
-        with finished:
-            yield case, seed, learning_curve.read(finished.read_metrics(), f"{case.name} with seed {seed}")
+    with contextlib.closing(runs.launch_many(runs_asked, jobs)) as ended:
+        for place, finished in ended:
+            case, seed = asked[place]
+            with finished:
+                yield case, seed, learning_curve.read(finished.read_metrics(), f"{case.name} with seed {seed}")
 
 
 def missing(cases: Iterable[Case]) -> dict[str, Sequence[str]]:

@@ -191,11 +191,13 @@ def chosen(count: int, sample: bool) -> dict[int, int]:
     """The blocks of a sweep, and how many blocks of the model each stands for.
 
     All of `count`, or, as a sample, the first, the middle and the last one: the ends may hold embeddings and head, and
-    between them a step's time goes down evenly, since the backward pass ends at the block.
+    between them a step's time goes down evenly, since the backward pass ends at the block. The one before the middle
+    stands for none: it is there so that what is still on its way beside the middle one is of a block of its kind.
     """
-    if not sample or count <= 3:
+    if not sample or count <= 4:
         return dict.fromkeys(range(count), 1)
-    return {0: 1, (count - 1) // 2: count - 2, count - 1: 1}
+    middle = (count - 1) // 2
+    return {0: 1, middle - 1: 0, middle: count - 2, count - 1: 1}
 
 
 def sweep(setup: Setup, method: Method, number: int, blocks: Sequence[int], gauge: Gauge) -> Sequence[float]:

@@ -8,6 +8,7 @@ What is trained and what is made of the metrics is the caller's business.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
@@ -19,7 +20,7 @@ from parablock import config
 from parablock.run_folder import METRICS, RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
     from bench.network import Network
@@ -77,17 +78,17 @@ def launch(settings: config.Config, folder: Path, environment: Mapping[str, str]
 
     folder: new. environment: added to that of all processes. Raises ChildError as `run` does.
     """
-    launching = _launching(settings, folder, (), environment)
-    while True:
-        try:
-            next(launching)
-        except StopIteration as ended:
-            finished: RunFolder = ended.value
-            return finished
-        time.sleep(POLL_S)
+    with contextlib.closing(_launching(settings, folder, (), environment)) as launching:
+        while True:
+            try:
+                next(launching)
+            except StopIteration as ended:
+                finished: RunFolder = ended.value
+                return finished
+            time.sleep(POLL_S)
 
 
-def launch_many(asked: Sequence[tuple[config.Config, Path]], jobs: int) -> Iterator[tuple[int, RunFolder]]:
+def launch_many(asked: Sequence[tuple[config.Config, Path]], jobs: int) -> Generator[tuple[int, RunFolder], None, None]:
     """As `launch`, up to `jobs` at a time, begun in their order: each with its place in `asked`, as it ends.
 
     asked: settings and folders. The cores are shared out evenly to all workers of all jobs. Where one run fails, or

@@ -85,7 +85,7 @@ class Plan:
         """What all methods have in common, for the result."""
         told = dataclasses.asdict(self)
         del told["methods"], told["out"]
-        return {**told, **dataclasses.asdict(SHAPES[self.shape]), "batch": [self.batch, self.tokens]}
+        return {**dataclasses.asdict(SHAPES[self.shape]), **told, "batch": [self.batch, self.tokens]}
 
 
 def measure(plan: Plan, folder: Path) -> None:

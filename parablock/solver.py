@@ -60,8 +60,9 @@ class BlockSolver:
     """A model, block by block.
 
     A block of float32 parameters is kept in the model itself. Of a block with parameters of less precision a
-    float32 copy is kept on the host from its first writing on: the model's rounded values would forget what
-    is smaller than their last bit. On CUDA such copies are in pinned memory.
+    float32 copy is kept on the host from its first writing on (on CUDA, from its first round on, and in pinned
+    memory): the model's rounded values would forget what is smaller than their last bit. While such a block is
+    trained, the device holds 16 bytes for each of its parameters beside the model: master, gradient, two moments.
     """
 
     def __init__(

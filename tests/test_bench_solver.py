@@ -76,7 +76,7 @@ def test_the_result_has_the_keys_of_the_contract_and_survives_json() -> None:
     told = json.loads(json.dumps(solver.result(found(), reports(), PLAN), allow_nan=False))
     assert told["bench"] == "solver"
     assert told["step_ms"].keys() == told["peak_mb"].keys() == {"blocks", "bare", "adamw"}
-    assert told["batch"] == [1, 8]
+    assert (told["batch"], told["tokens"], told["layers"]) == ([1, 8], 8, 12)
 
 
 def test_the_table_says_what_is_within_its_bar_and_the_plot_shows_every_row(tmp_path: Path) -> None:
@@ -153,8 +153,9 @@ def test_random_weights_are_the_same_for_every_method_and_leave_the_random_state
 
 def test_every_block_is_stood_for_once() -> None:
     assert chosen(4, sample=False) == {0: 1, 1: 1, 2: 1, 3: 1}
-    assert chosen(3, sample=True) == {0: 1, 1: 1, 2: 1}
-    assert chosen(32, sample=True) == {0: 1, 15: 30, 31: 1}
+    assert chosen(4, sample=True) == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert chosen(5, sample=True) == {0: 1, 1: 0, 2: 3, 4: 1}
+    assert chosen(32, sample=True) == {0: 1, 14: 0, 15: 30, 31: 1}
     assert all(sum(chosen(count, sample=True).values()) == count for count in range(1, 40))
 
 
@@ -298,7 +299,7 @@ def test_a_package_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.parametrize("name", ["blocks", "bare", "adamw", "adamw-masters"])
 def test_on_cuda_a_method_is_timed_and_weighed(name: str) -> None:
     settings = solver.settings(dataclasses.replace(PLAN, dtype="bfloat16", sweeps=2))
-    shape = Shape(4, 256, 768, heads=4, kv_heads=2, vocabulary=1000, tied=False, tokens=8)
+    shape = Shape(6, 256, 768, heads=4, kv_heads=2, vocabulary=1000, tied=False, tokens=8)
     told = fine_tuning.measure(name, settings, shape, torch.device("cuda"), sample=True)
     assert len(told["step_s"]) == 2
     assert all(0 < seconds < 10 for laps in told["round_s"] for seconds in laps)
