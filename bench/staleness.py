@@ -17,7 +17,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -130,29 +130,40 @@ def measure(plan: Plan, folder: Path) -> None:
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["bench.simulation"])
     with ProcessPoolExecutor(plan.jobs, mp_context=forks) as pool:
-        model = "builtin"
-        if any(PROBLEMS[cell.problem].pretrained for cell in plan.cells):
-            _console.print("the model to fine-tune is trained first")
-            model = str(folder / "pretrained")
-            rows = plan.sources(PROBLEMS["fine-tuning"])
-            pool.submit(simulation.pretrain, config.load(None, [*rows, *_PRETRAINING]), Path(model)).result()
-        asked = {}
-        for seed, cell, case in product(plan.seeds, plan.cells, plan.cases):
-            base = model if PROBLEMS[cell.problem].pretrained else "builtin"
-            asked[pool.submit(simulation.outcome, plan.settings(cell, case, seed, base))] = cell, case, seed
-        found: dict[tuple[Cell, str, int], Outcome] = {}
-        began = time.monotonic()
-        for done in as_completed(asked):
-            cell, case, seed = asked[done]
-            found[cell, case, seed] = done.result()
-            left_s = (time.monotonic() - began) / len(found) * (len(asked) - len(found))
-            _console.print(
-                f"{len(found)} of {len(asked)}: {cell.name}, {case}, seed {seed}: held-out loss "
-                f"{found[cell, case, seed].loss:.5f}; {left_s / 60:.0f} min left"
-            )
+        try:
+            found = _outcomes(plan, pool, folder)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():  # each is minutes from its end, and nobody wants it now
+                child.terminate()
+            raise
     rows = [row(cell, case, plan.seeds, found) for cell, case in product(plan.cells, plan.cases)]
     _console.print(table(rows, plan))
     results.emit(result(rows, plan), plot(rows), plan.out)
+
+
+def _outcomes(plan: Plan, pool: Executor, folder: Path) -> dict[tuple[Cell, str, int], Outcome]:
+    model = "builtin"
+    if any(PROBLEMS[cell.problem].pretrained for cell in plan.cells):
+        _console.print("the model to fine-tune is trained first")
+        model = str(folder / "pretrained")
+        sources = plan.sources(PROBLEMS["fine-tuning"])
+        pool.submit(simulation.pretrain, config.load(None, [*sources, *_PRETRAINING]), Path(model)).result()
+    asked = {}
+    for seed, cell, case in product(plan.seeds, plan.cells, plan.cases):
+        base = model if PROBLEMS[cell.problem].pretrained else "builtin"
+        asked[pool.submit(simulation.outcome, plan.settings(cell, case, seed, base))] = cell, case, seed
+    found: dict[tuple[Cell, str, int], Outcome] = {}
+    began = time.monotonic()
+    for done in as_completed(asked):
+        cell, case, seed = asked[done]
+        found[cell, case, seed] = done.result()
+        left_s = (time.monotonic() - began) / len(found) * (len(asked) - len(found))
+        _console.print(
+            f"{len(found)} of {len(asked)}: {cell.name}, {case}, seed {seed}: held-out loss "
+            f"{found[cell, case, seed].loss:.5f}; {left_s / 60:.0f} min left"
+        )
+    return found
 
 
 def row(cell: Cell, case: str, seeds: Sequence[int], found: Mapping[tuple[Cell, str, int], Outcome]) -> dict[str, Any]:
