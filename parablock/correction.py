@@ -7,10 +7,12 @@ the guess by x' is exact for block b; what remains is the effect of one round of
     own     α = 1: the client's own update. It holds client noise that the mean does not.
     stale   α = 0: the old value, the naive delay.
     shrink  α learnt per block from the last visits: the least-squares share ⟨x' − x, Δ_i⟩ / ⟨Δ_i, Δ_i⟩, smoothed;
-            1/√N before the first observation.
+            1/√n before the first observation, n being how many clients train in a round.
 
 Where there are so few blocks that a later round trains b before x' has landed, the delta rule keeps what that round
 added (`replacement`). With a single client the mean is its own update, so α is exactly 1 under `shrink`.
+It is single as long as no block has landed that others have contributed to; that it was drawn by itself, or in time by
+itself, for the rounds that it has trained does not make it single.
 """
 
 from __future__ import annotations
@@ -47,13 +49,17 @@ class Guess:
 
 
 class Corrector:
-    """Makes the guesses of one client and learns its α per block."""
+    """Makes the guesses of one client and learns its α per block.
 
-    def __init__(self, settings: Pipeline, clients: int) -> None:
-        assert clients >= 1
+    clients: how many there are. sampled: how many of them train in a round, if that is not all.
+    """
+
+    def __init__(self, settings: Pipeline, clients: int, sampled: int | None = None) -> None:
+        sampled = clients if sampled is None else sampled
+        assert 1 <= sampled <= clients
         self._settings = settings
         self._alone = clients == 1
-        self._first = 1.0 / math.sqrt(clients)
+        self._first = 1.0 / math.sqrt(sampled)
         self._alpha: dict[int, float] = {}
 
     def alpha(self, block: int) -> float:
@@ -69,14 +75,16 @@ class Corrector:
     def guess(self, block: int, start: Vector, delta: Vector) -> Guess:
         return Guess(block, start, delta, self.alpha(block))
 
-    def learn(self, guess: Guess, landed: Vector, *, alone: bool) -> float:
+    def joined(self) -> None:
+        """Others have contributed to a block, to which we did as well or did not: this client is not single."""
+        self._alone = False
+
+    def learn(self, guess: Guess, landed: Vector) -> float:
         """Take one observation of the block's α from what landed; returns ‖Δ_i − step‖ / ‖step‖, the drift.
 
-        alone: the commit named this client as its only contributor; when it does not, the client is not single.
         step = x' − x is what the broker did to the block, so that a server optimizer's share is learnt as well.
         The drift is 0 where both are 0, and 1e9 at most, also where they are too large to be squared.
         """
-        self._alone = self._alone and alone
         along = own = step = 0.0
         for first in range(0, landed.size, PIECE):
             part = slice(first, first + PIECE)

@@ -59,10 +59,12 @@ class Flight:
     ) -> Landing:
         """Replace the guess of `round` by what the broker committed (None: the block stays as it was).
 
-        alone: this client was the only contributor.
+        alone: nobody else has contributed.
         held: reads the block's present content, only asked for where a later round has trained the same block.
         """
         self._take_departed()
+        if not alone:
+            self._corrector.joined()
         if round < self._newest.get(block, -1):
             return Landing(None, 0.0, 0.0)  # overtaken by a later round of its block, which builds on it
         own = self._guesses.pop(round, None)
@@ -75,7 +77,7 @@ class Flight:
             self._public[block] = landed
             for number in self._of(block, before=round):
                 del self._guesses[number]  # overtaken, or closed without us: what landed is newer
-            drift = self._corrector.learn(own, landed, alone=alone) if own is not None else 0.0
+            drift = self._corrector.learn(own, landed) if own is not None else 0.0
         alpha = own.alpha if own is not None else 0.0
         later = self._of(block, after=round)
         if not later:

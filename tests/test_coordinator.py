@@ -115,7 +115,7 @@ class Desk:
     def upload(self, name: str, round: int = 0, block: int | None = None, fill: int = 0) -> None:
         """A whole contribution."""
         block = round % 4 if block is None else block
-        self.say(name, Offer(round, block, NBYTES[block], 1, 0.5))
+        self.say(name, Offer(round, block, NBYTES[block], 1, 1, 0.5))
         for start in range(0, NBYTES[block], 1024):
             self.chunk(name, round, block, start, min(1024, NBYTES[block] - start), fill)
 
@@ -260,7 +260,7 @@ def test_a_session_keeps_its_name() -> None:
 # What may be said when
 
 
-@pytest.mark.parametrize("message", [Heartbeat(0.0, 0, 0, "training"), Offer(0, 0, 1200, 1, 0.5), EVALUATED])
+@pytest.mark.parametrize("message", [Heartbeat(0.0, 0, 0, "training"), Offer(0, 0, 1200, 1, 1, 0.5), EVALUATED])
 def test_a_stranger_is_told_to_join_again(message: Message) -> None:
     assert kinds(Desk().say("a", message)) == [Rejoin]
 
@@ -304,7 +304,7 @@ def test_a_stranger_that_leaves_may_go() -> None:
 
 @pytest.mark.parametrize(("run", "epoch"), [("run-0", 1), (RUN, 0), (RUN, 2), ("", 1)])
 def test_a_message_of_another_run_or_epoch_is_not_taken(desk: Desk, run: str, epoch: int) -> None:
-    assert kinds(desk.say("a", Offer(0, 0, NBYTES[0], 1, 0.5), run=run, epoch=epoch)) == [Rejoin]
+    assert kinds(desk.say("a", Offer(0, 0, NBYTES[0], 1, 1, 0.5), run=run, epoch=epoch)) == [Rejoin]
     assert desk.coordinator.clients == ["a", "b"], "it may be late; the session is not to blame"
 
 
@@ -313,7 +313,7 @@ def test_a_message_of_another_run_or_epoch_is_not_taken(desk: Desk, run: str, ep
     [
         Heartbeat(0.0, 0, 0, "training"),
         Heartbeat(0.0, -1, 0, "waiting"),
-        Offer(0, 0, NBYTES[0], 1, 0.5),
+        Offer(0, 0, NBYTES[0], 1, 1, 0.5),
         Abstain(0, "diverged"),
         Credit(0, 0, 0, 0, 0),
         EVALUATED,
@@ -345,7 +345,9 @@ def test_what_only_a_broker_says_breaks_the_protocol(desk: Desk, message: Messag
     assert desk.coordinator.clients == ["b"]
 
 
-@pytest.mark.parametrize("message", [Offer(0, 0, NBYTES[0], 1, 0.5), Abstain(0, ""), Credit(0, 0, 0, 0, 0), EVALUATED])
+@pytest.mark.parametrize(
+    "message", [Offer(0, 0, NBYTES[0], 1, 1, 0.5), Abstain(0, ""), Credit(0, 0, 0, 0, 0), EVALUATED]
+)
 def test_a_session_that_has_not_started_takes_no_part(message: Message) -> None:
     desk = Desk()
     desk.gather("a")
@@ -368,10 +370,10 @@ def test_frames_that_are_no_message_end_the_session(desk: Desk) -> None:
 
 
 def test_a_contribution_is_taken_chunk_by_chunk_within_its_credit(desk: Desk) -> None:
-    assert desk.say("a", Offer(0, 0, 1200, 7, 0.5)) == [Credit(0, 0, 0, 0, 1200)]
+    assert desk.say("a", Offer(0, 0, 1200, 7, 1, 0.5)) == [Credit(0, 0, 0, 0, 1200)]
     assert desk.chunk("a", 0, 0, 1024, 176) == [Credit(0, 0, 0, 0, 1200)], "too early: the first one was lost"
     assert desk.chunk("a", 0, 0, 0, 1024) == [Credit(0, 0, 0, 1024, 1200)]
-    assert desk.say("a", Offer(0, 0, 1200, 7, 0.5)) == [Credit(0, 0, 0, 1024, 1200)], "resumed"
+    assert desk.say("a", Offer(0, 0, 1200, 7, 1, 0.5)) == [Credit(0, 0, 0, 1024, 1200)], "resumed"
     assert desk.chunk("a", 0, 0, 1024, 176) == [Credit(0, 0, 0, 1200, 1200)]
     assert desk.chunk("a", 0, 0, 1024, 176) == [Credit(0, 0, 0, 1200, 1200)], "repeated"
     assert not desk.asked, "b has not answered"
@@ -397,7 +399,7 @@ def test_all_contributions_are_folded_in_roster_order_and_committed(desk: Desk) 
 
 def test_the_loss_is_weighted_by_tokens(desk: Desk) -> None:
     for name, weight, loss in (("a", 1, 4.0), ("b", 3, 2.0)):
-        desk.say(name, Offer(0, 0, 1200, weight, loss))
+        desk.say(name, Offer(0, 0, 1200, weight, 1, loss))
         desk.chunk(name, 0, 0, 0, 1024)
         desk.chunk(name, 0, 0, 1024, 176)
     desk.work()
@@ -407,10 +409,10 @@ def test_the_loss_is_weighted_by_tokens(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("offer", "says"),
     [
-        (Offer(0, 1, NBYTES[0], 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 1 of 1200 bytes"),
-        (Offer(0, 0, 1204, 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 0 of 1204 bytes"),
-        (Offer(2, 2, NBYTES[2], 1, 0.5), "a contribution to round 2 while round 0 is open"),
-        (Offer(6, 2, NBYTES[2], 1, 0.5), "a contribution to round 6 while round 0 is open"),
+        (Offer(0, 1, NBYTES[0], 1, 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 1 of 1200 bytes"),
+        (Offer(0, 0, 1204, 1, 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 0 of 1204 bytes"),
+        (Offer(2, 2, NBYTES[2], 1, 1, 0.5), "a contribution to round 2 while round 0 is open"),
+        (Offer(6, 2, NBYTES[2], 1, 1, 0.5), "a contribution to round 6 while round 0 is open"),
     ],
     ids=["block", "size", "too far ahead", "after the last"],
 )
@@ -423,13 +425,13 @@ def test_an_impossible_offer_breaks_the_protocol(desk: Desk, offer: Offer, says:
 def test_a_round_after_the_last_cannot_be_contributed_to() -> None:
     desk = Desk(rounds=1)
     desk.gather("a", "b")
-    (refused,) = desk.say("a", Offer(1, 1, NBYTES[1], 1, 0.5))
+    (refused,) = desk.say("a", Offer(1, 1, NBYTES[1], 1, 1, 0.5))
     assert isinstance(refused, Refused)
 
 
 def test_a_second_contribution_to_a_round_breaks_the_protocol(desk: Desk) -> None:
-    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
-    (refused,) = desk.say("a", Offer(0, 0, 1200, 2, 0.5))
+    desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
+    (refused,) = desk.say("a", Offer(0, 0, 1200, 2, 1, 0.5))
     assert refused == Refused("the worker broke the protocol: a second, different contribution to round 0")
 
 
@@ -441,7 +443,7 @@ def test_a_second_contribution_to_a_round_breaks_the_protocol(desk: Desk) -> Non
 def test_an_impossible_chunk_breaks_the_protocol(block: int, offset: int, nbytes: int, says: str) -> None:
     desk = Desk(schedule={"order": "descending"})
     desk.gather("a", "b")
-    desk.say("a", Offer(0, block, NBYTES[block], 1, 0.5))
+    desk.say("a", Offer(0, block, NBYTES[block], 1, 1, 0.5))
     (refused,) = desk.chunk("a", 0, block, offset, nbytes)
     assert isinstance(refused, Refused)
     assert says in refused.reason
@@ -451,16 +453,16 @@ def test_an_impossible_chunk_breaks_the_protocol(block: int, offset: int, nbytes
 
 def test_a_chunk_without_its_offer_is_passed_over(desk: Desk) -> None:
     assert desk.chunk("a", 0, 0, 0, 1024) == []
-    desk.say("b", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))
     assert desk.chunk("a", 0, 0, 0, 1024) == [], "of a round that others have offered to"
-    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
     assert desk.chunk("a", 0, 1, 0, 1024) == [], "of another block"
     assert desk.coordinator.clients == ["a", "b"]
 
 
 def test_abstaining_is_an_answer(desk: Desk) -> None:
     desk.upload("a")
-    desk.say("b", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))
     desk.chunk("b", 0, 0, 0, 1024)
     assert desk.say("b", Abstain(0, "the loss is not finite")) == []
     assert desk.of(Note) == [Note("abstained", "b", "round 0: the loss is not finite")]
@@ -474,7 +476,7 @@ def test_abstaining_is_an_answer(desk: Desk) -> None:
 
 def test_who_has_abstained_cannot_contribute(desk: Desk) -> None:
     desk.say("a", Abstain(0, "diverged"))
-    assert kinds(desk.say("a", Offer(0, 0, 1200, 1, 0.5))) == [Rejected]
+    assert kinds(desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))) == [Rejected]
 
 
 def test_an_acknowledged_contribution_is_not_taken_back(desk: Desk) -> None:
@@ -509,21 +511,21 @@ def test_an_unfit_contribution_is_rejected_and_the_round_goes_on(desk: Desk) -> 
     desk.asked = desk.asked[asked:]
     assert [(fold.attempt, fold.index) for fold in desk.of(Fold)] == [(2, 0), (2, 1)]
     assert desk.counting == ["a"]
-    assert kinds(desk.say("b", Offer(0, 0, 1200, 1, 0.5))) == [Rejected], "once is enough"
+    assert kinds(desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))) == [Rejected], "once is enough"
 
 
 def test_what_is_offered_while_a_round_is_folded_is_taken_if_it_is_opened_again() -> None:
     """It must not be refused: with the unfit one gone, the round may need it."""
     desk = Desk(clients=3, quorum=2, deadline_s=5.0)
     desk.gather("a", "b", "c")
-    desk.say("c", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5))
     desk.upload("a")
     desk.upload("b")
     assert not desk.asked
     desk.handle(Tick(), after_s=5.0)
     assert desk.counting == ["a", "b"]
     desk.asked.clear()
-    assert desk.say("c", Offer(0, 0, 1200, 1, 0.5)) == []
+    assert desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5)) == []
     assert desk.chunk("c", 0, 0, 0, 1024) == []
     desk.handle(Unfit(0, 2, {"a": "not finite"}))
     assert not desk.asked, "one is less than the quorum"
@@ -551,7 +553,7 @@ def test_the_deadline_counts_anew_when_the_only_contribution_was_unfit() -> None
 def test_a_straggler_is_told_that_the_round_has_closed() -> None:
     desk = Desk(clients=3, deadline_s=5.0)
     desk.gather("a", "b", "c")
-    desk.say("c", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5))
     desk.chunk("c", 0, 0, 0, 1024)
     desk.upload("a")
     desk.upload("b", round=1)
@@ -568,9 +570,9 @@ def test_a_straggler_is_told_that_the_round_has_closed() -> None:
     assert commit == Commit(0, 0, 2, -1, 1200, 2, False)
     assert desk.of(Committed)[0].late == 1
     assert desk.of(Committed)[0].bytes_up == 2400 + 1024
-    assert desk.say("c", Offer(0, 0, 1200, 1, 0.5)) == [], "the commit is on its way, and says it"
+    assert desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5)) == [], "the commit is on its way, and says it"
     desk.confirm("c", 0, attempt=2)
-    assert desk.say("c", Offer(0, 0, 1200, 1, 0.5)) == [
+    assert desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5)) == [
         Rejected(0, "the round was closed before the contribution came")
     ]
 
@@ -704,7 +706,7 @@ def test_a_late_worker_gets_only_the_blocks_that_it_lacks() -> None:
     ]
     assert desk.coordinator.members(6) == {"a", "b"}, "nobody waits for it before it can be there"
     assert desk.coordinator.members(7) == {"a", "b", "c"}
-    assert kinds(desk.say("c", Offer(6, 2, NBYTES[2], 1, 0.5))) == [Rejected]
+    assert kinds(desk.say("c", Offer(6, 2, NBYTES[2], 1, 1, 0.5))) == [Rejected]
 
 
 def test_a_worker_that_the_quorum_needs_begins_at_once(desk: Desk) -> None:
@@ -741,12 +743,12 @@ def test_the_same_process_comes_back_and_goes_on_with_its_upload() -> None:
     desk = Desk(clients=3, quorum=2)
     desk.gather("a", "b", "c")
     for name in "abc":
-        desk.say(name, Offer(0, 0, 1200, 1, 0.5))
+        desk.say(name, Offer(0, 0, 1200, 1, 1, 0.5))
         desk.chunk(name, 0, 0, 0, 1024, fill=9)
     desk.hello("a")
     assert desk.of(Note) == [Note("rejoining", "a", "the worker greets again")]
     assert desk.join("a")[-1] == Start(2, 3, 0, ())
-    assert desk.say("a", Offer(0, 0, 1200, 1, 0.5)) == [Credit(0, 0, 0, 1024, 1200)], "begun as a member"
+    assert desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5)) == [Credit(0, 0, 0, 1024, 1200)], "begun as a member"
     desk.chunk("a", 0, 0, 1024, 176, fill=9)
     for name in "bc":
         desk.chunk(name, 0, 0, 1024, 176)
@@ -758,7 +760,7 @@ def test_the_same_process_comes_back_and_goes_on_with_its_upload() -> None:
 
 @pytest.mark.parametrize("way", ["replaced", "left"])
 def test_another_process_of_the_name_begins_its_upload_anew(desk: Desk, way: str) -> None:
-    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
     desk.chunk("a", 0, 0, 0, 1024, fill=1)
     if way == "left":
         desk.say("a", Leave("interrupted"))
@@ -768,12 +770,12 @@ def test_another_process_of_the_name_begins_its_upload_anew(desk: Desk, way: str
     payload = memoryview(bytes([2]) * 1024)
     desk.handle(Received(other, Envelope(RUN, 1, Chunk(0, 0, 0, 0, wire.checksum(payload)), payload)))
     assert desk.effects == [], "its offer was lost"
-    desk.handle(Received(other, Envelope(RUN, 1, Offer(0, 0, 1200, 1, 0.5))))
+    desk.handle(Received(other, Envelope(RUN, 1, Offer(0, 0, 1200, 1, 1, 0.5))))
     assert desk.to("a'") == [Credit(0, 0, 0, 0, 1200)]
 
 
 def test_a_lost_process_leaves_no_half_upload_to_another(desk: Desk) -> None:
-    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
     desk.chunk("a", 0, 0, 0, 1024, fill=1)
     desk.handle(Tick(), after_s=6.0)
     other = b"a'"
@@ -782,7 +784,7 @@ def test_a_lost_process_leaves_no_half_upload_to_another(desk: Desk) -> None:
     tail = memoryview(bytes([2]) * 176)
     desk.handle(Received(other, Envelope(RUN, 1, Chunk(0, 0, 0, 1024, wire.checksum(tail)), tail)))
     assert desk.effects == [], "a mixed contribution"
-    desk.handle(Received(other, Envelope(RUN, 1, Offer(0, 0, 1200, 1, 0.5))))
+    desk.handle(Received(other, Envelope(RUN, 1, Offer(0, 0, 1200, 1, 1, 0.5))))
     assert desk.to("a'") == [Credit(0, 0, 0, 0, 1200)]
 
 
@@ -791,7 +793,7 @@ def test_what_a_process_had_contributed_counts_though_it_has_died(desk: Desk) ->
     desk.handle(Received(b"a'", Envelope("", 0, Hello("a", "0the", PROTOCOL))))
     desk.handle(Received(b"a'", Envelope(RUN, 1, Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4))))
     assert desk.to("a'")[-1] == Start(0, 2, 0, ())
-    desk.handle(Received(b"a'", Envelope(RUN, 1, Offer(0, 0, 1200, 5, 0.1))))
+    desk.handle(Received(b"a'", Envelope(RUN, 1, Offer(0, 0, 1200, 5, 1, 0.1))))
     assert desk.to("a'") == [Rejected(0, "a contribution that an earlier process of this name sent is counted")]
     desk.upload("b")
     (fold,) = desk.of(Fold)

@@ -114,7 +114,7 @@ class Seat:
 
     def contribute(self, round: int, fill: int = 0) -> list[Message]:
         """All of a contribution, the chunks of which are ready at once."""
-        said = self.handle(Contribute(round, round % 4, 7, 0.5))
+        said = self.handle(Contribute(round, round % 4, 7, 1, 0.5))
         effects = self.effects
         for offset in range(0, NBYTES[round % 4], 1024):
             said += self.ready(round, min(1024, NBYTES[round % 4] - offset), fill)
@@ -240,7 +240,7 @@ def test_what_another_epoch_says_is_passed_over(seat: Seat, run: str, epoch: int
 
 def test_a_contribution_goes_up_within_its_credit(seat: Seat) -> None:
     said = seat.contribute(3, fill=7)
-    assert said[0] == Offer(3, 3, 2560, 7, 0.5)
+    assert said[0] == Offer(3, 3, 2560, 7, 1, 0.5)
     assert [m.offset for m in said[1:] if isinstance(m, Chunk)] == [0, 1024], "two chunks are the window"
     (third,) = seat.hear(Credit(3, 3, 0, 1024, 2560))
     assert isinstance(third, Chunk)
@@ -261,7 +261,7 @@ def test_an_upload_without_progress_is_resumed(seat: Seat) -> None:
     assert seat.participant.deadline() == seat.now + 1.0
     seat.handle(Tick(), after_s=1.5)
     said = seat.handle(Tick(), after_s=1.5)
-    assert [getattr(message, "offset", message) for message in said[1:]] == [Offer(3, 3, 2560, 7, 0.5), 1024, 2048]
+    assert [getattr(message, "offset", message) for message in said[1:]] == [Offer(3, 3, 2560, 7, 1, 0.5), 1024, 2048]
     seat.confirm(3)
     assert kinds(seat.handle(Tick(), after_s=4.0)) == [Heartbeat]
 
@@ -463,7 +463,7 @@ def test_contributions_are_offered_again_after_a_new_start(seat: Seat) -> None:
     seat.hear(Terms("{}"), Welcome(2))
     assert kinds(seat.handle(Tick(), after_s=3.0)) == [Heartbeat]
     said = seat.hear(Start(4, 2, 1, (0,)))
-    assert said[:3] == [Offer(1, 1, NBYTES[1], 7, 0.5), Offer(2, 2, NBYTES[2], 7, 0.5), Abstain(3, "diverged")]
+    assert said[:3] == [Offer(1, 1, NBYTES[1], 7, 1, 0.5), Offer(2, 2, NBYTES[2], 7, 1, 0.5), Abstain(3, "diverged")]
     assert kinds(said[3:]) == [Heartbeat], "no chunk before the broker has said what it holds"
     assert [m.offset for m in seat.hear(Credit(1, 1, 0, 0, 2000)) if isinstance(m, Chunk)] == [0, 1024]
     assert [m.offset for m in seat.hear(Credit(2, 2, 0, 1024, 1028)) if isinstance(m, Chunk)] == [1024]
