@@ -334,6 +334,7 @@ class Network:
         self.faults = faults or Faults()
         self.manifest = manifest_of()
         self.told: dict[tuple[str, int], Turn] = {}  # by client and round, what the broker has said of it
+        self.made_up = 0  # how often one that was not drawn was asked to train all the same
         self._schedule = Schedule.of(config, len(self.manifest.blocks))
         self._importance = ImportanceOrder(len(self.manifest.blocks), config.in_flight)
         self._blocks_by_round = [self._importance.next() for _ in range(config.in_flight + 1)]
@@ -496,6 +497,7 @@ class Network:
             assert turn.block == told.block == self.block(round)
             # Who has been away may have to make up for somebody who was drawn and is gone.
             assert turn.trains >= told.trains
+            self.made_up += turn.trains > told.trains
             self.told[process.name, round] = turn
 
     def layout(self, arrived: worker.Arrived) -> Layout:

@@ -9,6 +9,7 @@ import pytest
 
 from parablock import config as settings
 from parablock import wire
+from parablock.agenda import in_turn as in_turn_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.coordinator_events import (
     Committed,
@@ -142,6 +143,10 @@ class Desk:
                 effects += self.handle(Stored(asked.round, asked.attempt, values))
         self.effects = effects
         return effects
+
+    def block_of(self, round: int) -> tuple[int, int]:
+        """Which block a round of two clients in turn trains, and the number of the client that does."""
+        return round % 4, in_turn_of(round, 2, 4)
 
     @property
     def counting(self) -> list[str]:
@@ -843,3 +848,75 @@ def test_stopping_tells_everybody(desk: Desk) -> None:
     desk.handle(Stop("interrupted (SIGTERM)"))
     assert desk.to("a") == desk.to("b") == [Stopped("interrupted (SIGTERM)")]
     assert desk.of(Over) == [Over(False, "interrupted (SIGTERM)")]
+
+
+# Rounds that are announced
+
+
+@pytest.fixture
+def in_turn() -> Desk:
+    """Two clients that train block 0, 1, 2, ... in turn, a first."""
+    desk = Desk(mode="fedcybgd")
+    desk.gather("a", "b")
+    return desk
+
+
+def test_a_start_and_each_commit_say_what_comes(in_turn: Desk) -> None:
+    assert in_turn.to("a") == [Start(0, 2, 0, (), (0,), (True,))]
+    in_turn.upload("a")
+    in_turn.work()
+    said = {name: [m for m in in_turn.to(name) if isinstance(m, Commit)] for name in "ab"}
+    assert said["a"] == [Commit(0, 0, 1, -1, NBYTES[0], 1, True, (1,), (False,))]
+    assert said["b"] == [Commit(0, 0, 1, -1, NBYTES[0], 1, False, (1,), (True,))]
+    for round in range(1, 6):
+        in_turn.upload("ab"[in_turn.block_of(round)[1]], round, in_turn.block_of(round)[0])
+        in_turn.work()
+    (last,) = [m for m in in_turn.to("a") if isinstance(m, Commit)]
+    assert (last.round, last.blocks, last.trains) == (5, (), ()), "there is no round after it"
+
+
+def test_who_comes_later_hears_what_is_decided_but_not_what_is_over(in_turn: Desk) -> None:
+    in_turn.upload("a")
+    in_turn.work()
+    in_turn.hello("c")
+    said = in_turn.join("c")
+    assert said[-1] == Start(2, 3, 1, (0,), (1,), (False,))
+    assert [(m.blocks, m.trains) for m in said if isinstance(m, Commit)] == [((), ())]
+
+
+def test_who_was_not_drawn_is_told_so_and_not_waited_for(in_turn: Desk) -> None:
+    (rejected,) = in_turn.say("b", Offer(0, 0, NBYTES[0], 1, 1, 0.5))
+    assert rejected == Rejected(0, "the client was not drawn for this round")
+    assert in_turn.say("b", Abstain(0, "diverged")) == []
+    assert [note for note in in_turn.notes if note.kind == "abstained"] == []
+    in_turn.upload("a")
+    in_turn.work()
+    assert in_turn.of(Committed)[0].contributors == ("a",)
+
+
+def test_a_round_beyond_the_last_cannot_be_abstained_from(desk: Desk) -> None:
+    for round in range(5):
+        desk.commit("a", "b", round=round)
+    assert desk.say("a", Abstain(6, "diverged")) == []
+    assert desk.coordinator.next_round == 5
+
+
+def test_a_client_that_was_late_is_late_until_it_is_drawn_again() -> None:
+    """Nobody's chunks wait for it before they are folded, also some rounds later."""
+    desk = Desk(clients=3, rounds=12, mode="fedbcd", fraction=0.6, quorum=1, deadline_s=2.0, seed=2)
+    desk.gather("a", "b", "c")
+    agenda = desk.coordinator._agenda
+    drawn = sorted(agenda.members(0, frozenset("abc")))
+    desk.upload(drawn[0])
+    desk.handle(Tick(), after_s=2.5)
+    desk.work()
+    assert desk.of(Committed)[0].contributors == (drawn[0],)
+    for round in range(1, 12):
+        names = sorted(agenda.members(round, frozenset("abc")))
+        if drawn[1] in names:
+            break
+        desk.commit(*names, round=round)
+    assert round > 1, "with this seed it sits out at least once"
+    other = next(name for name in names if name != drawn[1])
+    desk.upload(other, round)
+    assert desk.counting == [other]

@@ -91,6 +91,22 @@ def test_another_seed_gives_other_blocks(overlapped: RunFolder, tmp_path: Path) 
     assert blocks(other) != blocks(overlapped)
 
 
+def test_what_the_broker_announces_is_the_same_for_a_seed(tmp_path: Path) -> None:
+    """One of two clients a round, blocks by importance: neither follows from the settings."""
+    settings = {"rounds": 10, "round.fraction": 0.5, "schedule.order": "importance", "eval.generate": 0}
+    told = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        folder = finished(tmp_path / name, **settings)
+        rows = [row for row in folder.read_metrics() if row["kind"] == "round"]
+        told.append(([(row["block"], *row["contributors"]) for row in rows], blocks(folder)))
+    assert told[0] == told[1]
+    rounds, stored = told[0]
+    assert [block for block, *_ in rounds[:4]] == [3, 2, 1, 0]
+    assert {tuple(names) for _, *names in rounds} == {("worker-0",), ("worker-1",)}
+    assert stored.keys() == {0, 1, 2, 3}
+
+
 def test_adaptive_steps_follow_the_link(tmp_path: Path) -> None:
     """An exchange of about half a second, in which many more steps can be taken than the two of the first rounds."""
     settings = {"rounds": 10, "round.clients": 1, "data.eval": "", "solver.adaptive": "true", "solver.max_steps": 20}

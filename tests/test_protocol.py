@@ -469,6 +469,8 @@ def outcome(seed: int) -> Counter[str]:
         seen["dismissed"] += len(process.dismissed)
         seen["dead"] += process.dead
         seen["skipped"] += network.config.rounds - len(process.trained)
+    seen["sits out"] += sum(not turn.trains for turn in network.told.values())
+    seen["makes up for others"] += network.made_up
     seen["late"] += sum(committed.late for committed in network.committed)
     seen["empty"] += sum(not committed.contributors for committed in network.committed)
     seen["behind a start"] += sum(start.pending != () for starts in network.starts.values() for start in starts)
@@ -492,6 +494,6 @@ def test_the_histories_are_as_bad_as_they_say() -> None:
     """The machinery has teeth: what it is there for does happen in the histories that are run."""
     seen = sum((outcome(seed) for seed in range(60)), Counter[str]())
     expected = {"lost", "rejoining", "rejected", "abstained", "Rejoin", "Rejected", "Abstain", "dead", "late", "empty"}
-    expected |= {"dismissed", "skipped", "behind a start", "folded anew", "in full"}
+    expected |= {"dismissed", "skipped", "behind a start", "folded anew", "in full", "sits out", "makes up for others"}
     assert {what for what in expected if not seen[what]} == set()
     assert seen[Start.__name__] > 60
