@@ -7,7 +7,7 @@ The conversation, W a worker and B the broker:
 
     W Hello            B Terms            the settings of the run; the worker now loads its model and data
     W Join             B Welcome          same model, same blocks, same tokenizer; or B Refused
-                       B Start            train from this round on
+                       B Start            train from this round on, and what is decided of the next ones
     W Offer, Chunk ... B Credit ...       a contribution goes up; Credit says what is held and what more may come
     W Abstain                             no contribution to this round (the loss diverged)
                        B Chunk ...        the new block comes down, as far as it is made; W Credit ...
