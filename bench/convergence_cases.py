@@ -40,6 +40,7 @@ CASES = {
         Case("parablock", ("mode=parablock", "pipeline.correction=shrink")),
         Case("own", ("mode=parablock", "pipeline.correction=own")),
         Case("stale", ("mode=parablock", "pipeline.correction=stale")),
+        Case("fedcybgd", ("mode=fedcybgd",)),
         Case("fedavg", ("mode=fedavg",)),
         Case("lora", ("mode=lora",), needs="peft"),
         Case("ffa-lora", ("mode=ffa-lora",), needs="peft"),

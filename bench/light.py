@@ -33,7 +33,6 @@ from parablock import config as settings
 from parablock import messages
 from parablock.allocator import keep_freed_memory
 from parablock.participant_events import Contribute, Prepared, Say
-from parablock.schedule import Schedule
 from workers.executor import SWITCH_INTERVAL_S
 from workers.link import Link, SessionEnded
 
@@ -112,7 +111,6 @@ class LightClient:
         assert link.terms is not None
         config = settings.from_dict(json.loads(link.terms))
         link.prepared(Prepared(config, self._manifest, synthetic.WEIGHTS, synthetic.TOKENIZER, 1), self._host)
-        schedule = Schedule.of(config, len(self._manifest.blocks))
         round = 0
         while True:
             await link.until(partial(self._ready, min(round, config.rounds)))
@@ -126,7 +124,10 @@ class LightClient:
                 await self._gate.wait()
             if self._pause_s:
                 await asyncio.sleep(self._pause_s)
-            self._contribute(round, schedule.block(round))
+            turn = link.participant.turn(round)
+            assert turn is not None
+            assert turn.trains, "light clients take part in every round"
+            self._contribute(round, turn.block)
             round = max(round + 1, link.participant.told)
         await link.leave("done")
         return {
@@ -142,7 +143,7 @@ class LightClient:
     def _contribute(self, round: int, block: int) -> None:
         self._began[round] = time.monotonic()
         delta = Made(self._delta[: self._manifest.blocks[block].numel])
-        self._link.contribute(Contribute(round, block, weight=1, loss=0.0), delta)
+        self._link.contribute(Contribute(round, block, weight=1, steps=1, loss=0.0), delta)
 
     async def _take(self) -> None:
         """Keep what has arrived in place of what it replaces, and report on it as a worker does."""

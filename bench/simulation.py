@@ -61,19 +61,22 @@ class Simulation:
         self.blocks: list[Vector] = [read_block(model, block).numpy() for block in manifest.blocks]
         self._versions = [-1] * len(self.blocks)
         self._server: dict[int, dict[str, Vector]] = {}
-        self._schedule = Schedule.of(settings, len(self.blocks))
+        schedule = Schedule.of(settings, len(self.blocks))
+        assert schedule is not None, "checked above"
+        self._schedule = schedule
 
     def run(self) -> Outcome:
         for round in range(self._settings.rounds):
-            self._commit(round, [client.train(round) for client in self.clients])
+            block = self._schedule.block(round)
+            self._commit(round, block, [client.train(round, block) for client in self.clients])
         for client in self.clients:
             client.land(self._settings.rounds, 0)
         scores = sum((client.evaluate() for client in self.clients), Scores())
         misses = [miss for client in self.clients for miss in client.misses]
         return Outcome(scores.loss, sum(misses) / len(misses), sum(client.synchronous for client in self.clients))
 
-    def _commit(self, round: int, solved: list[Solved]) -> None:
-        block, counted = self._schedule.block(round), [each for each in solved if each.values is not None]
+    def _commit(self, round: int, block: int, solved: list[Solved]) -> None:
+        counted = [each for each in solved if each.values is not None]
         if counted:
             deltas = [each.values.wait() for each in counted if each.values is not None]
             mean = weighted_mean(deltas, [each.weight for each in counted])
@@ -100,14 +103,14 @@ class Client:
         self.misses: list[float] = []
         self.synchronous = 0
 
-    def train(self, round: int) -> Solved:
+    def train(self, round: int, block: int) -> Solved:
         """Land what has to have landed before the round, and train it."""
         if not self._astray:
             self.land(round, self._settings.in_flight)
         if self._astray:
             self.synchronous += 1
             self.land(round, 0)
-        return self._trainer.train(round, self._settings.solver.steps)
+        return self._trainer.train(round, block, self._settings.solver.steps)
 
     def land(self, round: int, in_flight: int) -> None:
         landed = self._trainer.land(round - in_flight - 1, round)
@@ -150,6 +153,7 @@ def check(settings: Config) -> None:
         (settings.pipeline.land != "boundary", 'pipeline.land = "arrival" depends on the link'),
         (settings.solver.adaptive, "solver.adaptive depends on the link"),
         (bool(lossy), f"codecs are not simulated ({', '.join(lossy)})"),
+        (settings.announced, "the broker decides as the run goes who trains what"),
         (not settings.data.eval, "data.eval names no held-out rows"),
     ):
         if wrong:

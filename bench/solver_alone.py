@@ -36,6 +36,7 @@ def descend(setup: Setup) -> None:
     """All rounds of the run. Runs on the torch executor, as `workers.trainer` does."""
     config = setup.config
     schedule = Schedule.of(config, len(setup.manifest.blocks))
+    assert schedule is not None, "what is important shows in the broker's means only"
     solver = BlockSolver(setup.model, setup.manifest, config.solver, setup.device, setup.staging)
     steps = config.solver.steps
     for round in range(config.rounds):

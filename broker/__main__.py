@@ -22,7 +22,7 @@ from parablock import config as settings
 from parablock.allocator import keep_freed_memory
 from parablock.network import EndpointError, check_endpoint
 from parablock.run_folder import RunFolder, RunFolderError
-from parablock.schedule import Schedule
+from parablock.schedule import gap_holds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -109,7 +109,7 @@ async def _run(config: Config, base: BaseModel, folder: RunFolder, socket: Route
         f"run {folder.path} · {config.mode} · {manifest.numel:,} parameters in {len(manifest.blocks)} blocks · "
         f"listening on {socket.endpoint} for {config.round.clients} workers"
     )
-    if not Schedule.of(config, len(manifest.blocks)).gap_holds:
+    if not gap_holds(len(manifest.blocks), config.in_flight):
         broker.say(
             f"{len(manifest.blocks)} blocks are too few for {config.in_flight} rounds in flight: a block is trained "
             "again before it has landed, and lands by the delta rule, which is not exact"

@@ -7,13 +7,14 @@ made counts only when it is settled; until then it may be begun anew by another 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from parablock import feedback
-from parablock.aggregation import STATE, server_move, unfit, weighted_mean
+from parablock.aggregation import PIECE, STATE, server_move, unfit, weighted_mean
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
 from parablock.transfer import Encoded
@@ -39,13 +40,17 @@ class BaseModel:
 
 @dataclass
 class _Attempt:
-    """A block in the making. state, residual: as they will be, where the settings have them."""
+    """A block in the making. state, residual: as they will be, where the settings have them.
+
+    squares: of x' − x, summed up over what is made, where the settings want them.
+    """
 
     round: int
     number: int
     values: Vector
     state: dict[str, Vector]  # the server optimizer's, by name
     residual: Vector | None
+    squares: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,17 @@ class GlobalBlocks:
         part = up.part(fold.index)
         numel = part.stop - part.start
         deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
+        weights = [contribution.weight for contribution in fold.contributions]
+        steps = [contribution.steps for contribution in fold.contributions]
         values = mean = attempt.values[part]
         before = {name: vector[part] for name, vector in self._state.get(fold.block, {}).items()}
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-            weighted_mean(deltas, [contribution.weight for contribution in fold.contributions], out=mean)
+            weighted_mean(deltas, weights, steps if self._config.round.weights == "normalised" else None, out=mean)
             move, state = server_move(self._config.server, mean, before)
             if not down.codec.lossless and unfit(move) is not None:  # as it is if any contribution is
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
             if down.codec.lossless:
+                squares = self._squares(move)  # before it is overwritten, where it is the mean
                 np.add(x[part], move, out=values)
                 payload = down.codec.encode(values)
             else:
@@ -98,31 +106,51 @@ class GlobalBlocks:
                     residual, lost = attempt.residual[part], self._residuals.get(fold.block)
                     residual[...] = 0.0 if lost is None else lost[part]
                 payload, said = feedback.encode(down.codec, move, residual)
+                squares = self._squares(said)
                 np.add(x[part], said, out=values)
             # Likewise. A second moment that has overflowed gives finite values: its block would stand still for ever.
             if any(unfit(made) is not None for made in (values, *state.values())):
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
+        attempt.squares += squares
         for name, vector in state.items():
             attempt.state[name][part] = vector
         return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload)), fold.block, x.size, values)
 
     def values(self, store: Store) -> Vector:
         """The whole block that the attempt has made, shape (numel,), which nobody changes any more."""
-        attempt = self._attempt
-        assert attempt is not None
-        assert (attempt.round, attempt.number) == (store.round, store.attempt), "another attempt was folded last"
-        attempt.values.flags.writeable = False
-        return attempt.values
+        values = self._complete(store).values
+        values.flags.writeable = False
+        return values
+
+    def moved(self, store: Store) -> float:
+        """How far the attempt moves the block: the root mean square of x' − x over its elements.
+
+        0 where the settings have no use for it.
+        """
+        attempt = self._complete(store)
+        return math.sqrt(attempt.squares / attempt.values.size)
 
     def settle(self, store: Store) -> None:
         """What the attempt has made counts from now on."""
-        values, attempt = self.values(store), self._attempt
-        assert attempt is not None
+        values, attempt = self.values(store), self._complete(store)
         self._values[store.block] = values
         self._state[store.block] = attempt.state
         if attempt.residual is not None:
             self._residuals[store.block] = attempt.residual
         self._attempt = None
+
+    def _squares(self, moved: Vector) -> float:
+        """Σ v², piece by piece, so that in float32 it does not lose much; 0 where the settings have no use for it."""
+        if self._config.schedule.order != "importance":
+            return 0.0
+        pieces = (moved[start : start + PIECE] for start in range(0, moved.size, PIECE))
+        return sum(float(np.dot(piece, piece)) for piece in pieces)
+
+    def _complete(self, store: Store) -> _Attempt:
+        attempt = self._attempt
+        assert attempt is not None
+        assert (attempt.round, attempt.number) == (store.round, store.attempt), "another attempt was folded last"
+        return attempt
 
     def _begin(self, fold: Fold) -> _Attempt:
         x = self._values[fold.block]

@@ -57,6 +57,7 @@ class Record:
         self._manifest = manifest
         self._began = began
         self._committed_at: float | None = None
+        self._ready_at = 0.0  # when the last delta was ready that was counted in a row that is written
         self._trace = Trace(folder.trace_path)
         self._trace.name_process(0, "broker")
         self._processes: dict[str, int] = {}
@@ -176,10 +177,12 @@ class Record:
         comm = exposed = None
         if computing and downloading:
             # The exchange: from the last delta ready to the block held everywhere. What a client waited before that
-            # was not for the network, but for a slower client.
-            ready = max(end for _, end in computing)
+            # was not for the network, but for a slower client; perhaps for one in the round before, which comes first.
+            ready = max(self._ready_at, *(end for _, end in computing))
             comm = max(max(end for _, end in downloading) - ready, 0.0)
             exposed = max((min(max(end - ready, 0.0), end - start, comm) for start, end in waiting), default=0.0)
+        counted = [reports[client].computing for client in committed.contributors if client in reports]
+        self._ready_at = max([self._ready_at, *(end for _, end in filter(None, counted))])
         before = row.before
         if before is None and computing:  # the first round begins with training, not with the run's preparations
             before = min(start for start, _ in computing) + self._began

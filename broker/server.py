@@ -64,10 +64,11 @@ _ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoini
 
 @dataclass(frozen=True)
 class _Kept:
-    """A block that is to be made durable, or was. trouble: why it is not yet."""
+    """A block that is to be made durable, or was. trouble: why it is not yet. moved: as in `Stored`."""
 
     store: Store
     values: Vector
+    moved: float
     trouble: OSError | None = None
 
 
@@ -91,7 +92,7 @@ class Broker:
         self._blocks = GlobalBlocks(base, config)
         self._store = BlockStore(folder, base.manifest.digest)
         self._record = Record(folder, base.manifest, began)
-        self._view = View(config, base.manifest)
+        self._view = View(config, base.manifest, self._coordinator.block)
         call_soon = asyncio.get_running_loop().call_soon_threadsafe
         self._fold: Conveyor[Made | Unfit] = Conveyor("fold", call_soon, self._folded, self._failed)
         self._disk: Conveyor[_Kept] = Conveyor("disk", call_soon, self._kept, self._failed)
@@ -157,7 +158,7 @@ class Broker:
                     self._folding.setdefault(effect.round, now)
                     self._fold.put(partial(self._blocks.fold, effect))
                 case Store():
-                    self._keep(_Kept(effect, self._blocks.values(effect)))
+                    self._keep(_Kept(effect, self._blocks.values(effect), self._blocks.moved(effect)))
                 case Committed():
                     self._folding.pop(effect.round, None)
                     self._record.committed(effect, self._coordinator.members(effect.round), now)
@@ -208,11 +209,11 @@ class Broker:
         store = kept.store
         if kept.trouble is not None:  # nothing was announced yet, so nothing is lost by waiting for room
             self.say(f"cannot store round {store.round}: {kept.trouble}; trying again in {_DISK_RETRY_S:g} s")
-            asyncio.get_running_loop().call_later(_DISK_RETRY_S, self._keep, _Kept(store, kept.values))
+            asyncio.get_running_loop().call_later(_DISK_RETRY_S, self._keep, dataclasses.replace(kept, trouble=None))
             return
         self._fold.put(partial(self._blocks.settle, store))  # before any fold that builds on it
         self._record.folded(store.round, self._folding[store.round], time.monotonic())
-        self._handle(Stored(store.round, store.attempt, kept.values.data.cast("B")))
+        self._handle(Stored(store.round, store.attempt, kept.values.data.cast("B"), kept.moved))
 
     def _failed(self, error: BaseException) -> None:
         self._fail({"message": "a fold failed", "exception": error})

@@ -12,21 +12,21 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from parablock.schedule import Schedule
-
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from parablock.config import Config
     from parablock.manifest import Manifest
     from parablock.messages import Heartbeat
 
 
 class View:
-    """On stderr. `start` and `close` enclose its life."""
+    """On stderr. `start` and `close` enclose its life. block: says which one a round trains, if that is known."""
 
-    def __init__(self, config: Config, manifest: Manifest) -> None:
+    def __init__(self, config: Config, manifest: Manifest, block: Callable[[int], int | None]) -> None:
         self._config = config
         self._manifest = manifest
-        self._schedule = Schedule.of(config, len(manifest.blocks))
+        self._block_of = block
         self._console = Console(
             stderr=True, highlight=False, markup=False, emoji=False
         )  # peers' words are shown as they are
@@ -135,7 +135,8 @@ class View:
         return str(step) if solver.adaptive else f"{step}/{solver.steps}"
 
     def _block(self, round: int) -> str:
-        return self._manifest.blocks[self._schedule.block(round)].name
+        block = self._block_of(round)
+        return "" if block is None else self._manifest.blocks[block].name
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -8,8 +8,8 @@
 
 M and s are medians of the newest observations, so that one slow round moves nothing. They are known per block, because
 blocks differ in size and a step on the first layers goes back through all others. K stays as it is until M / (f s) has
-left the range that K stands for by a margin: it does not flutter between two values. Whether a client trains much or
-little, its weight in the mean follows from the tokens trained on. Reads no clock: it is told seconds, so that a run
+left the range that K stands for by a margin: it does not flutter between two values. What a client that trains more
+than others counts in the mean is the business of `round.weights`. Reads no clock: it is told seconds, so that a run
 with adaptive K depends on time and cannot be repeated bit for bit.
 """
 

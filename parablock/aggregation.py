@@ -8,6 +8,7 @@ the result does not depend on the order of arrival (floating-point addition is n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,10 +38,11 @@ STATE: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Contribution:
-    """One chunk of a client's delta, encoded, as it came off the wire. weight: of the client in this round."""
+    """One chunk of a client's delta, encoded, as it came off the wire. weight: tokens, in so many steps."""
 
     client: str
     weight: int
+    steps: int
     payload: Buffer
 
 
@@ -52,23 +54,43 @@ def unfit(values: Vector) -> str | None:
     return None
 
 
-def weighted_mean(deltas: Sequence[Vector], weights: Sequence[int], out: Vector | None = None) -> Vector:
-    """Δ̄ = Σ_i (w_i / Σ_j w_j) · Δ_i in float32, folded in the order given; all of shape (numel,).
+def shares(weights: Sequence[int], steps: Sequence[int] | None) -> list[float]:
+    """What each delta is multiplied by in the mean. weights: tokens n_i of each client; steps: τ_i, which it took.
 
-    out: where to put it. With one contribution the factor is exactly 1 and the mean is that contribution, bit for bit.
+    without steps:  n_i / Σ_j n_j
+    with steps:     τ_eff · p_i / τ_i   where   p_i = (n_i / τ_i) / Σ_j (n_j / τ_j)   and   τ_eff = Σ_j p_j τ_j
+
+    A client that takes more steps has a longer delta and more tokens, so that by tokens it drags the mean twice. With
+    steps, the mean is τ_eff times that of the deltas per step, weighted by tokens per step (FedNova, Wang et al., arXiv
+    2007.07481). With equal steps the two are the same to the last bit, and a single share is exactly 1, since each is
+    rounded once.
+    """
+    if steps is None or len(set(steps)) == 1:
+        total = sum(weights)
+        return [weight / total for weight in weights]
+    rates = [Fraction(weight, taken) for weight, taken in zip(weights, steps, strict=True)]
+    scale = Fraction(sum(weights)) / sum(rates) ** 2
+    return [float(scale * rate / taken) for rate, taken in zip(rates, steps, strict=True)]
+
+
+def weighted_mean(
+    deltas: Sequence[Vector], weights: Sequence[int], steps: Sequence[int] | None = None, out: Vector | None = None
+) -> Vector:
+    """Δ̄ = Σ_i s_i · Δ_i in float32, folded in the order given; all of shape (numel,). weights, steps: as in `shares`.
+
+    out: where to put it. With one contribution its share is exactly 1 and the mean is that contribution, bit for bit.
     """
     out = np.empty_like(deltas[0]) if out is None else out
-    total = sum(weights)
-    shares = [np.float32(weight / total) for weight in weights]
+    factors = [np.float32(share) for share in shares(weights, steps)]
     scaled = np.empty(min(PIECE, out.size), dtype=np.float32)
     for start in range(0, out.size, PIECE):
         target = out[start : start + PIECE]
-        for number, (delta, share) in enumerate(zip(deltas, shares, strict=True)):
+        for number, (delta, factor) in enumerate(zip(deltas, factors, strict=True)):
             part = delta[start : start + PIECE]
             if number == 0:
-                np.multiply(part, share, out=target)
+                np.multiply(part, factor, out=target)
             else:
-                target += np.multiply(part, share, out=scaled[: part.size])
+                target += np.multiply(part, factor, out=scaled[: part.size])
     return out
 
 

@@ -14,12 +14,12 @@ from parablock.coordinator_events import Committed, Effect, Fold, Note, Store
 from parablock.layout import Layout
 from parablock.messages import Credit, Rejected
 from parablock.rounds import Attempt, Round, RoundState, Upload, decide
-from parablock.schedule import Schedule
 from parablock.transfer import Incoming, TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from parablock.agenda import Agenda
     from parablock.config import Config
     from parablock.distribution import Distribution
     from parablock.manifest import Manifest
@@ -33,13 +33,15 @@ if TYPE_CHECKING:
 class Collection:
     """emit: asks for an effect. due_by: a Tick is needed by then, in seconds.
 
-    stirred: something has happened since `advance` that may begin a fold or close a round.
+    stirred: something has happened since `advance` that may begin a fold or close a round. agenda: the rounds up to
+    in_flight beyond the next one are decided.
     """
 
     def __init__(
         self,
         config: Config,
         manifest: Manifest,
+        agenda: Agenda,
         roster: Roster,
         distribution: Distribution,
         say: Callable[[bytes, FromBroker], None],
@@ -50,14 +52,14 @@ class Collection:
         self.stirred = False
         self._config = config
         self._manifest = manifest
+        self._agenda = agenda
         self._roster = roster
         self._distribution = distribution
         self._say = say
         self._emit = emit
         self._due_by = due_by
-        self._schedule = Schedule.of(config, len(manifest.blocks))
         self._rounds: dict[int, Round] = {}
-        self._late: set[str] = set()  # were not in time for the last round; nobody's chunks wait for them
+        self._late: set[str] = set()  # were not in time for their last round; nobody's chunks wait for them
 
     @property
     def complete(self) -> bool:
@@ -99,6 +101,8 @@ class Collection:
             reason = "a contribution that an earlier process of this name sent is counted"
         elif not resumed and offer.round < session.start.round:
             reason = f"the client takes part from round {session.start.round} on"
+        elif not resumed and not self._agenda.trains(offer.round, session.name):
+            reason = "the client was not drawn for this round"
         if reason is not None:
             self._say(session.peer, Rejected(offer.round, reason))
             return
@@ -134,8 +138,11 @@ class Collection:
             self._grant(session.peer, round, upload, now)
 
     def abstain(self, session: Session, abstain: Abstain) -> None:
-        if not self.next_round <= abstain.round <= self.next_round + self._config.in_flight:
+        last = min(self.next_round + self._config.in_flight, self._config.rounds - 1)
+        if not self.next_round <= abstain.round <= last:
             return  # repeated after the round was closed
+        if not self._agenda.trains(abstain.round, session.name):
+            return  # nobody waits for it
         round = self._round(abstain.round)
         if round.state is RoundState.OPEN and session.name not in round.out | round.done:
             if session.name in round.uploads:
@@ -181,11 +188,12 @@ class Collection:
         self.stirred = True
         self._grant_all(round, now)  # what came while the round was closed was not taken
 
-    def stored(self, number: int, attempt: int, values: Buffer, now: float) -> None:
-        """What the attempt has made is durable."""
+    def stored(self, number: int, attempt: int, values: Buffer, moved: float, now: float) -> None:
+        """What the attempt has made is durable. moved: as in `Stored`."""
         round = self._rounds[number]
         assert round.attempt is not None
         assert round.attempt.number == attempt
+        self._agenda.moved(number, round.block, moved)
         self._commit(round, values, now)
 
     def advance(self, now: float) -> None:
@@ -208,7 +216,7 @@ class Collection:
 
     def _close(self, round: Round, now: float) -> bool:
         """Whether an open round closes now."""
-        members, present = self._roster.members(round.number), self._roster.present()
+        members, present = self._members(round), self._roster.present()
         decision = decide(round, members, present, self._config.quorum, self._config.round.deadline_s, now)
         if not decision.close:
             expected = self._expected(round)
@@ -229,7 +237,7 @@ class Collection:
 
         Where rounds have a deadline, those who were late last time are expected to be late again.
         """
-        voters = (self._roster.members(round.number) | round.done) - round.out
+        voters = (self._members(round) | round.done) - round.out
         if self._config.round.deadline_s:
             in_time = voters - (self._late - round.done)
             voters = in_time if len(in_time) >= self._config.quorum else voters
@@ -267,13 +275,17 @@ class Collection:
         else:
             shipment = self._distribution.nothing(round.number, round.block)
         late = sorted(set(round.uploads) - set(counted))
-        self._late = set(self._roster.members(round.number)) - set(counted) - round.out
+        here, members = self._roster.members(round.number), self._members(round)
+        self._late = (self._late & (here - members)) | (members - set(counted) - round.out)
+        ahead = round.number + self._config.in_flight + 1
+        self._agenda.decide(ahead, self._roster.present())
         active = self._roster.active()
         for session in active:
             if session.name in late:
                 reason = f"the round was closed before all of it came: {round.why}"
                 self._say(session.peer, Rejected(round.number, reason))
-            self._distribution.announce(session, shipment, base, counted, now)
+            turns = self._agenda.turns(ahead, session.name)
+            self._distribution.announce(session, shipment, base, counted, now, turns)
         weights = {name: round.uploads[name].offer.weight for name in counted}
         loss = None
         if counted:
@@ -306,7 +318,7 @@ class Collection:
             if deadline_s and round.number == self.next_round:
                 self._due_by(now + deadline_s)
         passed = bool(deadline_s) and now >= round.first_done_at + deadline_s
-        answered = len(round.done) + len(round.out) >= len(self._roster.members(round.number))
+        answered = len(round.done) + len(round.out) >= len(self._members(round))
         if passed or answered or client in self._late:  # a late one was not expected
             self.stirred = True  # else nobody need look
 
@@ -322,5 +334,9 @@ class Collection:
 
     def _round(self, number: int) -> Round:
         if number not in self._rounds:
-            self._rounds[number] = Round(number, self._schedule.block(number))
+            self._rounds[number] = Round(number, self._agenda.block(number))
         return self._rounds[number]
+
+    def _members(self, round: Round) -> frozenset[str]:
+        """Live clients that shall contribute to a round."""
+        return self._agenda.members(round.number, self._roster.members(round.number))

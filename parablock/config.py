@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parablock.codec import GROUP, CodecName
+from parablock.messages import MAX_IN_FLIGHT
 
 Scalar = bool | int | float | str
-Mode = Literal["parablock", "fedbcd", "fedavg", "lora", "ffa-lora"]
+Mode = Literal["parablock", "fedbcd", "fedcybgd", "fedavg", "lora", "ffa-lora"]
 
 _LONGEST_TEXT = 4096
 
@@ -82,8 +83,11 @@ class Lora:
 class Schedule:
     """Which block is trained in which round."""
 
-    order: Literal["cyclic", "descending", "random"] = _key(
-        "cyclic", "order of blocks in a sweep: first to last, last to first, or a seeded permutation per sweep"
+    order: Literal["cyclic", "descending", "random", "importance"] = _key(
+        "cyclic",
+        "order of blocks in a sweep: first to last, last to first, or a seeded permutation per sweep; importance: "
+        "after the first sweep, blocks that moved more at their last visit come more often, each at least once in the "
+        "time of two sweeps",
     )
 
 
@@ -146,7 +150,9 @@ class Pipeline:
         "boundary",
         "a block lands when round t + max_in_flight ends (reproducible), or at the next step after it arrives",
     )
-    max_in_flight: int = _key(1, "rounds whose blocks may be on the way while the next one trains", low=1, high=64)
+    max_in_flight: int = _key(
+        1, "rounds whose blocks may be on the way while the next one trains", low=1, high=MAX_IN_FLIGHT
+    )
     smoothing: float = _key(
         0.5, "weight of the newest observation in a block's alpha (shrink); 1: only the last visit", above=0, high=1
     )
@@ -187,17 +193,33 @@ class Server:
 
 @dataclass(frozen=True)
 class Rounds:
-    """When a round closes."""
+    """Who takes part in a round, when it closes, and what counts how much in it."""
 
     clients: int = _key(2, "workers that the run waits for before its first round", low=1, high=100_000)
+    fraction: float = _key(
+        1.0,
+        "share of the clients that trains in a round, drawn anew for each, at least one and at least the quorum; the "
+        "others only take over the new blocks",
+        above=0,
+        high=1,
+    )
     quorum: int = _key(
-        0, "clients that must be there for a round to close, contributions at its deadline; 0: more than half", low=0
+        0,
+        "clients that must be there for a round to close, contributions at its deadline; 0: more than half of those "
+        "drawn for a round",
+        low=0,
     )
     deadline_s: float = _key(
         0.0,
         "after a round's first contribution, how long it waits for the rest; 0: as long as they are alive",
         unit="s",
         low=0,
+    )
+    weights: Literal["normalised", "tokens"] = _key(
+        "normalised",
+        "a client's weight in the mean delta: its tokens per step, and its delta per step (FedNova), so that one that "
+        "takes more steps does not drag the mean; or its tokens, whatever its steps. With equal steps there is no "
+        "difference",
     )
 
 
@@ -300,7 +322,8 @@ class Config:
     mode: Mode = _key(
         "parablock",
         "blocks with overlapped exchange (parablock) or in synchronous rounds (fedbcd); baselines in synchronous "
-        "rounds: the whole model (fedavg), adapters (lora), only their second matrices (ffa-lora)",
+        "rounds: blocks by one client a round, in turn (fedcybgd), the whole model (fedavg), adapters (lora), only "
+        "their second matrices (ffa-lora)",
     )
     rounds: int = _key(40, "rounds of the run", low=1, high=10_000_000)
     seed: int = _key(0, "seed of everything random", low=0, high=2**31 - 1)
@@ -339,7 +362,7 @@ class Config:
 
         What `blocks` freezes is not in the piece either; adapters are all in it.
         """
-        if self.mode in ("parablock", "fedbcd"):
+        if self.mode in ("parablock", "fedbcd", "fedcybgd"):
             return self.blocks
         if self.adapters:
             return Blocks(num_blocks=1)
@@ -356,8 +379,20 @@ class Config:
 
     @property
     def quorum(self) -> int:
-        """Fewest contributions that a round may close with."""
-        return self.round.quorum or self.round.clients // 2 + 1
+        """Fewest clients that must be there for a round to close, and contributions to it at its deadline."""
+        return self.round.quorum or self._share(self.round.clients) // 2 + 1
+
+    @property
+    def announced(self) -> bool:
+        """Whether the broker says as the run goes on what a round trains and who; else it follows from the settings."""
+        return self.schedule.order == "importance" or self.mode == "fedcybgd" or self.round.fraction < 1.0
+
+    def sampled(self, clients: int) -> int:
+        """How many of so many clients train in a round."""
+        return min(max(self._share(clients), self.quorum), clients)
+
+    def _share(self, clients: int) -> int:
+        return 1 if self.mode == "fedcybgd" else max(int(self.round.fraction * clients + 0.5), 1)
 
 
 @dataclass(frozen=True)
@@ -530,6 +565,7 @@ def _check_together(config: Config) -> None:
             f"round.quorum = {config.round.quorum} can never be reached with round.clients = {config.round.clients}; "
             "lower the quorum or expect more clients"
         )
+    _check_sampled(config)
     if config.solver.warmup_rounds >= config.rounds:
         raise ConfigError(
             f"solver.warmup_rounds = {config.solver.warmup_rounds} must be below rounds = {config.rounds}"
@@ -560,6 +596,27 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"network.window_bytes = {config.network.window_bytes} is smaller than one chunk "
             f"(network.chunk_bytes = {config.network.chunk_bytes}); raise it to at least one chunk"
+        )
+
+
+def _check_sampled(config: Config) -> None:
+    policy = config.round
+    if config.mode == "fedcybgd":
+        if policy.fraction < 1.0:
+            raise ConfigError(
+                f"round.fraction = {policy.fraction} has no meaning with mode = fedcybgd, in which one client trains "
+                "in each round; set it to 1"
+            )
+        if policy.quorum > 1:
+            raise ConfigError(
+                f"round.quorum = {policy.quorum} can never be reached with mode = fedcybgd, in which one client trains "
+                "in each round; set it to 1, or to 0"
+            )
+    drawn = config._share(policy.clients)
+    if policy.quorum > drawn:
+        raise ConfigError(
+            f"round.quorum = {policy.quorum} is more than the {drawn} of round.clients = {policy.clients} that "
+            f"round.fraction = {policy.fraction} draws for a round; lower the quorum or raise the fraction"
         )
 
 

@@ -75,6 +75,10 @@ class Contributions:
             if live:
                 self._say(abstain, None)
 
+    def passed(self, round: int) -> None:
+        """A round was not for us to train, and will not be trained by us later."""
+        self._passed = max(self._passed, round + 1)
+
     def late(self, round: int) -> None:
         """A round was trained that had been closed by then."""
         self._passed = max(self._passed, round + 1)

@@ -11,8 +11,8 @@ What a session may say in which state stands in `parablock.sessions.ALLOWED`; an
 the session. One that has only greeted and speaks as if it took part is one that was forgotten: it shall join again.
 A contribution that was acknowledged stays, whatever becomes of the session that sent it.
 
-Who is there is in `parablock.roster`, what comes up and is counted in `parablock.collection`, what goes down in
-`parablock.distribution`.
+Who is there is in `parablock.roster`, what a round trains and who does in `parablock.agenda`, what comes up and is
+counted in `parablock.collection`, what goes down in `parablock.distribution`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from parablock import config as settings
+from parablock.agenda import Agenda
 from parablock.collection import Collection
 from parablock.coordinator_events import (
     Effect,
@@ -102,10 +103,11 @@ class Coordinator:
         self._effects: list[Effect] = []
         self._due = math.inf  # no Tick is needed before
         self._looked_behind_at = 0  # the round at which `_leave_behind` was last called
+        self._agenda = Agenda(config, len(manifest.blocks))
         self._roster = Roster()
         self._distribution = Distribution(config, manifest, run, epoch, self._emit, self._due_by)
         self._collection = Collection(
-            config, manifest, self._roster, self._distribution, self._send, self._emit, self._due_by
+            config, manifest, self._agenda, self._roster, self._distribution, self._send, self._emit, self._due_by
         )
 
     # The outside
@@ -131,8 +133,8 @@ class Coordinator:
                 self._collection.folded(round, attempt, chunk)
             case Unfit(round, attempt, reasons):
                 self._collection.unfit(round, attempt, reasons, now)
-            case Stored(round, attempt, values):
-                self._collection.stored(round, attempt, values, now)
+            case Stored(round, attempt, values, moved):
+                self._collection.stored(round, attempt, values, moved, now)
             case Tick():
                 self._tick(now)
             case Stop(reason):
@@ -154,12 +156,16 @@ class Coordinator:
         return self._collection.next_round
 
     def members(self, round: int) -> frozenset[str]:
-        """Live clients that take part in a round."""
+        """Live clients that take part in a round, and be it only to take over what the others make."""
         return self._roster.members(round)
 
     def present(self) -> frozenset[str]:
         """Live clients that take part in some round, this one or a later one."""
         return self._roster.present()
+
+    def block(self, round: int) -> int | None:
+        """Which block a round trains; None where that is not decided yet, or was long ago."""
+        return self._agenda.find(round)
 
     @property
     def clients(self) -> list[str]:
@@ -251,9 +257,10 @@ class Coordinator:
             self._admit(session, join, now)
         elif len(self._roster.clients) >= self._config.round.clients:
             self.phase = Phase.RUNNING
+            self._agenda.decide(self._config.in_flight, self._roster.clients)
             for other in self._roster:
                 if other.state is SessionState.JOINED:
-                    self._start(other, Start(0, len(self._roster.clients), 0, ()))
+                    self._start(other, 0, ())
 
     def _mismatch(self, join: Join) -> str | None:
         differs = []
@@ -284,13 +291,17 @@ class Coordinator:
         short = len(self._roster.members(self.next_round)) < self._config.quorum
         first = self.next_round if short else self.next_round + self._config.in_flight + 1
         first = min(first, self._config.rounds)
-        self._start(session, Start(first, len(self._roster.clients), self.next_round, pending))
+        self._agenda.join(session.name, first, self._roster.present())
+        self._start(session, first, pending)
 
-    def _start(self, session: Session, start: Start) -> None:
+    def _start(self, session: Session, first: int, pending: tuple[int, ...]) -> None:
+        turns = self._agenda.turns(self.next_round, session.name)
+        blocks, trains = tuple(turn.block for turn in turns), tuple(turn.trains for turn in turns)
+        start = Start(first, len(self._roster.clients), self.next_round, pending, blocks, trains)
         self._roster.start(session, start)
         self._collection.stirred = True
         self._send(session.peer, start)
-        self._note("started", session.name, f"from round {start.round}")
+        self._note("started", session.name, f"from round {first}")
 
     def _heartbeat(self, session: Session, heartbeat: Heartbeat, now: float) -> None:
         self._emit(Reported(session.name, heartbeat))

@@ -50,11 +50,15 @@ class Unfit:
 
 @dataclass(frozen=True)
 class Stored:
-    """The answer to `Store`. values: the block's new value, float32 bytes that nobody changes any more."""
+    """The answer to `Store`. values: the block's new value, float32 bytes that nobody changes any more.
+
+    moved: the root mean square of what the round did to the block, x' − x; 0 where the settings have no use for it.
+    """
 
     round: int
     attempt: int
     values: Buffer
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ the guess by x' is exact for block b; what remains is the effect of one round of
     own     α = 1: the client's own update. It holds client noise that the mean does not.
     stale   α = 0: the old value, the naive delay.
     shrink  α learnt per tensor of the block from its last visits: the least-squares share ⟨x' − x, Δ_i⟩ / ⟨Δ_i, Δ_i⟩,
-            smoothed; 1/√N before the first observation. How much of a client's update is noise differs by tensor.
+            smoothed; 1/√n before the first observation, n being how many clients train in a round. How much of a
+            client's update is noise differs by tensor.
 
 Where there are so few blocks that a later round trains b before x' has landed, the delta rule keeps what that round
 added (`replacement`). With a single client the mean is its own update, so α is exactly 1 under `shrink`.
+It is single as long as no block has landed that others have contributed to; that it was drawn by itself, or in time by
+itself, for the rounds that it has trained does not make it single.
 """
 
 from __future__ import annotations
@@ -81,14 +84,21 @@ class Guess:
 
 
 class Corrector:
-    """Makes the guesses of one client and learns its α. starts: by block, where each of its tensors begins."""
+    """Makes the guesses of one client and learns its α.
 
-    def __init__(self, settings: Pipeline, clients: int, starts: Sequence[Sequence[int]]) -> None:
-        assert clients >= 1
+    clients: how many there are. starts: by block, where each of its tensors begins. sampled: how many clients train in
+    a round, if that is not all.
+    """
+
+    def __init__(
+        self, settings: Pipeline, clients: int, starts: Sequence[Sequence[int]], sampled: int | None = None
+    ) -> None:
+        sampled = clients if sampled is None else sampled
+        assert 1 <= sampled <= clients
         assert all(of and of[0] == 0 for of in starts)
         self._settings = settings
         self._alone = clients == 1
-        self._first = 1.0 / math.sqrt(clients)
+        self._first = 1.0 / math.sqrt(sampled)
         self._parts = [tuple(slice(*ends) for ends in pairwise([*of, None])) for of in starts]
         self._learnt: dict[int, tuple[float | None, ...]] = {}  # by block and tensor; None: not yet
 
@@ -116,13 +126,15 @@ class Corrector:
     def guess(self, block: int, start: Vector, delta: Vector) -> Guess:
         return Guess(block, start, delta, self._parts[block], self.alpha(block))
 
-    def learn(self, guess: Guess, landed: Vector, *, alone: bool) -> Observation:
+    def joined(self) -> None:
+        """Others have contributed to a block, to which we did as well or did not: this client is not single."""
+        self._alone = False
+
+    def learn(self, guess: Guess, landed: Vector) -> Observation:
         """Take one observation of the block's α from what landed.
 
-        alone: the commit named this client as its only contributor; when it does not, the client is not single.
         step = x' − x is what the broker did to the block, so that a server optimizer's share is learnt as well.
         """
-        self._alone = self._alone and alone
         moments = [_moments(guess, landed, part) for part in guess.parts]
         if not all(math.isfinite(each.own + each.step) for each in moments):
             return Observation(_FAR, _FAR)  # squares beyond float32: nothing to learn from a run that has blown up

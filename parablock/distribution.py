@@ -19,6 +19,7 @@ from parablock.wire import Envelope
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from parablock.agenda import Turn
     from parablock.config import Config
     from parablock.manifest import Manifest
     from parablock.messages import Credit
@@ -91,17 +92,34 @@ class Distribution:
             if version.round < made.round - self._config.in_flight - 1:
                 version.change = None
 
-    def announce(self, session: Session, shipment: Shipment, base: int, counted: tuple[str, ...], now: float) -> None:
+    def announce(
+        self,
+        session: Session,
+        shipment: Shipment,
+        base: int,
+        counted: tuple[str, ...],
+        now: float,
+        turns: Sequence[Turn] = (),
+    ) -> None:
         """Tell a session of a commit, whose block it is getting or shall get (no bytes where nobody was counted).
 
         Where it gets nothing of it yet no chunk leaves now: the answer says what it holds from an earlier session.
+        turns: what is to be said with it of rounds ahead.
         """
         download = session.downloads.get(shipment.round)
         if download is None or download.shipment is not shipment:
             download = self._ship(session, shipment, 0, now)
         nbytes = shipment.payload.nbytes
         download.commit = Commit(
-            shipment.round, shipment.block, shipment.attempt, base, nbytes, len(counted), session.name in counted
+            shipment.round,
+            shipment.block,
+            shipment.attempt,
+            base,
+            nbytes,
+            len(counted),
+            session.name in counted,
+            tuple(turn.block for turn in turns),
+            tuple(turn.trains for turn in turns),
         )
         download.progress_at = now
         self._say(session, download.commit)

@@ -70,10 +70,12 @@ class Flight:
     ) -> Landing:
         """Replace the guess of `round` by what the broker committed (None: the block stays as it was).
 
-        alone: this client was the only contributor.
+        alone: nobody else has contributed.
         held: reads the block's present content, only asked for where a later round has trained the same block.
         """
         self._take_departed()
+        if not alone:
+            self._corrector.joined()
         if round < self._newest.get(block, -1):
             return _NOTHING  # overtaken by a later round of its block, which builds on it
         own = self._guesses.pop(round, None)
@@ -86,7 +88,7 @@ class Flight:
             self._public[block] = landed
             for number in self._of(block, before=round):
                 del self._guesses[number]  # overtaken, or closed without us: what landed is newer
-            seen = self._corrector.learn(own, landed, alone=alone) if own is not None else _EXACT
+            seen = self._corrector.learn(own, landed) if own is not None else _EXACT
         alpha = own.share if own is not None else 0.0
         later = self._of(block, after=round)
         if not later:

@@ -7,7 +7,7 @@ The conversation, W a worker and B the broker:
 
     W Hello            B Terms            the settings of the run; the worker now loads its model and data
     W Join             B Welcome          same model, same blocks, same tokenizer; or B Refused
-                       B Start            train from this round on
+                       B Start            train from this round on, and what is decided of the next ones
     W Offer, Chunk ... B Credit ...       a contribution goes up; Credit says what is held and what more may come
     W Abstain                             no contribution to this round (the loss diverged)
                        B Chunk ...        the new block comes down, as far as it is made; W Credit ...
@@ -30,10 +30,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the messages. Both sides must speak the same."""
 
 MAX_BLOCKS = 8192
+MAX_IN_FLIGHT = 64
+"""Bound of `pipeline.max_in_flight`."""
 MAX_BLOCK_BYTES = 1 << 40
 MAX_CHUNK_BYTES = 8 << 20
 """One chunk's payload at most; `network.chunk_bytes` is bounded by it."""
@@ -119,12 +121,13 @@ class Join:
 
 @dataclass(frozen=True)
 class Offer:
-    """A contribution: `nbytes` of encoded delta follow in chunks. `weight` is the tokens trained on."""
+    """A contribution: `nbytes` of encoded delta follow in chunks. `weight`: tokens trained on, in `steps` steps."""
 
     round: Round
     block: BlockIndex
     nbytes: Bytes
     weight: Annotated[int, Whole(1, 2**53)]
+    steps: Annotated[int, Whole(1, 2**31)]
     loss: Number
 
 
@@ -209,12 +212,16 @@ class Start:
 
     next: the first round that was not committed when this was said; every commit from there on will be told.
     pending: rounds before that whose blocks are on their way, because the worker held older versions.
+    blocks, trains: of the rounds from `next` on that are decided, which block each trains and whether this worker takes
+    part. Both are empty where that follows from the settings.
     """
 
     round: Round
     clients: Annotated[int, Whole(1, 2**31)]
     next: Round
     pending: Annotated[tuple[Round, ...], Items(MAX_BLOCKS)]
+    blocks: Annotated[tuple[BlockIndex, ...], Items(MAX_IN_FLIGHT + 1)] = ()
+    trains: Annotated[tuple[bool, ...], Items(MAX_IN_FLIGHT + 1)] = ()
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,7 @@ class Commit:
 
     attempt: whose chunks are the new block. 0: those of a transfer in full, in float32. With a lossy codec the chunks
     of any other attempt hold the change since round `base`, the one that made the block's version before (−1: none).
+    blocks, trains: as in Start, of the round max_in_flight + 1 after this one.
     """
 
     round: Round
@@ -232,6 +240,8 @@ class Commit:
     nbytes: Bytes
     contributors: Count
     counted: bool
+    blocks: Annotated[tuple[BlockIndex, ...], Items(1)] = ()
+    trains: Annotated[tuple[bool, ...], Items(1)] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ round may be trained. It opens no socket, reads no clock and touches no model: `
 What the broker may say in which state stands in `EXPECTED`; a message that does not fit is one that was delayed or
 repeated, and is passed over. Contributions are kept until their round is closed, and partly received blocks until
 they are superseded, so that a new greeting costs only what was not yet confirmed.
-What goes up is in `parablock.contributions`, what comes down in `parablock.downloads`.
+What goes up is in `parablock.contributions`, what comes down in `parablock.downloads`, what rounds ahead are in
+`parablock.agenda`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from parablock.agenda import Turn, Turns
 from parablock.commits import Commits
 from parablock.contributions import Contributions
 from parablock.downloads import Downloads
@@ -60,11 +62,11 @@ from parablock.participant_events import (
     Received,
     Say,
     Send,
+    SitOut,
     Started,
     Tick,
     Withhold,
 )
-from parablock.schedule import Schedule
 from parablock.transfer import Payload, TransferError
 from parablock.wire import Buffer, Envelope
 
@@ -125,7 +127,7 @@ class Participant:
         self._contributions = Contributions(self._send, self._emit)
         self._downloads = Downloads(self._send, self._emit, self._builds)
         self._start: Start | None = None
-        self._schedule: Schedule | None = None
+        self._turns: Turns | None = None
         self._where = Progress(-1, 0)
         self._heard_at = now
         self._said_at = now - 1e9  # the first Tick calls
@@ -156,7 +158,7 @@ class Participant:
                 self._timing.timeout = event.config.network.timeout_s
                 self._timing.resend = event.config.network.resend_s
                 self._versions = self._versions or [0] * len(event.manifest.blocks)
-                self._schedule = Schedule.of(event.config, len(event.manifest.blocks))
+                self._turns = self._turns or Turns(event.config, len(event.manifest.blocks))
                 if self.state is State.PREPARING:
                     self._join(now)
             case Contribute():
@@ -164,8 +166,13 @@ class Participant:
             case Ready(round, chunk):
                 self._contributions.ready(round, chunk, now, live=self.state is State.TRAINING)
             case Withhold(round, reason):
+                self._passed(round)
                 live = self.state is State.TRAINING
                 self._contributions.withhold(Abstain(round, reason), self._commits.told, live=live)
+            case SitOut(round):
+                self._where = Progress(-1, 0)
+                self._passed(round)
+                self._contributions.passed(round)
             case Say(message):
                 if self.state is State.TRAINING:
                     self._send(message)
@@ -192,6 +199,12 @@ class Participant:
     def arrived_through(self, round: int) -> bool:
         """Whether every block that was committed in or before `round` is in hand."""
         return self._commits.through(round)
+
+    def turn(self, round: int) -> Turn | None:
+        """What a round is for us. Known of every round that may be trained, and of those before that are on the way;
+        None of one that we are not told of."""
+        assert self._turns is not None
+        return self._turns.turn(round)
 
     @property
     def told(self) -> int:
@@ -278,6 +291,8 @@ class Participant:
             return
         if start.next < self._commits.greeted_at:
             return  # of an earlier session: it would leave out what was committed since
+        if not self._hear(start.next, start):
+            return
         self.state = State.TRAINING
         self._start = start
         self._commits.start(start)
@@ -291,6 +306,8 @@ class Participant:
         if not self._fits(commit):
             self._gone(End.REFUSED, f"the broker announced a block that is not in the manifest: {commit}")
             return
+        if not self._hear(round + self._config.in_flight + 1, commit):
+            return
         self._commits.told = max(self._commits.told, round + 1)
         self._contributions.committed(round, counted=commit.counted)
         if self._versions[commit.block] == round + 1 or not self._commits.wanted(round):
@@ -301,6 +318,16 @@ class Participant:
         layout = self._layout(commit.block, commit.attempt)
         if self._downloads.commit(commit, layout, self._config.network.window_bytes, now):
             self._arrived(commit, now)
+
+    def _hear(self, first: int, message: Start | Commit) -> bool:
+        """Take in what is said of rounds from `first` on; false if that cannot be, which ends the session."""
+        assert self._turns is not None
+        try:
+            self._turns.hear(first, message.blocks, message.trains)
+        except ValueError as error:
+            self._gone(End.REFUSED, f"the broker announced what cannot be: {error}")
+            return False
+        return True
 
     @property
     def _config(self) -> Config:
@@ -332,14 +359,15 @@ class Participant:
             self._arrived(commit, now)
 
     def _may_come(self, chunk: Chunk) -> bool:
-        """Whether this may be a block of a round that is not closed: we take part, and the schedule says so."""
-        assert self._schedule is not None
+        """Whether this may be a block of a round that is not closed: we take part, and the round trains that block."""
+        turn = self.turn(chunk.round)
         return (
             self.state is State.TRAINING
             and chunk.attempt > 0
             and self._commits.told <= chunk.round <= self._commits.told + self._config.in_flight
             and chunk.round < self._config.rounds
-            and chunk.block == self._schedule.block(chunk.round)
+            and turn is not None
+            and chunk.block == turn.block
         )
 
     def _arrived(self, commit: Commit, now: float) -> None:
@@ -354,13 +382,18 @@ class Participant:
         change = commit.contributors > 0 and not self._layout(commit.block, commit.attempt).codec.lossless
         return not change or self._versions[commit.block] > commit.base
 
+    def _passed(self, round: int) -> None:
+        assert self._turns is not None
+        self._turns.passed(round)
+
     def _contribute(self, event: Contribute, now: float) -> None:
+        self._passed(event.round)
         if event.round < self._commits.told:
             self._contributions.late(event.round)
             return
         assert self._prepared is not None
         payload = Payload.of(Layout.up(self._config, self._prepared.manifest.blocks[event.block].numel))
-        offer = Offer(event.round, event.block, payload.nbytes, event.weight, event.loss)
+        offer = Offer(event.round, event.block, payload.nbytes, event.weight, event.steps, event.loss)
         window, live = self._config.network.window_bytes, self.state is State.TRAINING
         self._contributions.offer(offer, payload, window, now, live=live)
 

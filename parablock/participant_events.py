@@ -36,11 +36,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Contribute:
-    """A round was trained: the chunks of its delta follow, each when it is encoded."""
+    """A round was trained: the chunks of its delta follow, each when it is encoded.
+
+    weight: tokens trained on, in so many steps.
+    """
 
     round: int
     block: int
     weight: int
+    steps: int
     loss: float
 
 
@@ -58,6 +62,13 @@ class Withhold:
 
     round: int
     reason: str
+
+
+@dataclass(frozen=True)
+class SitOut:
+    """A round is trained by others; we have gone on to the next."""
+
+    round: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Received | Prepared | Contribute | Ready | Withhold | Say | Progress | Finish | Tick
+Event = Received | Prepared | Contribute | Ready | Withhold | SitOut | Say | Progress | Finish | Tick
 
 
 # Effects

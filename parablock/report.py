@@ -211,13 +211,15 @@ def _settings(config: Config, rounds: Sequence[Row], num_blocks: int | None) -> 
     known = str(num_blocks) if num_blocks else f"{len({row.get('block') for row in rounds})} so far"
     solver, pipeline = config.solver, config.pipeline
     learning_rate = f"{solver.lr:g}" + ("" if solver.lr_schedule == "constant" else f", {solver.lr_schedule}")
+    sampled = config.sampled(config.round.clients)
+    drawn = f"; {sampled} of {config.round.clients} a round" if sampled < config.round.clients else ""
     shown = [
         ("Mode", config.mode),
         ("Model", config.model),
         ("Blocks", f"{known}, {config.schedule.order}"),
         ("Steps per round, K", f"{_steps(solver.steps, rounds)} of {solver.batch_size * solver.accumulate} rows"),
         ("Learning rate", learning_rate),
-        ("Clients", f"{len(clients)}: {_listed(clients)}" if clients else f"{config.round.clients} expected"),
+        ("Clients", (f"{len(clients)}: {_listed(clients)}" if clients else f"{config.round.clients} expected") + drawn),
         ("Optimizer", solver.optimizer + (", state kept" if solver.state == "keep" else "")),
         ("Server optimizer", config.server.optimizer),
     ]

@@ -114,8 +114,11 @@ class Round:
     def contributions(self, index: int) -> tuple[Contribution, ...]:
         """Chunk `index` of every contribution that the attempt counts, in its order."""
         assert self.attempt is not None
-        uploads = [(client, self.uploads[client]) for client in self.attempt.clients]
-        return tuple(Contribution(client, upload.offer.weight, upload.pieces[index]) for client, upload in uploads)
+        uploads = [self.uploads[client] for client in self.attempt.clients]
+        return tuple(
+            Contribution(client, upload.offer.weight, upload.offer.steps, upload.pieces[index])
+            for client, upload in zip(self.attempt.clients, uploads, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def decide(
 ) -> Decision:
     """Whether an open round closes at `now`.
 
-    members: the live clients that take part in it. present: those, and the live clients that begin with a later round.
+    members: the live clients that shall contribute to it. present: those, and the live clients that sit it out or begin
+    with a later round.
 
     A contribution of a client that has gone since still counts. A round in which every voter has answered closes
     even with fewer contributions than the quorum (none leaves the block as it was): enough clients are there, they

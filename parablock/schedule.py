@@ -1,4 +1,4 @@
-"""Which block is trained in which round: a pure function of order, seed and round.
+"""Which block is trained in which round, where that is a pure function of order, seed and round.
 
 With f rounds in flight, any f + 1 consecutive rounds train different blocks, also across the border of two sweeps,
 so that a block never lands while it is being trained. Where there are too few blocks for that (`gap_holds` is
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from parablock.config import Config
 
 
+def gap_holds(num_blocks: int, in_flight: int) -> bool:
+    """Whether any in_flight + 1 consecutive rounds can train different blocks."""
+    return num_blocks > in_flight
+
+
 class Schedule:
     """The sequence of blocks. A sweep is `num_blocks` rounds in which each block comes exactly once."""
 
@@ -21,15 +26,16 @@ class Schedule:
         assert num_blocks >= 1
         assert in_flight >= 0
         self.num_blocks = num_blocks
-        self.gap_holds = num_blocks > in_flight
         self._order = order
-        self._gap = in_flight if self.gap_holds else 0
+        self._gap = in_flight if gap_holds(num_blocks, in_flight) else 0
         self._seed = seed
         self._sweeps: list[list[int]] = []
 
     @classmethod
-    def of(cls, config: Config, num_blocks: int) -> Schedule:
-        return cls(config.schedule.order, num_blocks, config.in_flight, config.seed)
+    def of(cls, config: Config, num_blocks: int) -> Schedule | None:
+        """None where the order depends on how the run goes; see `parablock.importance`."""
+        order = config.schedule.order
+        return cls(order, num_blocks, config.in_flight, config.seed) if order != "importance" else None
 
     def block(self, round: int) -> int:
         """The index of the block that round `round` (from 0) trains."""

@@ -10,6 +10,7 @@ whole world knows rather than by what the machines say of themselves:
     what arrives is what was committed, byte for byte, once per process, and every model holds it bit for bit;
     a chunk that goes down is encoded once, and the one message shared by all who get it;
     nobody trains a round before all that it builds on has landed, nor a round twice, nor more than in_flight ahead;
+    a client trains what it was told of a round by the time it may, and nobody is told otherwise of its block;
     a tick that was due leaves nothing due.
 """
 
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from broker.blocks import BaseModel, GlobalBlocks
 from broker.store import BlockStore
@@ -31,12 +33,14 @@ from parablock import config as settings
 from parablock import coordinator_events as events
 from parablock import participant_events as worker
 from parablock import wire
+from parablock.agenda import Turn
 from parablock.aggregation import server_move, weighted_mean
 from parablock.codec import codec_of
 from parablock.coordinator import Coordinator, Phase
+from parablock.importance import ImportanceOrder
 from parablock.layout import Layout
 from parablock.manifest import Block, Manifest, Slot
-from parablock.messages import Chunk, Evaluated, Message, Start
+from parablock.messages import Chunk, Commit, Evaluated, Message, Start
 from parablock.participant import Participant, State
 from parablock.participant_events import End
 from parablock.schedule import Schedule
@@ -62,11 +66,18 @@ def manifest_of(sizes: Iterable[int] = SIZES) -> Manifest:
 
 
 def config_of(
-    clients: int = 2, rounds: int = 6, *, quorum: int = 0, deadline_s: float = 0.0, window: int = 2048, **top: Any
+    clients: int = 2,
+    rounds: int = 6,
+    *,
+    quorum: int = 0,
+    fraction: float = 1.0,
+    deadline_s: float = 0.0,
+    window: int = 2048,
+    **top: Any,
 ) -> Any:
     """A config with short times: heartbeat 1 s, timeout 6 s, resend 3 s; chunks of 1024 bytes, two of them a window."""
     network = {"chunk_bytes": 1024, "window_bytes": window, "heartbeat_s": 1.0, "timeout_s": 6.0, "resend_s": 3.0}
-    policy = {"clients": clients, "quorum": quorum, "deadline_s": deadline_s}
+    policy = {"clients": clients, "quorum": quorum, "fraction": fraction, "deadline_s": deadline_s}
     return settings.from_dict({"rounds": rounds, "network": network, "round": policy, **top})
 
 
@@ -124,6 +135,7 @@ class Made:
     values: bytes
     chunks: tuple[bytes, ...]
     weight: int
+    steps: int
     loss: float
 
 
@@ -168,7 +180,7 @@ class Process:
                 case worker.Started():
                     self.started = effect
                 case worker.Took(round, block, attempt, index, payload):
-                    assert block == network.schedule.block(round)
+                    assert block == network.block(round)
                     chunks = self.buffers.setdefault((round, attempt), [])
                     assert index == len(chunks), "a chunk was taken out of order, or twice"
                     chunks.append(bytes(payload))
@@ -205,6 +217,11 @@ class Process:
         arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
         through = target if arrival else max(target - config.in_flight - 1, self.given)
         self.land(lambda arrived: arrived.round <= through)
+        turn = None if done else self.network.turn(self)
+        if turn is not None and not turn.trains:
+            round, self.position = self.position, max(self.position + 1, self.participant.told)
+            self.handle(worker.SitOut(round))  # which comes back here
+            return
         self.busy = True
         if done:
             self.handle(worker.Say(Evaluated(config.rounds - 1, 1, 0.0, 1, 0, 0)))
@@ -213,7 +230,7 @@ class Process:
             made = self.network.train(self, self.position)
             seconds = self.network.rng.uniform(*self.habits.seconds)
             if arrival:
-                active = self.network.schedule.block(self.position)
+                active = self.network.block(self.position)
                 self.network.after(seconds / 2, lambda: self.land(lambda arrived: arrived.block != active), self)
             self.network.after(seconds, lambda: self.contribute(self.position, made), self)
 
@@ -240,7 +257,7 @@ class Process:
     def contribute(self, round: int, made: Made) -> None:
         self.busy = False
         self.position = max(round + 1, self.participant.told)  # set here, since the loop goes on after the event
-        block = self.network.schedule.block(round)
+        block = self.network.block(round)
         if round in self.habits.diverges:
             self.handle(worker.Withhold(round, "the loss is not finite"))
             return
@@ -248,7 +265,7 @@ class Process:
         for number, chunk in enumerate(made.chunks):
             event = worker.Ready(round, Encoded(memoryview(chunk)))
             self.network.after(0.01 * (1 + number), lambda event=event: self.handle(event), self)
-        self.handle(worker.Contribute(round, block, made.weight, made.loss))
+        self.handle(worker.Contribute(round, block, made.weight, made.steps, made.loss))
 
 
 @dataclass
@@ -288,9 +305,9 @@ class Formula:
         self._state: dict[int, dict[str, Vector]] = {}
         self._residuals: dict[int, Vector] = {}
 
-    def move(self, block: int, deltas: list[Vector], weights: list[int]) -> bytes:
+    def move(self, block: int, deltas: list[Vector], weights: list[int], steps: list[int]) -> bytes:
         """What the block becomes when these contributions are counted, in this order."""
-        mean = weighted_mean(deltas, weights)
+        mean = weighted_mean(deltas, weights, steps)
         move, self._state[block] = server_move(self._config.server, mean, self._state.get(block, {}))
         codec = codec_of(self._config.codec.down)
         if not codec.lossless:
@@ -300,6 +317,9 @@ class Formula:
                 self._residuals[block] = wanted - move
         self._x[block] = self._x[block] + move
         return self._x[block].tobytes()
+
+    def content(self, block: int) -> Vector:
+        return self._x[block]
 
 
 class Network:
@@ -313,7 +333,11 @@ class Network:
         self.rng = random.Random(seed)
         self.faults = faults or Faults()
         self.manifest = manifest_of()
-        self.schedule = Schedule.of(config, len(self.manifest.blocks))
+        self.told: dict[tuple[str, int], Turn] = {}  # by client and round, what the broker has said of it
+        self.made_up = 0  # how often one that was not drawn was asked to train all the same
+        self._schedule = Schedule.of(config, len(self.manifest.blocks))
+        self._importance = ImportanceOrder(len(self.manifest.blocks), config.in_flight)
+        self._blocks_by_round = [self._importance.next() for _ in range(config.in_flight + 1)]
         self.coordinator = Coordinator(config, self.manifest, BASE, TOKENIZER, RUN, 1)
         self.over: events.Over | None = None
         self.over_at = 0.0
@@ -439,15 +463,42 @@ class Network:
             assert values == self.values[made_by]
         process.trained.append(round)
         seed = zlib.crc32(f"{process.name} {process.token} {round}".encode())
-        numel = self.manifest.blocks[self.schedule.block(round)].numel
+        numel = self.manifest.blocks[self.block(round)].numel
         delta = np.random.default_rng(seed).standard_normal(numel, np.float32)
         if round in process.habits.spoils:
             delta[numel // 2] = np.nan
         layout = Layout.up(self.config, numel)
         chunks = tuple(bytes(layout.codec.encode(delta[layout.part(index)])) for index in range(layout.count))
-        made = Made(delta.tobytes(), chunks, 1 + seed % 100, float(seed % 7))
+        made = Made(delta.tobytes(), chunks, 1 + seed % 100, 1 + seed % 3, float(seed % 7))
         self.made[process.name, round].append(made)
         return made
+
+    def block(self, round: int) -> int:
+        """Of a round that is decided, by what the whole world knows."""
+        return self._blocks_by_round[round] if self._schedule is None else self._schedule.block(round)
+
+    def turn(self, process: Process) -> Turn:
+        """What the round at which a process is, and which it may train, is for it."""
+        turn = process.participant.turn(process.position)
+        assert turn is not None, "it is not known by then"
+        assert turn.block == self.block(process.position)
+        if self.config.announced:
+            assert turn == self.told[process.name, process.position]
+        else:
+            assert turn.trains
+        return turn
+
+    def _tell(self, process: Process, message: Start | Commit) -> None:
+        first = message.next if isinstance(message, Start) else message.round + self.config.in_flight + 1
+        assert self.config.announced or not message.blocks, "what follows from the settings is not said"
+        for round, said in enumerate(zip(message.blocks, message.trains, strict=True), start=first):
+            turn = Turn(*said)
+            told = self.told.setdefault((process.name, round), turn)
+            assert turn.block == told.block == self.block(round)
+            # Who has been away may have to make up for somebody who was drawn and is gone.
+            assert turn.trains >= told.trains
+            self.made_up += turn.trains > told.trains
+            self.told[process.name, round] = turn
 
     def layout(self, arrived: worker.Arrived) -> Layout:
         return Layout.down(self.config, self.manifest.blocks[arrived.block].numel, arrived.attempt)
@@ -489,10 +540,16 @@ class Network:
     def handle(self, event: events.Event) -> None:
         if self.over is not None:
             return
-        for effect in self.coordinator.handle(event, self.now):
+        effects = self.coordinator.handle(event, self.now)
+        for effect in effects:
+            if isinstance(effect, events.Committed):  # before what is said of it
+                self._commit(effect, event)
+        for effect in effects:
             match effect:
                 case events.Send(peer, envelope):
                     process = next(process for process in self.processes if process.peer == peer)
+                    if isinstance(envelope.message, Start | Commit):
+                        self._tell(process, envelope.message)
                     if isinstance(envelope.message, Start):
                         self.starts[process.name].append(envelope.message)
                     elif isinstance(envelope.message, Chunk):
@@ -504,7 +561,7 @@ class Network:
                 case events.Store():
                     self._execute(lambda store=effect: self._keep(store))
                 case events.Committed():
-                    self._commit(effect, event)
+                    pass  # looked at already
                 case events.Note():
                     self.notes.append(effect)
                 case events.Over():
@@ -527,13 +584,16 @@ class Network:
     def _fold(self, fold: events.Fold) -> None:
         names = [contribution.client for contribution in fold.contributions]
         assert fold.round == len(self.committed), "folding out of order"
-        assert fold.block == self.schedule.block(fold.round)
+        assert fold.block == self.block(fold.round)
         assert names == sorted(set(names)), "the fold has each client once, in roster order"
         for contribution in fold.contributions:
             assert min(start.round for start in self.starts[contribution.client]) <= fold.round, "no member"
+            if self.config.announced:
+                assert self.told[contribution.client, fold.round].trains, "not drawn for this round"
             made = self.made[contribution.client, fold.round]
-            sent = [(m.chunks[fold.index], m.weight) for m in made]
-            assert (bytes(contribution.payload), contribution.weight) in sent, "a mixed contribution"
+            sent = [(m.chunks[fold.index], m.weight, m.steps) for m in made]
+            counted = (bytes(contribution.payload), contribution.weight, contribution.steps)
+            assert counted in sent, "a mixed contribution"
         if self.folds and (self.folds[-1].round, self.folds[-1].attempt) == (fold.round, fold.attempt):
             before = self.folds[-1]
             assert fold.index == before.index + 1, "the chunks of an attempt are folded in order, each once"
@@ -551,10 +611,10 @@ class Network:
         return made.answer
 
     def _keep(self, store: events.Store) -> events.Event:
-        values = self._blocks.values(store)
+        values, moved = self._blocks.values(store), self._blocks.moved(store)
         self._store.commit(store, values)
         self._blocks.settle(store)
-        return events.Stored(store.round, store.attempt, values.data.cast("B"))
+        return events.Stored(store.round, store.attempt, values.data.cast("B"), moved)
 
     def _execute(self, act: Callable[[], events.Event]) -> None:
         """On the fold executor: one thing after the other, each taking a while."""
@@ -571,7 +631,13 @@ class Network:
             assert commit.contributors == tuple(contribution.client for contribution in fold.contributions)
             values = bytes(event.values)
             assert self.folder.stored[commit.block] == values, "announced before it was stored"
+            before = self._formula.content(commit.block)
             assert self._expected(fold) == values, "what was made is not what the formulas say"
+            rms = float(np.sqrt(np.mean(np.square(self._formula.content(commit.block) - before))))
+            if self._schedule is None:
+                assert event.moved == pytest.approx(rms, rel=1e-3)
+                self._importance.moved(commit.block, event.moved / self.config.solver.lr)
+        self._blocks_by_round.append(self._importance.next())
         self.committed.append(commit)
         self.values.append(values)
 
@@ -586,7 +652,9 @@ class Network:
             np.concatenate([layout.codec.decode(c.payload, n) for c, n in zip(client, numels, strict=True)])
             for client in chunks
         ]
-        return self._formula.move(last.block, deltas, [contribution.weight for contribution in last.contributions])
+        weights = [contribution.weight for contribution in last.contributions]
+        steps = [contribution.steps for contribution in last.contributions]
+        return self._formula.move(last.block, deltas, weights, steps)
 
     # The end
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parablock.aggregation import PIECE, STATE, server_move, unfit, weighted_mean
+from parablock.aggregation import PIECE, STATE, server_move, shares, unfit, weighted_mean
 from parablock.config import Server
 
 if TYPE_CHECKING:
@@ -106,6 +106,41 @@ def test_contributions_are_not_modified() -> None:
 def test_a_contribution_of_another_length_is_our_own_bug(numel: int) -> None:
     with pytest.raises((AssertionError, ValueError)):
         weighted_mean([vector(1000, 0), vector(numel, 1)], [1, 1])
+
+
+# Clients that take more steps than others
+
+tokens_and_steps = st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 64)), min_size=1, max_size=6)
+
+
+@given(tokens_and_steps)
+def test_normalised_shares_are_fednovas(clients: list[tuple[int, int]]) -> None:
+    tokens, steps = zip(*clients, strict=True)
+    rates = [n / tau for n, tau in clients]
+    p = [rate / math.fsum(rates) for rate in rates]
+    effective = math.fsum(share * tau for share, tau in zip(p, steps, strict=True))
+    expected = [effective * share / tau for share, tau in zip(p, steps, strict=True)]
+    assert shares(tokens, steps) == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.lists(st.integers(1, 2**53), min_size=1, max_size=6), st.integers(1, 2**31))
+def test_with_equal_steps_shares_are_those_by_tokens_to_the_last_bit(tokens: list[int], steps: int) -> None:
+    assert shares(tokens, [steps] * len(tokens)) == shares(tokens, None) == [n / sum(tokens) for n in tokens]
+
+
+@given(st.integers(1, 2**53), st.integers(1, 2**31))
+def test_a_single_share_is_the_whole(tokens: int, steps: int) -> None:
+    assert shares([tokens], [steps]) == shares([tokens], None) == [1.0]
+
+
+def test_a_client_that_takes_four_times_the_steps_does_not_drag_the_mean() -> None:
+    """Deltas grow with the steps, each client's in its own direction, and so do tokens: the directions count alike."""
+    slow, fast = np.array([1.0, 0.0], np.float32), np.array([0.0, 4.0], np.float32)
+    by_tokens = weighted_mean([slow, fast], [100, 400])
+    assert by_tokens[1] / by_tokens[0] == pytest.approx(16.0), "dragged twice"
+    normalised = weighted_mean([slow, fast], [100, 400], [8, 32])
+    assert normalised[1] == normalised[0]
+    assert normalised.tolist() == pytest.approx([1.25, 1.25]), "20 steps of an eighth, by half each"
 
 
 # What must not be counted

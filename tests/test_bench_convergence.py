@@ -220,4 +220,4 @@ def test_a_package_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, caps
     assert convergence.main([]) == 2
     told = capsys.readouterr().err
     assert "peft, for lora and ffa-lora, is not installed" in told
-    assert "--cases fedbcd,parablock,own,stale,fedavg" in told
+    assert "--cases fedbcd,parablock,own,stale,fedcybgd,fedavg" in told

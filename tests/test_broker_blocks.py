@@ -48,14 +48,22 @@ class Desk:
         self.disk = BlockStore(self.folder, MANIFEST.digest)
 
     def fold(
-        self, round: int, attempt: int, deltas: Mapping[str, Vector], first: int = 0, upto: int = 3
+        self,
+        round: int,
+        attempt: int,
+        deltas: Mapping[str, Vector],
+        first: int = 0,
+        upto: int = 3,
+        steps: Mapping[str, int] | None = None,
     ) -> list[Folded | Unfit]:
-        """Clients weigh 1, 2, …; answers to the folds of chunks `first` to `upto`."""
+        """Clients weigh 1, 2, …; answers to the folds of chunks `first` to `upto`. steps: of each client; else 4."""
         layout = Layout.up(self.config, NUMEL)
         answers: list[Folded | Unfit] = []
         for index in range(first, upto):
             contributions = tuple(
-                Contribution(client, weight, layout.codec.encode(delta[layout.part(index)]))
+                Contribution(
+                    client, weight, (steps or {}).get(client, 4), layout.codec.encode(delta[layout.part(index)])
+                )
                 for weight, (client, delta) in enumerate(deltas.items(), start=1)
             )
             made = self.blocks.fold(Fold(round, round % 2, attempt, index, contributions))
@@ -99,6 +107,34 @@ def test_folding_by_chunks_is_folding_whole_vectors(tmp_path: Path, optimizer: s
         assert desk.said(answers, 1).tobytes() == x[block].tobytes()
         version, values = desk.folder.load_blocks()[block]
         assert (version, values.tobytes()) == (round + 1, x[block].tobytes())
+
+
+@pytest.mark.parametrize("weights", ["normalised", "tokens"])
+def test_steps_count_as_the_settings_say(tmp_path: Path, weights: str) -> None:
+    desk = Desk(tmp_path, round={"weights": weights})
+    deltas = {"a": vector(1), "b": vector(2)}
+    desk.fold(0, 1, deltas, steps={"a": 2, "b": 8})
+    mean = weighted_mean(list(deltas.values()), [1, 2], [2, 8] if weights == "normalised" else None)
+    assert desk.store(0, 1).tobytes() == (desk.base[0] + mean).tobytes()
+
+
+@pytest.mark.parametrize("down", ["float32", "int8"])
+@pytest.mark.parametrize("optimizer", ["average", "yogi"])
+def test_how_far_a_round_moved_its_block_is_told_where_the_order_needs_it(
+    tmp_path: Path, down: str, optimizer: str
+) -> None:
+    settings = {"codec": {"down": down}, "server": {"optimizer": optimizer}}
+    desk = Desk(tmp_path, schedule={"order": "importance"}, **settings)
+    desk.fold(0, 1, {"a": vector(7)}, upto=2)  # given up, and forgotten
+    desk.fold(0, 2, {"a": vector(8), "b": vector(9)})
+    moved = desk.blocks.moved(Store(0, 0, 2))
+    apart = desk.store(0, 2).astype(np.float64) - desk.base[0]
+    assert moved == pytest.approx(float(np.sqrt(np.mean(apart**2))), rel=1e-5)
+    (tmp_path / "other").mkdir()
+    other = Desk(tmp_path / "other", **settings)
+    other.fold(0, 1, {"a": vector(8)})
+    assert other.blocks.moved(Store(0, 0, 1)) == 0.0
+    other.store(0, 1)
 
 
 @pytest.mark.parametrize("feedback", [True, False], ids=["feedback", "no feedback"])

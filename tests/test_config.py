@@ -134,6 +134,23 @@ def test_the_synchronous_mode_has_nothing_in_flight() -> None:
     assert load(None, ["pipeline.max_in_flight=3", "mode=fedbcd"]).in_flight == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [(["round.fraction=0.5"], 2), (["round.fraction=0.5", "round.clients=8"], 3), (["mode=fedcybgd"], 1)],
+)
+def test_the_quorum_is_a_majority_of_those_that_are_drawn(settings: list[str], expected: int) -> None:
+    assert load(None, ["round.clients=4", *settings]).quorum == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "announced"),
+    [([], False), (["schedule.order=random"], False), (["schedule.order=importance"], True), (["mode=fedcybgd"], True),
+     (["round.fraction=0.9"], True), (["mode=fedbcd"], False)],
+)  # fmt: skip
+def test_rounds_are_announced_where_they_do_not_follow_from_the_settings(settings: list[str], announced: bool) -> None:
+    assert load(None, settings).announced is announced
+
+
 @pytest.mark.parametrize(("clients", "quorum", "expected"), [(1, 0, 1), (2, 0, 2), (3, 0, 2), (4, 0, 3), (4, 1, 1)])
 def test_the_quorum_is_a_majority_unless_it_is_said(clients: int, quorum: int, expected: int) -> None:
     assert load(None, [f"round.clients={clients}", f"round.quorum={quorum}"]).quorum == expected
@@ -347,6 +364,20 @@ def test_a_config_is_a_table(tree: Any) -> None:
         (
             {"round": {"clients": 2, "quorum": 3}},
             ["round.quorum = 3", "round.clients = 2", "lower the quorum or expect more clients"],
+        ),
+        (
+            {"round": {"clients": 4, "quorum": 3, "fraction": 0.5}},
+            ["round.quorum = 3", "the 2 of round.clients = 4", "round.fraction = 0.5", "lower the quorum or raise the"],
+        ),
+        ({"round": {"fraction": 0.0}}, ["round.fraction must be a number above 0, at most 1", "got 0.0"]),
+        ({"round": {"fraction": 1.5}}, ["round.fraction must be a number above 0, at most 1", "got 1.5"]),
+        (
+            {"mode": "fedcybgd", "round": {"fraction": 0.5}},
+            ["round.fraction = 0.5", "mode = fedcybgd", "one client trains in each round", "set it to 1"],
+        ),
+        (
+            {"mode": "fedcybgd", "round": {"clients": 3, "quorum": 2}},
+            ["round.quorum = 2 can never be reached with mode = fedcybgd", "set it to 1, or to 0"],
         ),
         ({"rounds": 4, "solver": {"warmup_rounds": 4}}, ["solver.warmup_rounds = 4 must be below rounds = 4"]),
         (

@@ -9,6 +9,7 @@ import pytest
 
 from parablock import config as settings
 from parablock import wire
+from parablock.agenda import in_turn as in_turn_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.coordinator_events import (
     Committed,
@@ -115,7 +116,7 @@ class Desk:
     def upload(self, name: str, round: int = 0, block: int | None = None, fill: int = 0) -> None:
         """A whole contribution."""
         block = round % 4 if block is None else block
-        self.say(name, Offer(round, block, NBYTES[block], 1, 0.5))
+        self.say(name, Offer(round, block, NBYTES[block], 1, 1, 0.5))
         for start in range(0, NBYTES[block], 1024):
             self.chunk(name, round, block, start, min(1024, NBYTES[block] - start), fill)
 
@@ -142,6 +143,10 @@ class Desk:
                 effects += self.handle(Stored(asked.round, asked.attempt, values))
         self.effects = effects
         return effects
+
+    def block_of(self, round: int) -> tuple[int, int]:
+        """Which block a round of two clients in turn trains, and the number of the client that does."""
+        return round % 4, in_turn_of(round, 2, 4)
 
     @property
     def counting(self) -> list[str]:
@@ -260,7 +265,7 @@ def test_a_session_keeps_its_name() -> None:
 # What may be said when
 
 
-@pytest.mark.parametrize("message", [Heartbeat(0.0, 0, 0, "training"), Offer(0, 0, 1200, 1, 0.5), EVALUATED])
+@pytest.mark.parametrize("message", [Heartbeat(0.0, 0, 0, "training"), Offer(0, 0, 1200, 1, 1, 0.5), EVALUATED])
 def test_a_stranger_is_told_to_join_again(message: Message) -> None:
     assert kinds(Desk().say("a", message)) == [Rejoin]
 
@@ -304,7 +309,7 @@ def test_a_stranger_that_leaves_may_go() -> None:
 
 @pytest.mark.parametrize(("run", "epoch"), [("run-0", 1), (RUN, 0), (RUN, 2), ("", 1)])
 def test_a_message_of_another_run_or_epoch_is_not_taken(desk: Desk, run: str, epoch: int) -> None:
-    assert kinds(desk.say("a", Offer(0, 0, NBYTES[0], 1, 0.5), run=run, epoch=epoch)) == [Rejoin]
+    assert kinds(desk.say("a", Offer(0, 0, NBYTES[0], 1, 1, 0.5), run=run, epoch=epoch)) == [Rejoin]
     assert desk.coordinator.clients == ["a", "b"], "it may be late; the session is not to blame"
 
 
@@ -313,7 +318,7 @@ def test_a_message_of_another_run_or_epoch_is_not_taken(desk: Desk, run: str, ep
     [
         Heartbeat(0.0, 0, 0, "training"),
         Heartbeat(0.0, -1, 0, "waiting"),
-        Offer(0, 0, NBYTES[0], 1, 0.5),
+        Offer(0, 0, NBYTES[0], 1, 1, 0.5),
         Abstain(0, "diverged"),
         Credit(0, 0, 0, 0, 0),
         EVALUATED,
@@ -345,7 +350,9 @@ def test_what_only_a_broker_says_breaks_the_protocol(desk: Desk, message: Messag
     assert desk.coordinator.clients == ["b"]
 
 
-@pytest.mark.parametrize("message", [Offer(0, 0, NBYTES[0], 1, 0.5), Abstain(0, ""), Credit(0, 0, 0, 0, 0), EVALUATED])
+@pytest.mark.parametrize(
+    "message", [Offer(0, 0, NBYTES[0], 1, 1, 0.5), Abstain(0, ""), Credit(0, 0, 0, 0, 0), EVALUATED]
+)
 def test_a_session_that_has_not_started_takes_no_part(message: Message) -> None:
     desk = Desk()
     desk.gather("a")
@@ -368,10 +375,10 @@ def test_frames_that_are_no_message_end_the_session(desk: Desk) -> None:
 
 
 def test_a_contribution_is_taken_chunk_by_chunk_within_its_credit(desk: Desk) -> None:
-    assert desk.say("a", Offer(0, 0, 1200, 7, 0.5)) == [Credit(0, 0, 0, 0, 1200)]
+    assert desk.say("a", Offer(0, 0, 1200, 7, 1, 0.5)) == [Credit(0, 0, 0, 0, 1200)]
     assert desk.chunk("a", 0, 0, 1024, 176) == [Credit(0, 0, 0, 0, 1200)], "too early: the first one was lost"
     assert desk.chunk("a", 0, 0, 0, 1024) == [Credit(0, 0, 0, 1024, 1200)]
-    assert desk.say("a", Offer(0, 0, 1200, 7, 0.5)) == [Credit(0, 0, 0, 1024, 1200)], "resumed"
+    assert desk.say("a", Offer(0, 0, 1200, 7, 1, 0.5)) == [Credit(0, 0, 0, 1024, 1200)], "resumed"
     assert desk.chunk("a", 0, 0, 1024, 176) == [Credit(0, 0, 0, 1200, 1200)]
     assert desk.chunk("a", 0, 0, 1024, 176) == [Credit(0, 0, 0, 1200, 1200)], "repeated"
     assert not desk.asked, "b has not answered"
@@ -397,7 +404,7 @@ def test_all_contributions_are_folded_in_roster_order_and_committed(desk: Desk) 
 
 def test_the_loss_is_weighted_by_tokens(desk: Desk) -> None:
     for name, weight, loss in (("a", 1, 4.0), ("b", 3, 2.0)):
-        desk.say(name, Offer(0, 0, 1200, weight, loss))
+        desk.say(name, Offer(0, 0, 1200, weight, 1, loss))
         desk.chunk(name, 0, 0, 0, 1024)
         desk.chunk(name, 0, 0, 1024, 176)
     desk.work()
@@ -407,10 +414,10 @@ def test_the_loss_is_weighted_by_tokens(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("offer", "says"),
     [
-        (Offer(0, 1, NBYTES[0], 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 1 of 1200 bytes"),
-        (Offer(0, 0, 1204, 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 0 of 1204 bytes"),
-        (Offer(2, 2, NBYTES[2], 1, 0.5), "a contribution to round 2 while round 0 is open"),
-        (Offer(6, 2, NBYTES[2], 1, 0.5), "a contribution to round 6 while round 0 is open"),
+        (Offer(0, 1, NBYTES[0], 1, 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 1 of 1200 bytes"),
+        (Offer(0, 0, 1204, 1, 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 0 of 1204 bytes"),
+        (Offer(2, 2, NBYTES[2], 1, 1, 0.5), "a contribution to round 2 while round 0 is open"),
+        (Offer(6, 2, NBYTES[2], 1, 1, 0.5), "a contribution to round 6 while round 0 is open"),
     ],
     ids=["block", "size", "too far ahead", "after the last"],
 )
@@ -423,13 +430,13 @@ def test_an_impossible_offer_breaks_the_protocol(desk: Desk, offer: Offer, says:
 def test_a_round_after_the_last_cannot_be_contributed_to() -> None:
     desk = Desk(rounds=1)
     desk.gather("a", "b")
-    (refused,) = desk.say("a", Offer(1, 1, NBYTES[1], 1, 0.5))
+    (refused,) = desk.say("a", Offer(1, 1, NBYTES[1], 1, 1, 0.5))
     assert isinstance(refused, Refused)
 
 
 def test_a_second_contribution_to_a_round_breaks_the_protocol(desk: Desk) -> None:
-    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
-    (refused,) = desk.say("a", Offer(0, 0, 1200, 2, 0.5))
+    desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
+    (refused,) = desk.say("a", Offer(0, 0, 1200, 2, 1, 0.5))
     assert refused == Refused("the worker broke the protocol: a second, different contribution to round 0")
 
 
@@ -441,7 +448,7 @@ def test_a_second_contribution_to_a_round_breaks_the_protocol(desk: Desk) -> Non
 def test_an_impossible_chunk_breaks_the_protocol(block: int, offset: int, nbytes: int, says: str) -> None:
     desk = Desk(schedule={"order": "descending"})
     desk.gather("a", "b")
-    desk.say("a", Offer(0, block, NBYTES[block], 1, 0.5))
+    desk.say("a", Offer(0, block, NBYTES[block], 1, 1, 0.5))
     (refused,) = desk.chunk("a", 0, block, offset, nbytes)
     assert isinstance(refused, Refused)
     assert says in refused.reason
@@ -451,16 +458,16 @@ def test_an_impossible_chunk_breaks_the_protocol(block: int, offset: int, nbytes
 
 def test_a_chunk_without_its_offer_is_passed_over(desk: Desk) -> None:
     assert desk.chunk("a", 0, 0, 0, 1024) == []
-    desk.say("b", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))
     assert desk.chunk("a", 0, 0, 0, 1024) == [], "of a round that others have offered to"
-    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
     assert desk.chunk("a", 0, 1, 0, 1024) == [], "of another block"
     assert desk.coordinator.clients == ["a", "b"]
 
 
 def test_abstaining_is_an_answer(desk: Desk) -> None:
     desk.upload("a")
-    desk.say("b", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))
     desk.chunk("b", 0, 0, 0, 1024)
     assert desk.say("b", Abstain(0, "the loss is not finite")) == []
     assert desk.of(Note) == [Note("abstained", "b", "round 0: the loss is not finite")]
@@ -474,7 +481,7 @@ def test_abstaining_is_an_answer(desk: Desk) -> None:
 
 def test_who_has_abstained_cannot_contribute(desk: Desk) -> None:
     desk.say("a", Abstain(0, "diverged"))
-    assert kinds(desk.say("a", Offer(0, 0, 1200, 1, 0.5))) == [Rejected]
+    assert kinds(desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))) == [Rejected]
 
 
 def test_an_acknowledged_contribution_is_not_taken_back(desk: Desk) -> None:
@@ -509,21 +516,21 @@ def test_an_unfit_contribution_is_rejected_and_the_round_goes_on(desk: Desk) -> 
     desk.asked = desk.asked[asked:]
     assert [(fold.attempt, fold.index) for fold in desk.of(Fold)] == [(2, 0), (2, 1)]
     assert desk.counting == ["a"]
-    assert kinds(desk.say("b", Offer(0, 0, 1200, 1, 0.5))) == [Rejected], "once is enough"
+    assert kinds(desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))) == [Rejected], "once is enough"
 
 
 def test_what_is_offered_while_a_round_is_folded_is_taken_if_it_is_opened_again() -> None:
     """It must not be refused: with the unfit one gone, the round may need it."""
     desk = Desk(clients=3, quorum=2, deadline_s=5.0)
     desk.gather("a", "b", "c")
-    desk.say("c", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5))
     desk.upload("a")
     desk.upload("b")
     assert not desk.asked
     desk.handle(Tick(), after_s=5.0)
     assert desk.counting == ["a", "b"]
     desk.asked.clear()
-    assert desk.say("c", Offer(0, 0, 1200, 1, 0.5)) == []
+    assert desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5)) == []
     assert desk.chunk("c", 0, 0, 0, 1024) == []
     desk.handle(Unfit(0, 2, {"a": "not finite"}))
     assert not desk.asked, "one is less than the quorum"
@@ -551,7 +558,7 @@ def test_the_deadline_counts_anew_when_the_only_contribution_was_unfit() -> None
 def test_a_straggler_is_told_that_the_round_has_closed() -> None:
     desk = Desk(clients=3, deadline_s=5.0)
     desk.gather("a", "b", "c")
-    desk.say("c", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5))
     desk.chunk("c", 0, 0, 0, 1024)
     desk.upload("a")
     desk.upload("b", round=1)
@@ -568,9 +575,9 @@ def test_a_straggler_is_told_that_the_round_has_closed() -> None:
     assert commit == Commit(0, 0, 2, -1, 1200, 2, False)
     assert desk.of(Committed)[0].late == 1
     assert desk.of(Committed)[0].bytes_up == 2400 + 1024
-    assert desk.say("c", Offer(0, 0, 1200, 1, 0.5)) == [], "the commit is on its way, and says it"
+    assert desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5)) == [], "the commit is on its way, and says it"
     desk.confirm("c", 0, attempt=2)
-    assert desk.say("c", Offer(0, 0, 1200, 1, 0.5)) == [
+    assert desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5)) == [
         Rejected(0, "the round was closed before the contribution came")
     ]
 
@@ -704,7 +711,7 @@ def test_a_late_worker_gets_only_the_blocks_that_it_lacks() -> None:
     ]
     assert desk.coordinator.members(6) == {"a", "b"}, "nobody waits for it before it can be there"
     assert desk.coordinator.members(7) == {"a", "b", "c"}
-    assert kinds(desk.say("c", Offer(6, 2, NBYTES[2], 1, 0.5))) == [Rejected]
+    assert kinds(desk.say("c", Offer(6, 2, NBYTES[2], 1, 1, 0.5))) == [Rejected]
 
 
 def test_a_worker_that_the_quorum_needs_begins_at_once(desk: Desk) -> None:
@@ -741,12 +748,12 @@ def test_the_same_process_comes_back_and_goes_on_with_its_upload() -> None:
     desk = Desk(clients=3, quorum=2)
     desk.gather("a", "b", "c")
     for name in "abc":
-        desk.say(name, Offer(0, 0, 1200, 1, 0.5))
+        desk.say(name, Offer(0, 0, 1200, 1, 1, 0.5))
         desk.chunk(name, 0, 0, 0, 1024, fill=9)
     desk.hello("a")
     assert desk.of(Note) == [Note("rejoining", "a", "the worker greets again")]
     assert desk.join("a")[-1] == Start(2, 3, 0, ())
-    assert desk.say("a", Offer(0, 0, 1200, 1, 0.5)) == [Credit(0, 0, 0, 1024, 1200)], "begun as a member"
+    assert desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5)) == [Credit(0, 0, 0, 1024, 1200)], "begun as a member"
     desk.chunk("a", 0, 0, 1024, 176, fill=9)
     for name in "bc":
         desk.chunk(name, 0, 0, 1024, 176)
@@ -758,7 +765,7 @@ def test_the_same_process_comes_back_and_goes_on_with_its_upload() -> None:
 
 @pytest.mark.parametrize("way", ["replaced", "left"])
 def test_another_process_of_the_name_begins_its_upload_anew(desk: Desk, way: str) -> None:
-    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
     desk.chunk("a", 0, 0, 0, 1024, fill=1)
     if way == "left":
         desk.say("a", Leave("interrupted"))
@@ -768,12 +775,12 @@ def test_another_process_of_the_name_begins_its_upload_anew(desk: Desk, way: str
     payload = memoryview(bytes([2]) * 1024)
     desk.handle(Received(other, Envelope(RUN, 1, Chunk(0, 0, 0, 0, wire.checksum(payload)), payload)))
     assert desk.effects == [], "its offer was lost"
-    desk.handle(Received(other, Envelope(RUN, 1, Offer(0, 0, 1200, 1, 0.5))))
+    desk.handle(Received(other, Envelope(RUN, 1, Offer(0, 0, 1200, 1, 1, 0.5))))
     assert desk.to("a'") == [Credit(0, 0, 0, 0, 1200)]
 
 
 def test_a_lost_process_leaves_no_half_upload_to_another(desk: Desk) -> None:
-    desk.say("a", Offer(0, 0, 1200, 1, 0.5))
+    desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
     desk.chunk("a", 0, 0, 0, 1024, fill=1)
     desk.handle(Tick(), after_s=6.0)
     other = b"a'"
@@ -782,7 +789,7 @@ def test_a_lost_process_leaves_no_half_upload_to_another(desk: Desk) -> None:
     tail = memoryview(bytes([2]) * 176)
     desk.handle(Received(other, Envelope(RUN, 1, Chunk(0, 0, 0, 1024, wire.checksum(tail)), tail)))
     assert desk.effects == [], "a mixed contribution"
-    desk.handle(Received(other, Envelope(RUN, 1, Offer(0, 0, 1200, 1, 0.5))))
+    desk.handle(Received(other, Envelope(RUN, 1, Offer(0, 0, 1200, 1, 1, 0.5))))
     assert desk.to("a'") == [Credit(0, 0, 0, 0, 1200)]
 
 
@@ -791,7 +798,7 @@ def test_what_a_process_had_contributed_counts_though_it_has_died(desk: Desk) ->
     desk.handle(Received(b"a'", Envelope("", 0, Hello("a", "0the", PROTOCOL))))
     desk.handle(Received(b"a'", Envelope(RUN, 1, Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4))))
     assert desk.to("a'")[-1] == Start(0, 2, 0, ())
-    desk.handle(Received(b"a'", Envelope(RUN, 1, Offer(0, 0, 1200, 5, 0.1))))
+    desk.handle(Received(b"a'", Envelope(RUN, 1, Offer(0, 0, 1200, 5, 1, 0.1))))
     assert desk.to("a'") == [Rejected(0, "a contribution that an earlier process of this name sent is counted")]
     desk.upload("b")
     (fold,) = desk.of(Fold)
@@ -841,3 +848,75 @@ def test_stopping_tells_everybody(desk: Desk) -> None:
     desk.handle(Stop("interrupted (SIGTERM)"))
     assert desk.to("a") == desk.to("b") == [Stopped("interrupted (SIGTERM)")]
     assert desk.of(Over) == [Over(False, "interrupted (SIGTERM)")]
+
+
+# Rounds that are announced
+
+
+@pytest.fixture
+def in_turn() -> Desk:
+    """Two clients that train block 0, 1, 2, ... in turn, a first."""
+    desk = Desk(mode="fedcybgd")
+    desk.gather("a", "b")
+    return desk
+
+
+def test_a_start_and_each_commit_say_what_comes(in_turn: Desk) -> None:
+    assert in_turn.to("a") == [Start(0, 2, 0, (), (0,), (True,))]
+    in_turn.upload("a")
+    in_turn.work()
+    said = {name: [m for m in in_turn.to(name) if isinstance(m, Commit)] for name in "ab"}
+    assert said["a"] == [Commit(0, 0, 1, -1, NBYTES[0], 1, True, (1,), (False,))]
+    assert said["b"] == [Commit(0, 0, 1, -1, NBYTES[0], 1, False, (1,), (True,))]
+    for round in range(1, 6):
+        in_turn.upload("ab"[in_turn.block_of(round)[1]], round, in_turn.block_of(round)[0])
+        in_turn.work()
+    (last,) = [m for m in in_turn.to("a") if isinstance(m, Commit)]
+    assert (last.round, last.blocks, last.trains) == (5, (), ()), "there is no round after it"
+
+
+def test_who_comes_later_hears_what_is_decided_but_not_what_is_over(in_turn: Desk) -> None:
+    in_turn.upload("a")
+    in_turn.work()
+    in_turn.hello("c")
+    said = in_turn.join("c")
+    assert said[-1] == Start(2, 3, 1, (0,), (1,), (False,))
+    assert [(m.blocks, m.trains) for m in said if isinstance(m, Commit)] == [((), ())]
+
+
+def test_who_was_not_drawn_is_told_so_and_not_waited_for(in_turn: Desk) -> None:
+    (rejected,) = in_turn.say("b", Offer(0, 0, NBYTES[0], 1, 1, 0.5))
+    assert rejected == Rejected(0, "the client was not drawn for this round")
+    assert in_turn.say("b", Abstain(0, "diverged")) == []
+    assert [note for note in in_turn.notes if note.kind == "abstained"] == []
+    in_turn.upload("a")
+    in_turn.work()
+    assert in_turn.of(Committed)[0].contributors == ("a",)
+
+
+def test_a_round_beyond_the_last_cannot_be_abstained_from(desk: Desk) -> None:
+    for round in range(5):
+        desk.commit("a", "b", round=round)
+    assert desk.say("a", Abstain(6, "diverged")) == []
+    assert desk.coordinator.next_round == 5
+
+
+def test_a_client_that_was_late_is_late_until_it_is_drawn_again() -> None:
+    """Nobody's chunks wait for it before they are folded, also some rounds later."""
+    desk = Desk(clients=3, rounds=12, mode="fedbcd", fraction=0.6, quorum=1, deadline_s=2.0, seed=2)
+    desk.gather("a", "b", "c")
+    agenda = desk.coordinator._agenda
+    drawn = sorted(agenda.members(0, frozenset("abc")))
+    desk.upload(drawn[0])
+    desk.handle(Tick(), after_s=2.5)
+    desk.work()
+    assert desk.of(Committed)[0].contributors == (drawn[0],)
+    for round in range(1, 12):
+        names = sorted(agenda.members(round, frozenset("abc")))
+        if drawn[1] in names:
+            break
+        desk.commit(*names, round=round)
+    assert round > 1, "with this seed it sits out at least once"
+    other = next(name for name in names if name != drawn[1])
+    desk.upload(other, round)
+    assert desk.counting == [other]

@@ -37,7 +37,9 @@ def vector(seed: int, numel: int = 100, scale: float = 1.0) -> Vector:
 def observe(corrector: Corrector, step: Vector, delta: Vector, *, block: int = 0, alone: bool = False) -> Observation:
     """One visit in which the broker moved the block by `step`."""
     start = np.zeros_like(delta)
-    return corrector.learn(corrector.guess(block, start, delta), start + step, alone=alone)
+    if not alone:
+        corrector.joined()
+    return corrector.learn(corrector.guess(block, start, delta), start + step)
 
 
 # Alpha
@@ -55,6 +57,14 @@ def test_own_and_stale_never_learn(correction: Any, alpha: float, clients: int) 
 @pytest.mark.parametrize("clients", [2, 4, 9])
 def test_shrink_begins_at_one_over_the_root_of_the_clients(clients: int) -> None:
     assert alpha_of(Corrector(Pipeline(), clients, WHOLE), 3) == 1 / math.sqrt(clients)
+
+
+@pytest.mark.parametrize(("clients", "sampled"), [(4, 2), (4, 1), (9, 3)])
+def test_shrink_begins_at_one_over_the_root_of_those_that_train_in_a_round(clients: int, sampled: int) -> None:
+    corrector = Corrector(Pipeline(), clients, WHOLE, sampled)
+    assert alpha_of(corrector, 3) == 1 / math.sqrt(sampled)
+    observe(corrector, np.float32(0.25) * vector(0), vector(0), alone=True)
+    assert alpha_of(corrector, 0) == pytest.approx(0.25, rel=1e-6), "drawn by itself, it is still one of several"
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
@@ -135,7 +145,7 @@ def test_a_single_client_keeps_exactly_its_own_update() -> None:
         assert guess.alpha == (1.0,)
         assert guess.value.tobytes() == (start + delta).tobytes()
         # The mean was rounded on its way: the observation is not exactly 1, and must not count.
-        assert corrector.learn(guess, guess.value, alone=True).drift < 1e-3
+        assert corrector.learn(guess, guess.value).drift < 1e-3
 
 
 def test_a_client_that_is_joined_by_others_is_not_single_any_more() -> None:
@@ -155,8 +165,9 @@ def test_one_of_several_does_not_become_single_by_contributing_alone() -> None:
 
 
 def test_a_run_has_clients_and_a_correction_that_config_knows() -> None:
-    with pytest.raises(AssertionError):
-        Corrector(Pipeline(), 0, WHOLE)
+    for clients, sampled in ((0, None), (4, 0), (4, 5)):
+        with pytest.raises(AssertionError):
+            Corrector(Pipeline(), clients, WHOLE, sampled)
     with pytest.raises(AssertionError, match="no such correction: other"):
         alpha_of(Corrector(Pipeline(correction="other"), 2, WHOLE), 0)  # type: ignore[arg-type]
 

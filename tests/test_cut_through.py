@@ -43,7 +43,7 @@ def gathered(*names: str, rounds: int = 6, **config: object) -> Desk:
 
 def offer(desk: Desk, *names: str, round: int = 0) -> None:
     for name in names:
-        desk.say(name, Offer(round, round % 4, NBYTES[round % 4], 1, 0.5))
+        desk.say(name, Offer(round, round % 4, NBYTES[round % 4], 1, 1, 0.5))
 
 
 def send(desk: Desk, index: int, *names: str, round: int = 0) -> None:
@@ -399,9 +399,9 @@ def test_a_tick_is_asked_for_in_time() -> None:
 def test_a_contribution_ahead_of_its_round_takes_one_window_until_its_turn_comes() -> None:
     desk = gathered("a", "b", network=ONE_CHUNK)
     desk.upload("a")
-    assert desk.say("a", Offer(1, 1, 2000, 1, 0.5)) == [Credit(1, 1, 0, 0, 1024)]
+    assert desk.say("a", Offer(1, 1, 2000, 1, 1, 0.5)) == [Credit(1, 1, 0, 0, 1024)]
     assert desk.chunk("a", 1, 1, 0, 1024) == [Credit(1, 1, 0, 1024, 1024)], "no more for now"
-    assert desk.say("a", Offer(1, 1, 2000, 1, 0.5)) == [Credit(1, 1, 0, 1024, 1024)], "however often it asks"
+    assert desk.say("a", Offer(1, 1, 2000, 1, 1, 0.5)) == [Credit(1, 1, 0, 1024, 1024)], "however often it asks"
     desk.upload("b")
     desk.work()
     assert Credit(1, 1, 0, 1024, 2000) in desk.to("a"), "its turn has come"
@@ -410,7 +410,7 @@ def test_a_contribution_ahead_of_its_round_takes_one_window_until_its_turn_comes
 
 def test_a_chunk_of_a_paused_contribution_beyond_its_window_breaks_the_protocol() -> None:
     desk = gathered("a", "b", network=ONE_CHUNK)
-    desk.say("a", Offer(1, 1, 2000, 1, 0.5))
+    desk.say("a", Offer(1, 1, 2000, 1, 1, 0.5))
     desk.chunk("a", 1, 1, 0, 1024)
     (refused,) = desk.chunk("a", 1, 1, 1024, 976)
     assert isinstance(refused, Refused)
@@ -432,14 +432,14 @@ def test_what_is_ahead_of_its_round_is_not_folded_before_its_turn() -> None:
 def test_a_paused_contribution_of_one_that_is_away_is_resumed_when_it_is_back() -> None:
     desk = gathered("a", "b", quorum=1, network=ONE_CHUNK)
     desk.upload("a")
-    desk.say("b", Offer(1, 1, 2000, 1, 0.5))
+    desk.say("b", Offer(1, 1, 2000, 1, 1, 0.5))
     desk.chunk("b", 1, 1, 0, 1024)
     desk.say("b", Abstain(0, "diverged"))
     desk.hello("b")
     desk.work()
     assert desk.coordinator.next_round == 1
     desk.join("b")
-    assert desk.say("b", Offer(1, 1, 2000, 1, 0.5)) == [Credit(1, 1, 0, 1024, 2000)]
+    assert desk.say("b", Offer(1, 1, 2000, 1, 1, 0.5)) == [Credit(1, 1, 0, 1024, 2000)]
 
 
 def test_one_answer_of_a_late_joiner_sets_free_no_other_block() -> None:
@@ -454,7 +454,7 @@ def test_one_answer_of_a_late_joiner_sets_free_no_other_block() -> None:
 
 def test_grants_come_every_quarter_of_the_window_or_each_second() -> None:
     desk = gathered("a", "b", schedule={"order": "descending"}, network=EIGHT_CHUNKS)
-    assert desk.say("a", Offer(0, 3, 2560, 1, 0.5)) == [Credit(0, 3, 0, 0, 2560)]
+    assert desk.say("a", Offer(0, 3, 2560, 1, 1, 0.5)) == [Credit(0, 3, 0, 0, 2560)]
     assert desk.chunk("a", 0, 3, 0, 1024) == [], "less than 2048 bytes, just now"
     desk.now += 1.0
     assert desk.chunk("a", 0, 3, 1024, 1024) == [Credit(0, 3, 0, 2048, 2560)]
@@ -514,7 +514,7 @@ def seat() -> Seat:
 
 
 COMMIT = Commit(0, 0, 1, -1, 1200, 2, True)
-CONTRIBUTE = Contribute(0, 0, 7, 0.5)
+CONTRIBUTE = Contribute(0, 0, 7, 1, 0.5)
 
 
 def test_what_comes_before_the_commit_is_taken_and_its_last_byte_is_confirmed_with_it(seat: Seat) -> None:
@@ -681,7 +681,7 @@ def test_a_lossy_codec_has_blocks_of_other_sizes_as_change_and_in_full() -> None
 
 
 def test_a_chunk_of_a_contribution_leaves_when_it_is_encoded(seat: Seat) -> None:
-    assert seat.handle(CONTRIBUTE) == [Offer(0, 0, 1200, 7, 0.5)]
+    assert seat.handle(CONTRIBUTE) == [Offer(0, 0, 1200, 7, 1, 0.5)]
     (chunk,) = seat.ready(0, 1024)
     assert isinstance(chunk, Chunk)
     assert (chunk.attempt, chunk.offset) == (0, 0)

@@ -83,14 +83,6 @@ def test_staleness_is_the_pipelines(overlapped: RunFolder, synchronous: RunFolde
     assert staleness(synchronous) == [0.0] * 6
 
 
-def test_after_a_guess_that_missed_by_too_much_training_waits(tmp_path: Path) -> None:
-    """Every guess does: round 1 is trained upon the first one, and from its landing on none is trained upon."""
-    guarded = finished(tmp_path, mode="parablock", **{"pipeline.correction": "stale", "pipeline.max_miss": 0.5})
-    rows = [row for row in guarded.read_metrics() if row["kind"] == "round"]
-    assert [row["miss"] for row in rows] == [1.0] * 6
-    assert [row["staleness"] for row in rows] == [1.0] + [0.0] * 5
-
-
 @pytest.mark.parametrize("which", ["overlapped", "synchronous"])
 def test_a_simulation_gives_the_runs_own_blocks_and_loss(which: str, request: pytest.FixtureRequest) -> None:
     folder: RunFolder = request.getfixturevalue(which)
@@ -115,6 +107,22 @@ def test_the_same_seed_gives_identical_blocks(overlapped: RunFolder, tmp_path: P
 def test_another_seed_gives_other_blocks(overlapped: RunFolder, tmp_path: Path) -> None:
     other = finished(tmp_path, mode="parablock", seed=1)
     assert blocks(other) != blocks(overlapped)
+
+
+def test_what_the_broker_announces_is_the_same_for_a_seed(tmp_path: Path) -> None:
+    """One of two clients a round, blocks by importance: neither follows from the settings."""
+    settings = {"rounds": 10, "round.fraction": 0.5, "schedule.order": "importance", "eval.generate": 0}
+    told = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        folder = finished(tmp_path / name, **settings)
+        rows = [row for row in folder.read_metrics() if row["kind"] == "round"]
+        told.append(([(row["block"], *row["contributors"]) for row in rows], blocks(folder)))
+    assert told[0] == told[1]
+    rounds, stored = told[0]
+    assert [block for block, *_ in rounds[:4]] == [3, 2, 1, 0]
+    assert {tuple(names) for _, *names in rounds} == {("worker-0",), ("worker-1",)}
+    assert stored.keys() == {0, 1, 2, 3}
 
 
 def test_adaptive_steps_follow_the_link(tmp_path: Path) -> None:

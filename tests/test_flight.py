@@ -89,6 +89,16 @@ def test_a_round_without_us_lands_as_it_is() -> None:
     assert (landing.value.tolist(), landing.alpha, landing.drift, landing.miss) == ([3, 4], 0.0, 0.0, 0.0)
 
 
+def test_a_single_client_is_single_until_another_one_has_contributed_even_to_a_round_without_us() -> None:
+    """With two clients of whom one is drawn a round, every commit has one contributor."""
+    one = flight("shrink", clients=1)
+    depart(one, 0, 0, v(0), v(4))
+    assert one.land(0, 0, v(1), alone=True, held=unasked).alpha == 1.0
+    assert depart(one, 1, 0, v(1), v(4)) == v(5), "what the mean was is not learnt from"
+    one.land(2, 1, v(7), alone=False, held=unasked)
+    assert depart(one, 3, 0, v(1), v(4)) == v(2), "from now on it is, a quarter"
+
+
 def test_a_round_without_us_that_changed_nothing_changes_nothing() -> None:
     assert land(flight(), 0, 0, None) == Landing(None, 0.0, 0.0, 0.0)
 

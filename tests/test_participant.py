@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import pytest
 
 from parablock import wire
+from parablock.agenda import Turn
 from parablock.messages import (
     PROTOCOL,
     Abstain,
@@ -48,6 +49,7 @@ from parablock.participant_events import (
     Received,
     Say,
     Send,
+    SitOut,
     Started,
     Tick,
     Took,
@@ -62,6 +64,7 @@ E = TypeVar("E")
 MANIFEST = manifest_of()
 NBYTES = [4 * size for size in SIZES]
 EVALUATED = Evaluated(0, 1, 0.5, 1, 0, 0)
+ANNOUNCED: dict[str, Any] = {"schedule": {"order": "importance"}}
 
 
 class Seat:
@@ -114,7 +117,7 @@ class Seat:
 
     def contribute(self, round: int, fill: int = 0) -> list[Message]:
         """All of a contribution, the chunks of which are ready at once."""
-        said = self.handle(Contribute(round, round % 4, 7, 0.5))
+        said = self.handle(Contribute(round, round % 4, 7, 1, 0.5))
         effects = self.effects
         for offset in range(0, NBYTES[round % 4], 1024):
             said += self.ready(round, min(1024, NBYTES[round % 4] - offset), fill)
@@ -240,7 +243,7 @@ def test_what_another_epoch_says_is_passed_over(seat: Seat, run: str, epoch: int
 
 def test_a_contribution_goes_up_within_its_credit(seat: Seat) -> None:
     said = seat.contribute(3, fill=7)
-    assert said[0] == Offer(3, 3, 2560, 7, 0.5)
+    assert said[0] == Offer(3, 3, 2560, 7, 1, 0.5)
     assert [m.offset for m in said[1:] if isinstance(m, Chunk)] == [0, 1024], "two chunks are the window"
     (third,) = seat.hear(Credit(3, 3, 0, 1024, 2560))
     assert isinstance(third, Chunk)
@@ -261,7 +264,7 @@ def test_an_upload_without_progress_is_resumed(seat: Seat) -> None:
     assert seat.participant.deadline() == seat.now + 1.0
     seat.handle(Tick(), after_s=1.5)
     said = seat.handle(Tick(), after_s=1.5)
-    assert [getattr(message, "offset", message) for message in said[1:]] == [Offer(3, 3, 2560, 7, 0.5), 1024, 2048]
+    assert [getattr(message, "offset", message) for message in said[1:]] == [Offer(3, 3, 2560, 7, 1, 0.5), 1024, 2048]
     seat.confirm(3)
     assert kinds(seat.handle(Tick(), after_s=4.0)) == [Heartbeat]
 
@@ -463,7 +466,7 @@ def test_contributions_are_offered_again_after_a_new_start(seat: Seat) -> None:
     seat.hear(Terms("{}"), Welcome(2))
     assert kinds(seat.handle(Tick(), after_s=3.0)) == [Heartbeat]
     said = seat.hear(Start(4, 2, 1, (0,)))
-    assert said[:3] == [Offer(1, 1, NBYTES[1], 7, 0.5), Offer(2, 2, NBYTES[2], 7, 0.5), Abstain(3, "diverged")]
+    assert said[:3] == [Offer(1, 1, NBYTES[1], 7, 1, 0.5), Offer(2, 2, NBYTES[2], 7, 1, 0.5), Abstain(3, "diverged")]
     assert kinds(said[3:]) == [Heartbeat], "no chunk before the broker has said what it holds"
     assert [m.offset for m in seat.hear(Credit(1, 1, 0, 0, 2000)) if isinstance(m, Chunk)] == [0, 1024]
     assert [m.offset for m in seat.hear(Credit(2, 2, 0, 1024, 1028)) if isinstance(m, Chunk)] == [1024]
@@ -643,3 +646,62 @@ def test_a_broker_that_is_back_is_welcome(seat: Seat) -> None:
     assert seat.of(Notice) == [Notice("the broker is back")]
     seat.handle(Tick(), after_s=59.0)
     assert not seat.of(Gone)
+
+
+# Rounds that the broker announces
+
+
+def announced() -> Seat:
+    """In training from round 0 on, told of rounds 0 and 1."""
+    seat = Seat(**ANNOUNCED)
+    seat.handle(Tick())
+    seat.hear(Terms("{}"))
+    seat.prepared()
+    seat.hear(Welcome(2), Start(0, 2, 0, (), (3, 2), (True, False)))
+    return seat
+
+
+def test_it_knows_of_a_round_what_was_announced() -> None:
+    seat = announced()
+    turns = [seat.participant.turn(round) for round in range(3)]
+    assert turns == [Turn(3, True), Turn(2, False), None]
+    seat.hear(Commit(0, 3, 1, -1, NBYTES[3], 2, True, (0,), (True,)))
+    assert seat.participant.turn(2) == Turn(0, True), "with the commit on which it depends"
+    assert not seat.participant.may_train(2), "what round 0 has made is not here"
+
+
+def test_before_its_commit_only_the_announced_block_of_a_round_is_taken() -> None:
+    seat = announced()
+    seat.chunk(0, 0, 1024, block=1)
+    assert seat.of(Took) == []
+    seat.chunk(0, 0, 1024, block=3)
+    assert [took.block for took in seat.of(Took)] == [3]
+    seat.chunk(2, 0, 1024, block=1)
+    assert seat.of(Took) == [], "nothing is known of that round"
+
+
+@pytest.mark.parametrize(("blocks", "trains"), [((3, 4), (True, True)), ((3,), (True, True))])
+def test_an_announcement_that_cannot_be_ends_the_session(blocks: tuple[int, ...], trains: tuple[bool, ...]) -> None:
+    seat = Seat(**ANNOUNCED)
+    seat.handle(Tick())
+    seat.hear(Terms("{}"))
+    seat.prepared()
+    seat.hear(Welcome(2), Start(0, 2, 0, (), blocks, trains))
+    (gone,) = seat.of(Gone)
+    assert gone.end is End.REFUSED
+    assert "the broker announced what cannot be: rounds from 0 on are to train blocks" in gone.reason
+    seat = announced()
+    seat.hear(Commit(0, 3, 1, -1, NBYTES[3], 2, True, (4,), (True,)))
+    assert [gone.end for gone in seat.of(Gone)] == [End.REFUSED]
+
+
+def test_a_round_that_was_sat_out_is_not_trained_when_a_later_start_asks_for_it() -> None:
+    """It has gone on. Whoever waits for it shall not wait for ever."""
+    seat = announced()
+    seat.handle(SitOut(1))
+    seat.handle(Tick(), after_s=2.0)
+    assert seat.of(Send)[-1].envelope.message == Heartbeat(seat.now, -1, 0, "training"), "it trains nothing"
+    seat.hear(Rejoin("the broker does not know this session"))
+    seat.greet(Start(1, 2, 1, (0,), (2, 1), (True, True)))
+    said = [effect.envelope.message for effect in seat.of(Send)]
+    assert [message.round for message in said if isinstance(message, Abstain)] == [1]

@@ -74,6 +74,17 @@ def test_a_rounds_row_is_on_one_time_line_whatever_the_clients_clocks_say(record
     assert [(s.process_name, pytest.approx(s.start_s)) for s in uploads] == [("a", 3.0), ("b", 2.0)]
 
 
+def test_an_exchange_begins_when_the_round_before_is_ready_too(record: Record) -> None:
+    """Rounds that different clients train at the same time: b is done first, and a's round is committed first."""
+    commit(record, 0, at=5.0, clients=("a",))
+    commit(record, 1, at=5.1, clients=("b",))
+    land(record, "a", 0, computing=(0, 4), downloading=(4.5, 5))
+    land(record, "b", 1, computing=(1, 2), downloading=(5, 5.25), waiting=(2, 5.25))
+    first, second = rows(record)
+    assert (first["comm_s"], second["comm_s"]) == (pytest.approx(1.0), pytest.approx(1.25))
+    assert second["exposed_s"] == pytest.approx(1.25)
+
+
 def test_steps_are_the_mean_over_those_who_took_part(record: Record) -> None:
     commit(record, 0, at=1.0)
     land(record, "a", 0, steps=4)

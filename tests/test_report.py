@@ -207,6 +207,8 @@ def test_a_run_that_goes_on_says_how_far_it_is() -> None:
     assert "Not finished: 3 of 20 rounds in 18.0 s." in text
     assert "3 so far, cyclic" in text
     assert "No round of 20 is done yet." in report.page("run", settings(), [], [])
+    some = Page(report.page("run", settings(round={"clients": 8, "fraction": 0.25}), [], [])).text
+    assert "8 expected; 2 of 8 a round" in some
     hours = report.page("run", settings(rounds=1), [round_row(0, time_s=3723)], [])
     assert "Finished: 1 round in 1 h 02 min." in hours
 

@@ -14,7 +14,7 @@ from parablock.transfer import Encoded, Incoming, Payload
 
 def upload(*, chunks: int, weight: int = 1, fill: bytes = b"\1") -> Upload:
     """A contribution of two chunks, of which so many are in."""
-    upload = Upload("5e55", Offer(0, 0, 16, weight, 0.5), Incoming(16, 8, 1024))
+    upload = Upload("5e55", Offer(0, 0, 16, weight, 1, 0.5), Incoming(16, 8, 1024))
     for index in range(chunks):
         piece = memoryview((fill + bytes([index])) * 4)
         assert upload.incoming.take(8 * index, piece)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parablock.config import load
-from parablock.schedule import Schedule
+from parablock.schedule import Schedule, gap_holds
 
 ORDERS = ["cyclic", "descending", "random"]
 
@@ -35,8 +35,8 @@ def test_rounds_in_flight_together_train_different_blocks(
     order: str, num_blocks: int, in_flight: int, seed: int
 ) -> None:
     schedule = Schedule(order, num_blocks, in_flight, seed)
-    assert schedule.gap_holds == (num_blocks > in_flight)
-    if schedule.gap_holds:
+    assert gap_holds(num_blocks, in_flight) == (num_blocks > in_flight)
+    if gap_holds(num_blocks, in_flight):
         blocks = [schedule.block(round) for round in range(6 * num_blocks)]
         for first in range(len(blocks) - in_flight):  # across the borders of sweeps too
             together = blocks[first : first + in_flight + 1]
@@ -86,9 +86,9 @@ def test_the_draw_is_the_same_in_every_process_and_version() -> None:
 
 def test_it_is_built_from_the_config() -> None:
     schedule = Schedule.of(load(None, ["schedule.order=random", "seed=7", "pipeline.max_in_flight=2"]), 6)
+    assert schedule is not None
     assert [schedule.block(round) for round in range(18)] == PINNED
-    assert not Schedule.of(load(None, ["pipeline.max_in_flight=6"]), 6).gap_holds
-    assert Schedule.of(load(None, ["pipeline.max_in_flight=6", "mode=fedbcd"]), 6).gap_holds
+    assert Schedule.of(load(None, ["schedule.order=importance"]), 6) is None, "it depends on how the run goes"
 
 
 @pytest.mark.parametrize(("num_blocks", "in_flight"), [(0, 1), (-1, 1), (1, -1)])

@@ -20,7 +20,7 @@ def test_each_message_of_a_worker_has_its_states_and_no_other_has() -> None:
 @pytest.mark.parametrize(
     ("message", "part"),
     [
-        (Offer(0, 0, 8, 1, 0.5), True),
+        (Offer(0, 0, 8, 1, 1, 0.5), True),
         (Credit(0, 0, 1, 0, 0), True),
         (Heartbeat(0.0, 0, 0, "training"), True),
         (Heartbeat(0.0, -1, 0, "waiting"), True),

@@ -15,8 +15,12 @@ ROW = {"kind": "round", "round": 1, "block_name": "layer 1", "loss": 1.25, "roun
 EVALUATION = {"kind": "evaluation", "round": -1, "eval_loss": 2.5, "tokens": 10, "rows": 3, "answered": 2}
 
 
+def one_after_the_other(round: int) -> int | None:
+    return round % 2 if round < 4 else None
+
+
 def test_without_a_terminal_there_is_one_line_per_round(capsys: pytest.CaptureFixture[str]) -> None:
-    view = View(from_dict({"rounds": 4}), MANIFEST)
+    view = View(from_dict({"rounds": 4}), MANIFEST, one_after_the_other)
     view.start()
     view.show({**EVALUATION, "exact_match": 0.5})
     view.show({**ROW, "comm_s": 0.5, "exposed_s": 0.0})
@@ -34,7 +38,7 @@ def test_on_a_terminal_there_is_a_row_per_client(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    view = View(from_dict({"rounds": 4, "solver": {"steps": 9}}), MANIFEST)
+    view = View(from_dict({"rounds": 4, "solver": {"steps": 9}}), MANIFEST, one_after_the_other)
     view.start()
     for name in ("w1", "w0"):
         view.joined(name)
@@ -42,6 +46,7 @@ def test_on_a_terminal_there_is_a_row_per_client(
     view.heartbeat("w0", Heartbeat(0.0, 1, 7, "training"))
     view.heartbeat("stranger", Heartbeat(0.0, 1, 7, "training"))
     view.committed(0)
+    view.heartbeat("w1", Heartbeat(0.0, 9, 7, "training"))  # a round that the broker knows nothing of
     view.show({**ROW, "comm_s": 0.5, "exposed_s": 0.0})
     view.gone("w1")
     view.close()
@@ -56,7 +61,7 @@ def test_with_adaptive_steps_nobody_knows_how_many_there_will_be(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    view = View(from_dict({"solver": {"steps": 9, "adaptive": True}}), MANIFEST)
+    view = View(from_dict({"solver": {"steps": 9, "adaptive": True}}), MANIFEST, one_after_the_other)
     view.start()
     view.joined("w0")
     view.heartbeat("w0", Heartbeat(0.0, 1, 17, "training"))
@@ -67,5 +72,7 @@ def test_with_adaptive_steps_nobody_knows_how_many_there_will_be(
 
 
 def test_what_a_peer_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    View(from_dict({}), MANIFEST).say("a stranger dropped: there is no message of kind '[/a]' :smile:")
+    View(from_dict({}), MANIFEST, one_after_the_other).say(
+        "a stranger dropped: there is no message of kind '[/a]' :smile:"
+    )
     assert "'[/a]' :smile:" in capsys.readouterr().err

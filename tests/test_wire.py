@@ -205,7 +205,9 @@ def test_every_field_has_bounds(kind: type[Any]) -> None:
 def test_the_largest_messages_fit_into_a_header() -> None:
     most = 2**31
     join = Join("f" * 64, "f" * 64, "f" * 64, 2**53, (most,) * messages.MAX_BLOCKS)
-    start = Start(most, most, most, (most,) * messages.MAX_BLOCKS)
+    ahead = messages.MAX_IN_FLIGHT + 1
+    last = messages.MAX_BLOCKS - 1
+    start = Start(most, most, most, (most,) * messages.MAX_BLOCKS, (last,) * ahead, (True,) * ahead)
     terms = Terms("x" * 32_768)
     leave = Leave("\U0001f984" * 1000)
     for message in (join, start, terms, leave):
@@ -318,7 +320,7 @@ def test_a_header_is_a_map() -> None:
     for other in (1, "text", None, [1], ["v", 1], 1.5, True):
         refused([msgpack.packb(other)], "the header is not a map in valid msgpack")
     refused([b""], "the header is not a map in valid msgpack")
-    refused([msgpack.packb({})], "expected protocol version 2, got None")
+    refused([msgpack.packb({})], "expected protocol version 3, got None")
 
 
 @every_kind
@@ -519,9 +521,9 @@ def test_forms_of_msgpack_that_no_field_has_are_refused(where: str, value: bytes
 # Malformed frames: the frame's own fields, and each field of each message
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, True, 2.0, "2", None, [2]])
+@pytest.mark.parametrize("version", [0, 2, 4, True, 3.0, "3", None, [3]])
 def test_another_version_is_refused(version: Any) -> None:
-    refused(with_field(Leave, "v", version), "expected protocol version 2, got ")
+    refused(with_field(Leave, "v", version), "expected protocol version 3, got ")
 
 
 @pytest.mark.parametrize("kind", ["", "leave", "Envelope", "Whole", "object", 1, None, True, ["Leave"]])
@@ -594,9 +596,11 @@ def test_text_that_is_too_long_or_of_another_alphabet_is_refused(kind: type[Any]
 @every_field(lambda bounds: isinstance(bounds, Items))
 def test_a_list_that_is_too_long_or_holds_something_else_is_refused(kind: type[Any], name: str) -> None:
     bounds: Items = bounds_of(fields(kind)[name])
-    refused(with_field(kind, name, [1] * (bounds.most + 1)), f"a list of at most {bounds.most} items")
-    for entry in (None, True, "1", math.nan, -(2**63)):
-        refused(with_field(kind, name, [1, entry]), f"{kind.__name__}.{name} is a ")
+    right: Any = get_args(get_args(fields(kind)[name])[0])[0]
+    fits, never = (True, 1) if right is bool else (1, True)
+    refused(with_field(kind, name, [fits] * (bounds.most + 1)), f"a list of at most {bounds.most} items")
+    for entry in (None, never, "1", math.nan, -(2**63)):
+        refused(with_field(kind, name, [entry] if bounds.most == 1 else [fits, entry]), f"{kind.__name__}.{name} is ")
 
 
 @every_field(lambda bounds: bounds is bool)
@@ -613,5 +617,5 @@ def test_the_examples_of_this_file_are_valid() -> None:
         assert decode(frames_of(header_of(envelope), envelope)) == envelope
     assert isinstance(simplest(Hello).message, Hello)
     assert simplest(Heartbeat).message == Heartbeat(1.5, 1, 1, "a-1")
-    assert simplest(Commit).message == Commit(1, 1, 1, 1, 1, 1, counted=True)
+    assert simplest(Commit).message == Commit(1, 1, 1, 1, 1, 1, counted=True, blocks=(1,), trains=(True,))
     assert simplest(Landed).message == Landed(1, *((1.5, 1.5),) * 4, 1.5, 1.5, 1.5, 1, 1, 1.5)

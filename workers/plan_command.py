@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = settings.load(arguments.config, arguments.set)
         if config.mode not in ("parablock", "fedbcd"):
             raise ConfigError(
-                f"plan is about blocks, of which mode = {config.mode} knows none; add --set mode=parablock"
+                f"plan is for the modes parablock and fedbcd, and mode = {config.mode}; add --set mode=parablock"
             )
         link = _link(arguments, config)
         with _Live() as live:
@@ -210,7 +210,10 @@ def outcome(
     numels = [block.numel for block in manifest.blocks]
     compute_s = [cost.seconds(steps) for cost in costs]
     exchanges = [plan.exchange(numel, link, codecs, chunk_bytes) for numel in numels]
-    schedule = Schedule(config.schedule.order, len(numels), in_flight, config.seed)
+    order_name = config.schedule.order
+    if order_name == "importance":
+        order_name = "descending"  # as its first sweep; which blocks will be important nobody knows yet
+    schedule = Schedule(order_name, len(numels), in_flight, config.seed)
     order = [schedule.block(round) for round in range(plan.rounds_to_play(len(numels), in_flight))]
     behind = plan.successors(order, in_flight)
     needed = [advice.steps_to_hide(exchanges[block], behind[block], costs) for block in range(len(numels))]

@@ -7,7 +7,8 @@
 
 `settle` is the only place where training waits for the link, and the wait is what the metrics call exposed. In the
 synchronous mode nothing is in flight, so that it waits for the round that has just been trained, and so it does once
-after a guess that missed by more than `pipeline.max_miss`.
+after a guess that missed by more than `pipeline.max_miss`. A client that sits a round out passes it by; what it then
+waits for is its turn, not the link.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from typing import TYPE_CHECKING
 
 from parablock import messages
 from parablock.adaptive_steps import AdaptiveSteps
-from parablock.participant_events import Contribute, Progress, Say, Withhold
-from parablock.schedule import Schedule
+from parablock.participant_events import Contribute, Progress, Say, SitOut, Withhold
 
 if TYPE_CHECKING:
     from parablock.participant_events import Arrived
@@ -46,7 +46,6 @@ class RoundLoop:
         self._torch = torch
         self._trainer = trainer
         self._lag = lag
-        self._schedule = Schedule.of(setup.config, len(setup.manifest.blocks))
         self._steps = AdaptiveSteps(setup.config.solver, setup.config.in_flight)
         self._taken: dict[int, int] = {}  # round → the steps of it
         self._computed: dict[int, Span] = {}
@@ -65,9 +64,16 @@ class RoundLoop:
             round = await self._settle(round)
             if round >= config.rounds:
                 break
-            hidden = [self._schedule.block(before) for before in range(max(self._landed + 1, 0), round)]
-            self._taken[round] = steps = self._steps.next(self._schedule.block(round), hidden)
-            self._contribute(await self._torch(self._trainer.train, round, steps))
+            turn = link.participant.turn(round)
+            assert turn is not None, f"round {round} may be trained, and is not known"
+            if turn.trains:
+                under_way = filter(None, map(link.participant.turn, range(max(self._landed + 1, 0), round)))
+                hidden = [other.block for other in under_way if other.trains]
+                self._taken[round] = steps = self._steps.next(turn.block, hidden)
+                self._contribute(await self._torch(self._trainer.train, round, turn.block, steps))
+            else:
+                link.handle(SitOut(round))
+                await self._torch(self._trainer.sit_out)
             before, round = round, max(round + 1, link.participant.told)
             every = config.eval.every
             if every and round // every > before // every and round < config.rounds:
@@ -97,8 +103,9 @@ class RoundLoop:
                 break
             round = await self._start(round)
         self._astray = False
-        if landing in self._computed:
-            self._waited[landing] = (began, time.monotonic())
+        behind = map(self._link.participant.turn, range(max(landing + 1, 0), min(round, config.rounds)))
+        if landing in self._computed and all(turn is not None and turn.trains for turn in behind):
+            self._waited[landing] = (began, time.monotonic())  # else it had nothing to hide the exchange behind
         arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
         through = round if arrival else max(landing, self._given)
         self._landed = landing
@@ -127,9 +134,9 @@ class RoundLoop:
             log.error("round %d (%s) was of no use: %s", solved.round, name, solved.reason)
             self._link.handle(Withhold(solved.round, solved.reason[:1000]))
         else:
-            contribution = Contribute(solved.round, solved.block, solved.weight, solved.loss)
+            contribution = Contribute(solved.round, solved.block, solved.weight, solved.steps, solved.loss)
             self._link.contribute(contribution, solved.values)
-            steps, seconds = self._taken[solved.round], solved.ended - solved.began
+            steps, seconds = solved.steps, solved.ended - solved.began
             self._steps.trained(solved.block, steps, seconds)
             log.info("round %d (%s): loss %.4f, %d steps, %.2f s", solved.round, name, solved.loss, steps, seconds)
         self._report(solved.landed)

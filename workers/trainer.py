@@ -16,7 +16,6 @@ import torch
 from parablock.correction import Corrector
 from parablock.flight import Flight
 from parablock.learning_rate import learning_rate
-from parablock.schedule import Schedule
 from parablock.solver import BlockSolver, Diverged
 from workers.batches import step_batches
 from workers.evaluation import Scores, evaluate, total
@@ -56,13 +55,14 @@ class Landed:
 class Solved:
     """A round was trained. values: the delta, on its way from the device; None with a `reason` where it diverged.
 
-    weight: tokens trained on. loss: per token. began, ended: monotonic seconds.
+    weight: tokens trained on, in so many steps. loss: per token. began, ended: monotonic seconds.
     """
 
     round: int
     block: int
     values: Outgoing | None
     weight: int
+    steps: int
     loss: float
     reason: str
     began: float
@@ -83,9 +83,9 @@ class Trainer:
         config = setup.config
         self._setup = setup
         self._config = config
-        self._schedule = Schedule.of(config, len(setup.manifest.blocks))
         self._solver = BlockSolver(setup.model, setup.manifest, config.solver, setup.device, setup.staging)
-        self._flight = Flight(Corrector(config.pipeline, clients, setup.manifest.starts))
+        sampled = config.sampled(clients)
+        self._flight = Flight(Corrector(config.pipeline, clients, setup.manifest.starts, sampled))
         self._arrivals = arrivals
         self._waiting: list[Delivery] = []
         self._versions: dict[int, int] = {}  # by block, the round whose block all clients hold; none: the base model's
@@ -97,9 +97,9 @@ class Trainer:
         """End `train` at its next step; from any thread."""
         self._stop.set()
 
-    def train(self, round: int, steps: int) -> Solved:
+    def train(self, round: int, block: int, steps: int) -> Solved:
         """So many steps on the round's block, which then holds its guess. Raises Stopped."""
-        setup, config, block = self._setup, self._config, self._schedule.block(round)
+        setup, config = self._setup, self._config
         began = time.monotonic()
         # The rows go on where the last round left them; a round that is not trained here counts as solver.steps.
         first = round * config.solver.steps + self._surplus
@@ -118,13 +118,18 @@ class Trainer:
         try:
             trained = self._solver.train(block, batches, rate, after_step)
         except Diverged as error:
-            return Solved(round, block, None, 0, 0.0, str(error), began, time.monotonic(), landed)
+            return Solved(round, block, None, 0, steps, 0.0, str(error), began, time.monotonic(), landed)
         if trained.tokens == 0:
-            return Solved(round, block, None, 0, 0.0, "its rows have no answer tokens", began, time.monotonic(), landed)
+            reason = "its rows have no answer tokens"
+            return Solved(round, block, None, 0, steps, 0.0, reason, began, time.monotonic(), landed)
         delta = self._setup.staging.out(trained.delta)
         alpha = self._flight.depart(round, block, self._setup.staging.out(trained.start).wait, delta.wait)
         self._solver.write_guess(block, trained, alpha)
-        return Solved(round, block, delta, trained.tokens, trained.loss, "", began, time.monotonic(), landed)
+        return Solved(round, block, delta, trained.tokens, steps, trained.loss, "", began, time.monotonic(), landed)
+
+    def sit_out(self) -> None:
+        """A round is trained by others only: the rows that it would have taken are those of the next."""
+        self._surplus -= self._config.solver.steps
 
     def land(self, through: int, next_round: int) -> list[Landed]:
         """Put in place, in the order of rounds, every block that has arrived from a round up to `through`."""
@@ -169,7 +174,7 @@ class Trainer:
             arrived.round,
             arrived.block,
             self._landed(delivery, incoming),
-            alone=arrived.contributors == 1 and arrived.counted,
+            alone=arrived.contributors == int(arrived.counted),
             held=lambda: self._solver.read(arrived.block).numpy(),
         )
         if landing.value is not None:

@@ -1,0 +1,151 @@
+"""The agenda: which block a round trains and which clients do, known in_flight + 1 rounds ahead.
+
+A client may train round r when it holds what the rounds up to r − in_flight − 1 have made. So the broker decides r no
+later than with the commit of that one, and says it with the same message: whoever may train r knows all about it, and
+nobody waits for an announcement. The first in_flight + 1 rounds, and for a newcomer those that are decided already, are
+said with the start. Where all of it follows from the settings nothing is said: each side works it out.
+
+`Agenda` is the broker's side, `Turns` a client's.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from parablock.importance import ImportanceOrder
+from parablock.learning_rate import learning_rate
+from parablock.schedule import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from parablock.config import Config
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a round is for one client. trains: or else it only takes over the block that the others make."""
+
+    block: int
+    trains: bool
+
+
+@dataclass
+class _Decided:
+    """clients: those drawn to train the round; None: all that take part."""
+
+    block: int
+    clients: set[str] | None
+
+
+class Agenda:
+    """What the broker has decided. Rounds are decided one after the other, with what is known at that moment."""
+
+    def __init__(self, config: Config, num_blocks: int) -> None:
+        self._config = config
+        self._num_blocks = num_blocks
+        self._schedule = Schedule.of(config, num_blocks)
+        self._importance = ImportanceOrder(num_blocks, config.in_flight)  # asked where there is no schedule
+        self._everyone = config.mode != "fedcybgd" and config.round.fraction == 1.0
+        self._decided: dict[int, _Decided] = {}  # by round
+        self._next = 0  # the first that is not decided
+
+    def decide(self, through: int, clients: Iterable[str]) -> None:
+        """Decide all rounds up to `through`. clients: names of those that are there."""
+        there = sorted(clients)
+        while self._next <= min(through, self._config.rounds - 1):
+            round = self._next
+            block = self._importance.next() if self._schedule is None else self._schedule.block(round)
+            self._decided[round] = _Decided(block, None if self._everyone else self._draw(round, there))
+            self._decided.pop(round - 2 * self._config.in_flight - 2, None)
+            self._next += 1
+
+    def moved(self, round: int, block: int, rms: float) -> None:
+        """A round was committed. rms: the root mean square of x' − x over the elements of the block."""
+        if self._schedule is None:
+            self._importance.moved(block, rms / learning_rate(self._config.solver, round, self._config.rounds))
+
+    def join(self, client: str, round: int, others: Iterable[str]) -> None:
+        """A client begins with `round`: it makes up for who was drawn for the decided rounds from there on and is gone.
+
+        others: names of those that are there.
+        """
+        there = set(others)
+        for number in range(round, self._next):
+            drawn = self._decided[number].clients
+            if drawn is not None and len(drawn & there) < self._config.sampled(len(there) + 1):
+                drawn.add(client)
+
+    def block(self, round: int) -> int:
+        """Of a round that is decided, and not long gone."""
+        return self._decided[round].block
+
+    def find(self, round: int) -> int | None:
+        """The same of any round; None where it is not known any more, or not yet."""
+        if self._schedule is not None:
+            return self._schedule.block(round)
+        return self._decided[round].block if round in self._decided else None
+
+    def trains(self, round: int, client: str) -> bool:
+        """Whether the client was drawn for a round that is decided."""
+        drawn = self._decided[round].clients
+        return drawn is None or client in drawn
+
+    def members(self, round: int, clients: frozenset[str]) -> frozenset[str]:
+        """Those of `clients` that were drawn for a round that is decided."""
+        drawn = self._decided[round].clients
+        return clients if drawn is None else clients & drawn
+
+    def turns(self, first: int, client: str) -> tuple[Turn, ...]:
+        """What is to be said to a client of the decided rounds from `first` on; nothing where the settings say it."""
+        if not self._config.announced:
+            return ()
+        return tuple(Turn(self.block(round), self.trains(round, client)) for round in range(first, self._next))
+
+    def _draw(self, round: int, there: list[str]) -> set[str]:
+        if self._config.mode == "fedcybgd":
+            return {there[in_turn(round, len(there), self._num_blocks)]} if there else set()
+        rng = random.Random(f"parablock/clients/{self._config.seed}/{round}")
+        return set(rng.sample(there, self._config.sampled(len(there))))
+
+
+def in_turn(round: int, clients: int, num_blocks: int) -> int:
+    """The place in the roster of the one client that trains a round, where clients take blocks in a cycle.
+
+    FedCyBGD (Wang et al., arXiv 2406.11187): in round t client t mod N trains block t mod B. By itself that repeats
+    after L = lcm(N, B) rounds, and pairs a client only with blocks that are congruent to it modulo g = gcd(N, B). So
+    each L rounds begin one client further on: client (t + ⌊t / L⌋) mod N. In g times L, that is N·B rounds, each client
+    then trains each block exactly once, also where N and B share a factor.
+    """
+    return (round + round // math.lcm(clients, num_blocks)) % clients
+
+
+class Turns:
+    """What a client knows of the rounds that it may come to: from the settings, or as the broker has said it."""
+
+    def __init__(self, config: Config, num_blocks: int) -> None:
+        self._num_blocks = num_blocks
+        self._in_flight = config.in_flight
+        self._schedule = None if config.announced else Schedule.of(config, num_blocks)
+        self._said: dict[int, Turn] = {}  # by round
+
+    def hear(self, first: int, blocks: Sequence[int], trains: Sequence[bool]) -> None:
+        """The broker has said it of so many rounds from `first` on. Raises ValueError for what cannot be."""
+        if len(blocks) != len(trains) or any(block >= self._num_blocks for block in blocks):
+            raise ValueError(f"rounds from {first} on are to train blocks {blocks}, by this client {trains}")
+        for round, (block, mine) in enumerate(zip(blocks, trains, strict=True), start=first):
+            self._said[round] = Turn(block, mine)
+
+    def passed(self, round: int) -> None:
+        """The client has gone on to a later round: what is on the way by then is asked for, and nothing before it."""
+        for before in [before for before in self._said if before < round - self._in_flight]:
+            del self._said[before]
+
+    def turn(self, round: int) -> Turn | None:
+        """None: the broker has not said it (yet, or of a round before our start, or it was passed long ago)."""
+        if self._schedule is not None:
+            return Turn(self._schedule.block(round), True)
+        return self._said.get(round)
