@@ -249,7 +249,9 @@ class Evaluation:
     max_new_tokens: int = _key(256, "longest generated answer", unit="tokens", low=1)
     batch_size: int = _key(8, "rows per evaluation batch", low=1)
     task: str = _key(
-        "", "name of the field that says a row's task, for scores by task of `parablock evaluate`; empty: none"
+        "",
+        "name of the field that says a row's task, for scores by task of `parablock evaluate`, and of a run's "
+        "evaluations where a worker has agreed by --tell-tasks; empty: none",
     )
 
 

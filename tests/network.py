@@ -207,7 +207,7 @@ class Process:
         self.land(lambda arrived: arrived.round <= through)
         self.busy = True
         if done:
-            self.handle(worker.Say(Evaluated(config.rounds - 1, 1, 0.0, 1, 0, 0)))
+            self.handle(worker.Say(Evaluated(config.rounds - 1, (), (), (), (), (), ())))
             self.handle(worker.Finish("done"))
         else:
             made = self.network.train(self, self.position)

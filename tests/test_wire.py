@@ -208,7 +208,10 @@ def test_the_largest_messages_fit_into_a_header() -> None:
     start = Start(most, most, most, (most,) * messages.MAX_BLOCKS)
     terms = Terms("x" * 32_768)
     leave = Leave("\U0001f984" * 1000)
-    for message in (join, start, terms, leave):
+    counts = (2**53,) * messages.MAX_TASKS
+    labels = ("\U0001f984" * messages.MAX_LABEL,) * messages.MAX_TASKS
+    evaluated = Evaluated(most, labels, counts, (1e38,) * messages.MAX_TASKS, counts, counts, counts)
+    for message in (join, start, terms, leave, evaluated):
         envelope = Envelope("r" * 64, 2**63, message)
         assert decode(encode(envelope)) == envelope
 
@@ -260,8 +263,8 @@ def test_what_we_send_ourselves_is_asserted() -> None:
         encode(Envelope("run", 1, Terms("x" * wire.MAX_HEADER_BYTES)))
     with pytest.raises(AssertionError, match="our own header has"):
         encode(Envelope("run", 1, Terms("€" * 32_768)))
-    with pytest.raises(AssertionError, match=r"Evaluated\.loss_sum is a finite number"):
-        encode(Envelope("run", 1, Evaluated(0, 1, float("nan"), 1, 0, 0)))
+    with pytest.raises(AssertionError, match=r"Evaluated\.loss_sums is a finite number"):
+        encode(Envelope("run", 1, Evaluated(0, ("",), (1,), (float("nan"),), (1,), (0,), (0,))))
 
 
 def test_a_message_without_bounds_is_our_own_bug() -> None:
@@ -318,7 +321,7 @@ def test_a_header_is_a_map() -> None:
     for other in (1, "text", None, [1], ["v", 1], 1.5, True):
         refused([msgpack.packb(other)], "the header is not a map in valid msgpack")
     refused([b""], "the header is not a map in valid msgpack")
-    refused([msgpack.packb({})], "expected protocol version 2, got None")
+    refused([msgpack.packb({})], "expected protocol version 3, got None")
 
 
 @every_kind
@@ -519,9 +522,9 @@ def test_forms_of_msgpack_that_no_field_has_are_refused(where: str, value: bytes
 # Malformed frames: the frame's own fields, and each field of each message
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, True, 2.0, "2", None, [2]])
+@pytest.mark.parametrize("version", [0, 1, 2, True, 3.0, "3", None, [3]])
 def test_another_version_is_refused(version: Any) -> None:
-    refused(with_field(Leave, "v", version), "expected protocol version 2, got ")
+    refused(with_field(Leave, "v", version), "expected protocol version 3, got ")
 
 
 @pytest.mark.parametrize("kind", ["", "leave", "Envelope", "Whole", "object", 1, None, True, ["Leave"]])
@@ -595,8 +598,10 @@ def test_text_that_is_too_long_or_of_another_alphabet_is_refused(kind: type[Any]
 def test_a_list_that_is_too_long_or_holds_something_else_is_refused(kind: type[Any], name: str) -> None:
     bounds: Items = bounds_of(fields(kind)[name])
     refused(with_field(kind, name, [1] * (bounds.most + 1)), f"a list of at most {bounds.most} items")
-    for entry in (None, True, "1", math.nan, -(2**63)):
-        refused(with_field(kind, name, [1, entry]), f"{kind.__name__}.{name} is a ")
+    item = bounds_of(get_args(get_args(fields(kind)[name])[0])[0])  # of tuple[item, ...]
+    others = {Text: (1, "a" * 1000), Real: ("1", 1e300), Whole: ("1", -(2**63))}[type(item)]
+    for entry in (None, True, math.nan, *others):
+        refused(with_field(kind, name, [entry]), f"{kind.__name__}.{name} is ")
 
 
 @every_field(lambda bounds: bounds is bool)

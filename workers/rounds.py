@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,13 @@ from parablock import messages
 from parablock.adaptive_steps import AdaptiveSteps
 from parablock.participant_events import Contribute, Progress, Say, Withhold
 from parablock.schedule import Schedule
+from parablock.scores import total
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from parablock.participant_events import Arrived
+    from parablock.scores import Scores
     from workers.executor import TorchExecutor
     from workers.lag import LoopLag
     from workers.link import Link
@@ -146,18 +151,30 @@ class RoundLoop:
 
     async def _evaluate(self, round: int) -> None:
         """Scores over the own held-out rows; without any, an empty report, so that nobody waits for one."""
-        if self._setup.held_out is None:
-            self._link.handle(Say(messages.Evaluated(round, 0, 0.0, 0, 0, 0)))
-            return
-        self._link.handle(Progress(-1, 0))
-        scores, rows = await self._torch(self._trainer.evaluate)
-        loss_sum, tokens = scores.loss_sum, scores.tokens
-        if not math.isfinite(loss_sum):
+        scores: dict[str, Scores] = {}
+        if self._setup.held_out is not None:
+            self._link.handle(Progress(-1, 0))
+            scores = await self._torch(self._trainer.evaluate)
+        whole = total(scores.values())
+        if not math.isfinite(whole.loss_sum):
             log.error("held-out loss after round %d is not finite; it is reported as unknown", round)
-            loss_sum, tokens = 0.0, 0
-        elif tokens:
-            log.info("held-out loss after round %d: %.4f (%d tokens)", round, scores.loss, tokens)
-        self._link.handle(Say(messages.Evaluated(round, rows, loss_sum, tokens, scores.correct, scores.answered)))
+            scores = {task: replace(each, loss_sum=0.0, tokens=0) for task, each in scores.items()}
+        elif whole.tokens:
+            log.info("held-out loss after round %d: %.4f (%d tokens)", round, whole.loss, whole.tokens)
+        self._link.handle(Say(_share(round, scores)))
+
+
+def _share(round: int, scores: Mapping[str, Scores]) -> messages.Evaluated:
+    parts = scores.values()
+    return messages.Evaluated(
+        round=round,
+        tasks=tuple(scores),
+        rows=tuple(part.rows for part in parts),
+        loss_sums=tuple(part.loss_sum for part in parts),
+        tokens=tuple(part.tokens for part in parts),
+        correct=tuple(part.correct for part in parts),
+        answered=tuple(part.answered for part in parts),
+    )
 
 
 def _exchange_s(computing: Span, uploading: Span, arrived: Arrived) -> float:

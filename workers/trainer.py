@@ -19,7 +19,7 @@ from parablock.learning_rate import learning_rate
 from parablock.schedule import Schedule
 from parablock.solver import BlockSolver, Diverged
 from workers.batches import step_batches
-from workers.evaluation import Scores, evaluate, total
+from workers.evaluation import evaluate
 
 if TYPE_CHECKING:
     from collections import deque
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from parablock.participant_events import Arrived
+    from parablock.scores import Scores
     from parablock.staging import Incoming, Outgoing
     from workers.inbox import Delivery
     from workers.setup import Setup
@@ -132,9 +133,9 @@ class Trainer:
         for block, start in self._flight.revert(before).items():
             self._solver.write(block, torch.from_numpy(start))
 
-    def evaluate(self) -> tuple[Scores, int]:
-        """Scores over this worker's held-out rows, and how many rows there are. Only `#### N` rows are answered, as the
-        record of a run knows no other grade."""
+    def evaluate(self) -> dict[str, Scores]:
+        """Scores over this worker's held-out rows by task. Only `#### N` rows are answered, as the record of a run
+        knows no other grade."""
         setup = self._setup
         assert setup.held_out is not None
 
@@ -142,8 +143,7 @@ class Trainer:
             if self._stop.is_set():
                 raise Stopped
 
-        scores = evaluate(setup.model, setup.tokenizer, setup.held_out, self._config.eval, setup.device, keep_going)
-        return total(scores.values()), len(setup.held_out)
+        return evaluate(setup.model, setup.tokenizer, setup.held_out, self._config.eval, setup.device, keep_going)
 
     def _land_meanwhile(self, round: int, active: int) -> list[Landed]:
         """Between two steps: what has arrived, but nothing for the block that is being trained."""
