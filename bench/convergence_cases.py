@@ -40,6 +40,7 @@ CASES = {
         Case("own", ("mode=parablock", "pipeline.correction=own")),
         Case("stale", ("mode=parablock", "pipeline.correction=stale")),
         Case("fedavg", ("mode=fedavg",)),
+        Case("lisa", ("mode=lisa",)),
         Case("lora", ("mode=lora",), needs="peft"),
         Case("ffa-lora", ("mode=ffa-lora",), needs="peft"),
     )

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from parablock.codec import GROUP, CodecName
 
 Scalar = bool | int | float | str
-Mode = Literal["parablock", "fedbcd", "fedavg", "lora", "ffa-lora"]
+Mode = Literal["parablock", "fedbcd", "fedavg", "lora", "ffa-lora", "lisa"]
 
 _LONGEST_TEXT = 4096
 
@@ -296,7 +296,9 @@ class Config:
     mode: Mode = _key(
         "parablock",
         "blocks with overlapped exchange (parablock) or in synchronous rounds (fedbcd); baselines in synchronous "
-        "rounds: the whole model (fedavg), adapters (lora), only their second matrices (ffa-lora)",
+        "rounds: the whole model (fedavg), adapters (lora), only their second matrices (ffa-lora), or embeddings, "
+        "final norm and head at once with one drawn block of layers (lisa: an even round exchanges the former, the "
+        "next one the latter)",
     )
     rounds: int = _key(40, "rounds of the run", low=1, high=10_000_000)
     seed: int = _key(0, "seed of everything random", low=0, high=2**31 - 1)
@@ -321,8 +323,20 @@ class Config:
 
     @property
     def in_flight(self) -> int:
-        """Rounds that may be on the way while the next one trains: 0 in the synchronous mode."""
-        return self.pipeline.max_in_flight if self.mode == "parablock" else 0
+        """How many rounds a client may be ahead of the next commit: 0 in a synchronous mode, but for those rounds that
+        are trained `together`."""
+        return self.pipeline.max_in_flight if self.mode == "parablock" else self.together - 1
+
+    @property
+    def together(self) -> int:
+        """Rounds whose blocks are trained at once, and exchanged one after the other: r to r + together − 1, for every
+        multiple r of it."""
+        return 2 if self.mode == "lisa" else 1
+
+    @property
+    def delay(self) -> int:
+        """Rounds that may be on the way while the next ones train: 0 in every synchronous mode."""
+        return self.in_flight + 1 - self.together
 
     @property
     def adapters(self) -> bool:
@@ -333,21 +347,22 @@ class Config:
     def block_settings(self) -> Blocks:
         """How what is trained is cut: as `blocks` says, or in one piece where the mode knows no blocks.
 
-        What `blocks` freezes is not in the piece either; adapters are all in it.
+        What `blocks` freezes is not in the piece either; adapters are all in it. In lisa what is in no layer is apart.
         """
         if self.mode in ("parablock", "fedbcd"):
             return self.blocks
         if self.adapters:
             return Blocks(num_blocks=1)
+        apart = self.mode == "lisa"
 
-        def joined(part: Literal["join", "own", "freeze"]) -> Literal["join", "freeze"]:
-            return "freeze" if part == "freeze" else "join"
+        def treated(part: Literal["join", "own", "freeze"]) -> Literal["join", "own", "freeze"]:
+            return "freeze" if part == "freeze" else "own" if apart else "join"
 
-        return Blocks(
-            num_blocks=1,
-            embeddings=joined(self.blocks.embeddings),
-            final_norm=joined(self.blocks.final_norm),
-            head=joined(self.blocks.head),
+        return dataclasses.replace(
+            self.blocks if apart else Blocks(num_blocks=1),
+            embeddings=treated(self.blocks.embeddings),
+            final_norm=treated(self.blocks.final_norm),
+            head=treated(self.blocks.head),
         )
 
     @property
@@ -530,6 +545,11 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"solver.warmup_rounds = {config.solver.warmup_rounds} must be below rounds = {config.rounds}"
         )
+    for name, number in (("rounds", config.rounds), ("eval.every", config.eval.every)):
+        if number % config.together:
+            raise ConfigError(
+                f"{name} = {number} must be even with mode = lisa, where two rounds exchange what was trained at once"
+            )
     if config.solver.adaptive:
         _check_adaptive(config)
     if config.partition.method in ("dirichlet", "field") and not config.partition.field:

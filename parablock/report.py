@@ -266,7 +266,7 @@ def _settings(config: Config, rounds: Sequence[Row], num_blocks: int | None) -> 
     shown = [
         ("Mode", config.mode),
         ("Model", config.model),
-        ("Blocks", f"{known}, {config.schedule.order}"),
+        ("Blocks", f"{known}, {'drawn' if config.mode == 'lisa' else config.schedule.order}"),
         ("Steps per round, K", f"{_steps(solver.steps, rounds)} of {solver.batch_size * solver.accumulate} rows"),
         ("Learning rate", learning_rate),
         ("Clients", f"{len(clients)}: {_listed(clients)}" if clients else f"{config.round.clients} expected"),

@@ -1,4 +1,4 @@
-"""The local solver: some optimizer steps on one block of a model whose other parameters stand still.
+"""The local solver: some optimizer steps on one block, or several, of a model whose other parameters stand still.
 
 Only the active block has gradients, float32 masters and optimizer state, and the backward pass ends at its
 lowest layer (BAdam, arXiv 2404.02827, is the same idea on one machine). The solver owns the model's
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parablock.blocks import decoder_layers, read_block, write_block
 from parablock.loss import answer_loss, answer_tokens
+from parablock.manifest import Block
 from parablock.optimizer import OptimizerStates, optimizer_of
 from parablock.staging import Outgoing, Staging
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from parablock import config
     from parablock.batch import Batch
-    from parablock.manifest import Block, Manifest, Slot
+    from parablock.manifest import Manifest, Slot
 
 FLOAT16_LOSS_SCALE = 2.0**10
 """Gradients below 6e-8 are zero in float16. A power of two is undone exactly, in the masters' gradients."""
@@ -81,11 +83,11 @@ class BlockSolver:
         self._staging = staging or Staging.of(device)
         self._masters: dict[int, Outgoing] = {}  # by block; only of blocks that are not float32 throughout
         self._states = OptimizerStates(self._staging) if settings.state == "keep" else None
-        self._active: int | None = None
+        self._active: tuple[int, ...] = ()
 
     def read(self, block: int) -> torch.Tensor:
         """The block's exact values: float32, on the CPU, of shape (block.numel,), a copy."""
-        assert block != self._active, f"block {block} is being trained; its values are the optimizer's"
+        assert block not in self._active, f"block {block} is being trained; its values are the optimizer's"
         if block in self._masters:
             return torch.from_numpy(self._masters[block].wait()).clone()
         return read_block(self._model, self._manifest.blocks[block]).cpu()
@@ -95,7 +97,7 @@ class BlockSolver:
 
         Safe between two steps of another block (`after_step`): no graph is alive then.
         """
-        assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
+        assert block not in self._active, f"block {block} is being trained; a landing would be lost or tear it"
         values = values.to(self._device)
         write_block(self._model, self._manifest.blocks[block], values)
         if any(slot.dtype != "float32" for slot in self._manifest.blocks[block].slots):
@@ -108,7 +110,7 @@ class BlockSolver:
         if any(slot.dtype != "float32" for slot in slots):
             self.write(block, trained.guess(alpha))
             return
-        assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
+        assert block not in self._active, f"block {block} is being trained; a landing would be lost or tear it"
         for slot, parameter in zip(slots, self._parameters(self._manifest.blocks[block]), strict=True):
             part = slice(slot.offset, slot.offset + slot.numel)
             parameter.data.copy_((trained.delta[part] * alpha).add_(trained.start[part]).view(slot.shape))
@@ -133,18 +135,35 @@ class BlockSolver:
         Raises Diverged. However this ends, the block has its old values and no gradient is left. A round that raises
         leaves no state either: it has changed what it began with.
         """
-        assert self._active is None, f"block {self._active} is being trained"
+        (trained,) = self.train_together([block], batches, lr, after_step)
+        return trained
+
+    def train_together(
+        self,
+        indices: Sequence[int],
+        batches: Sequence[Sequence[Batch]],
+        lr: float,
+        after_step: Callable[[int], None] | None = None,
+    ) -> list[Trained]:
+        """Train several blocks as if they were one, with one optimizer and one norm of the gradient; otherwise as
+        `train`. Of each block what became of it, with the loss and the norm of all."""
+        assert not self._active, f"block {self._active} is being trained"
         assert batches, "a round has at least one step"
-        start = self._start(block)
-        self._active = block
+        blocks = [self._manifest.blocks[index] for index in indices]
+        starts = [self._start(index) for index in indices]
+        self._active = tuple(indices)
         try:
-            return self._steps(self._manifest.blocks[block], start, batches, lr, after_step)
+            trained = self._steps(blocks, starts[0] if len(starts) == 1 else torch.cat(starts), batches, lr, after_step)
         finally:
-            for parameter in self._parameters(self._manifest.blocks[block]):
-                parameter.requires_grad_(False)
-                parameter.grad = None
-            self._active = None
-            write_block(self._model, self._manifest.blocks[block], start)
+            for block, start in zip(blocks, starts, strict=True):
+                for parameter in self._parameters(block):
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+                write_block(self._model, block, start)
+            self._active = ()
+        sizes = [block.numel for block in blocks]
+        parts = zip(torch.split(trained.start, sizes), torch.split(trained.delta, sizes), strict=True)
+        return [replace(trained, start=start, delta=delta) for start, delta in parts]
 
     def _start(self, block: int) -> torch.Tensor:
         """What `read` gives, on the device; not to be changed."""
@@ -154,17 +173,20 @@ class BlockSolver:
 
     def _steps(
         self,
-        block: Block,
+        blocks: list[Block],
         start: torch.Tensor,
         batches: Sequence[Sequence[Batch]],
         lr: float,
         after_step: Callable[[int], None] | None,
     ) -> Trained:
+        """start: of all blocks, one after the other; what it returns is likewise."""
+        block = _joined(blocks)
         parameters = [parameter.requires_grad_() for parameter in self._parameters(block)]
         masters = _masters(block, parameters, start)
         optimizer = optimizer_of(block, masters, self._settings, lr)
         if self._states is not None:
-            self._states.give_back(block.index, optimizer, masters)
+            for each, of_it in _divided(blocks, masters):
+                self._states.give_back(each.index, optimizer, of_it)
         losses: list[torch.Tensor] = []  # summed over the step's tokens; kept on the device, as are the norms:
         norms: list[torch.Tensor] = []  # to look at one before the round ends would wait for the device
         tokens = 0
@@ -185,7 +207,8 @@ class BlockSolver:
         step_losses, step_norms = torch.stack(losses).cpu(), torch.stack(norms).cpu()
         _check_finite(block, step_losses, step_norms, delta, lr)
         if self._states is not None:
-            self._states.keep(block.index, optimizer, masters)
+            for each, of_it in _divided(blocks, masters):
+                self._states.keep(each.index, optimizer, of_it)
         return Trained(
             start=start,
             delta=delta,
@@ -245,6 +268,26 @@ def _rerun_backwards(forward: Callable[..., object], *arguments: object, **named
     # Nothing random runs in evaluation mode, so that there is no state of the generators to keep.
     call = functools.partial(forward, **named)
     return checkpoint(call, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _joined(blocks: Sequence[Block]) -> Block:
+    """The blocks as one, each after the other."""
+    first, *others = blocks
+    if not others:
+        return first
+    starts = itertools.accumulate((block.numel for block in blocks), initial=0)
+    slots = [
+        replace(slot, offset=start + slot.offset)
+        for block, start in zip(blocks, starts, strict=False)
+        for slot in block.slots
+    ]
+    return Block(first.index, " + ".join(block.name for block in blocks), tuple(slots))
+
+
+def _divided(blocks: Sequence[Block], masters: list[torch.Tensor]) -> Iterator[tuple[Block, list[torch.Tensor]]]:
+    """Each block with its masters."""
+    left = iter(masters)
+    return ((block, list(itertools.islice(left, len(block.slots)))) for block in blocks)
 
 
 def _masters(block: Block, parameters: list[torch.Tensor], start: torch.Tensor) -> list[torch.Tensor]:

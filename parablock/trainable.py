@@ -35,7 +35,12 @@ def prepare(model: PreTrainedModel, config: Config) -> Manifest:
     """
     if config.adapters:
         _add_adapters(model, config)
-    return partition(model, config.block_settings)
+    return cut(model, config)
+
+
+def cut(model: PreTrainedModel, config: Config) -> Manifest:
+    """The partition of what a `prepare`d model trains. Raises PartitionError."""
+    return partition(model, config.block_settings, ends_together=config.mode == "lisa")
 
 
 def merge(model: PreTrainedModel) -> None:

@@ -134,6 +134,17 @@ def test_the_synchronous_mode_has_nothing_in_flight() -> None:
     assert load(None, ["pipeline.max_in_flight=3", "mode=fedbcd"]).in_flight == 0
 
 
+def test_two_rounds_of_lisa_exchange_what_was_trained_at_once() -> None:
+    config = load(None, ["mode=lisa", "pipeline.max_in_flight=3"])
+    assert (config.together, config.in_flight, config.delay) == (2, 1, 0)
+    for mode, delay in (("parablock", 3), ("fedbcd", 0)):
+        config = load(None, [f"mode={mode}", "pipeline.max_in_flight=3"])
+        assert (config.together, config.delay) == (1, delay)
+    for setting in ("rounds=41", "eval.every=5"):
+        with pytest.raises(ConfigError, match=rf"{setting.partition('=')[0]} = \d+ must be even with mode = lisa"):
+            load(None, ["mode=lisa", setting])
+
+
 @pytest.mark.parametrize(("clients", "quorum", "expected"), [(1, 0, 1), (2, 0, 2), (3, 0, 2), (4, 0, 3), (4, 1, 1)])
 def test_the_quorum_is_a_majority_unless_it_is_said(clients: int, quorum: int, expected: int) -> None:
     assert load(None, [f"round.clients={clients}", f"round.quorum={quorum}"]).quorum == expected

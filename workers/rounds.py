@@ -51,7 +51,7 @@ class RoundLoop:
         self._trainer = trainer
         self._lag = lag
         self._schedule = Schedule.of(setup.config, len(setup.manifest.blocks))
-        self._steps = AdaptiveSteps(setup.config.solver, setup.config.in_flight)
+        self._steps = AdaptiveSteps(setup.config.solver, setup.config.delay)
         self._taken: dict[int, int] = {}  # round → the steps of it
         self._computed: dict[int, Span] = {}
         self._waited: dict[int, Span] = {}
@@ -67,14 +67,21 @@ class RoundLoop:
             round = await self._settle(round)
             if round >= config.rounds:
                 break
-            hidden = [self._schedule.block(before) for before in range(max(round - config.in_flight, 0), round)]
-            self._taken[round] = steps = self._steps.next(self._schedule.block(round), hidden)
-            self._contribute(await self._torch(self._trainer.train, round, steps))
-            before, round = round, max(round + 1, link.participant.told)
+            before = round
+            if round % config.together:
+                self._link.handle(Withhold(round, "what it is trained together with was not trained here"))
+                round += 1
+            else:
+                hidden = [self._schedule.block(earlier) for earlier in range(max(round - config.delay, 0), round)]
+                steps = self._steps.next(self._schedule.block(round), hidden)
+                for solved in await self._torch(self._trainer.train, round, steps):
+                    self._taken[solved.round] = steps
+                    self._contribute(solved)
+                round = max(round + config.together, link.participant.told)
             every = config.eval.every
             if every and round // every > before // every and round < config.rounds:
                 await self._evaluate(round // every * every - 1)
-        await self._settle(config.rounds + config.in_flight)
+        await self._settle(config.rounds + config.delay)
         await self._evaluate(config.rounds - 1)
 
     async def _settle(self, round: int) -> int:
@@ -89,16 +96,18 @@ class RoundLoop:
             if self._link.started is None:
                 break
             round = await self._start(round)
-        landing = round - config.in_flight - 1
-        if landing in self._computed:
-            self._waited[landing] = (began, time.monotonic())
+        landing = round - config.delay - 1
+        for waited in range(landing - config.together + 1, landing + 1):
+            if waited in self._computed:
+                self._waited[waited] = (began, time.monotonic())
         arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
         through = round if arrival else max(landing, self._given)
         self._report(await self._torch(self._trainer.land, through, min(round, config.rounds)))
         return round
 
     def _ready(self, round: int) -> bool:
-        return self._link.started is not None or self._link.participant.may_train(round)
+        last = round + self._setup.config.together - 1  # of those that are trained at once: none builds on another
+        return self._link.started is not None or self._link.participant.may_train(last)
 
     async def _start(self, round: int) -> int:
         """Take a (new) start: forget what will not be told any more, and return where to go on."""

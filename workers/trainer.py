@@ -94,12 +94,15 @@ class Trainer:
         """End `train` at its next step; from any thread."""
         self._stop.set()
 
-    def train(self, round: int, steps: int) -> Solved:
-        """So many steps on the round's block, which then holds its guess. Raises Stopped."""
-        setup, config, block = self._setup, self._config, self._schedule.block(round)
+    def train(self, round: int, steps: int) -> list[Solved]:
+        """So many steps on the round's block, which then holds its guess; or on the blocks of all rounds that are
+        trained together with it, which is the first of them. Raises Stopped."""
+        setup, config = self._setup, self._config
+        rounds = range(round, round + config.together)
+        blocks = [self._schedule.block(number) for number in rounds]
         began = time.monotonic()
         # The rows go on where the last round left them; a round that is not trained here counts as solver.steps.
-        first = round * config.solver.steps + self._surplus
+        first = round // config.together * config.solver.steps + self._surplus
         self._surplus += steps - config.solver.steps
         batches = step_batches(setup.rows, config.seed, setup.name, first, steps, config.solver)
         landed: list[Landed] = []
@@ -109,24 +112,35 @@ class Trainer:
                 raise Stopped
             self._on_step(round, step + 1)
             if config.pipeline.land == "arrival" and config.mode == "parablock":
-                landed.extend(self._land_meanwhile(round, block))
+                landed.extend(self._land_meanwhile(round, blocks[0]))
+
+        def told(place: int, values: Outgoing | None, weight: int, loss: float, reason: str = "") -> Solved:
+            number, meanwhile = rounds[place], [] if place else landed
+            return Solved(number, blocks[place], values, weight, loss, reason, began, time.monotonic(), meanwhile)
 
         rate = learning_rate(config.solver, round, config.rounds)
         try:
-            trained = self._solver.train(block, batches, rate, after_step)
+            trained = self._solver.train_together(blocks, batches, rate, after_step)
         except Diverged as error:
-            return Solved(round, block, None, 0, 0.0, str(error), began, time.monotonic(), landed)
-        if trained.tokens == 0:
-            return Solved(round, block, None, 0, 0.0, "its rows have no answer tokens", began, time.monotonic(), landed)
-        delta = self._setup.staging.out(trained.delta)
-        alpha = self._flight.depart(round, block, self._setup.staging.out(trained.start).wait, delta.wait)
-        self._solver.write_guess(block, trained, alpha)
-        return Solved(round, block, delta, trained.tokens, trained.loss, "", began, time.monotonic(), landed)
+            return [told(place, None, 0, 0.0, str(error)) for place in range(config.together)]
+        if trained[0].tokens == 0:
+            return [told(place, None, 0, 0.0, "its rows have no answer tokens") for place in range(config.together)]
+        solved = []
+        for place, made in enumerate(trained):
+            delta = self._setup.staging.out(made.delta)
+            start = self._setup.staging.out(made.start)
+            alpha = self._flight.depart(rounds[place], blocks[place], start.wait, delta.wait)
+            self._solver.write_guess(blocks[place], made, alpha)
+            solved.append(told(place, delta, made.tokens, made.loss))
+        return solved
 
     def land(self, through: int, next_round: int) -> list[Landed]:
         """Put in place, in the order of rounds, every block that has arrived from a round up to `through`."""
-        taken = self._take(lambda arrived: arrived.round <= through)
-        return [self._land(delivery, next_round - 1 - delivery.arrived.round) for delivery in taken]
+        taken, together = self._take(lambda arrived: arrived.round <= through), self._config.together
+        return [
+            self._land(delivery, (next_round - 1) // together - delivery.arrived.round // together)
+            for delivery in taken
+        ]
 
     def revert(self, before: int) -> None:
         """Take back the guesses of rounds below `before`, of which the broker will not speak again."""
