@@ -339,6 +339,11 @@ class Config:
         return self.in_flight + 1 - self.together
 
     @property
+    def knows_blocks(self) -> bool:
+        """Whether a round trains one of several blocks, and the next one another."""
+        return self.mode in ("parablock", "fedbcd")
+
+    @property
     def adapters(self) -> bool:
         """Whether adapters are trained, and nothing of the model itself."""
         return self.mode in ("lora", "ffa-lora")
@@ -349,7 +354,7 @@ class Config:
 
         What `blocks` freezes is not in the piece either; adapters are all in it. In lisa what is in no layer is apart.
         """
-        if self.mode in ("parablock", "fedbcd"):
+        if self.knows_blocks:
             return self.blocks
         if self.adapters:
             return Blocks(num_blocks=1)

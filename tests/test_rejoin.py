@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import sys
 import threading
@@ -21,6 +20,7 @@ from parablock import builtin
 from parablock.blocks import read_block
 from parablock.config import from_dict
 from parablock.run_folder import RunFolder
+from tests.test_trainable import adapters
 from workers import setup
 from workers.__main__ import Worker
 from workers.setup import Local, Setup
@@ -67,18 +67,7 @@ def setup_of(worker: Worker) -> Setup:
     return worker._trainer._setup
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        pytest.param(
-            "lora",
-            marks=pytest.mark.skipif(
-                importlib.util.find_spec("peft") is None, reason="peft is an extra: pip install -e '.[lora]'"
-            ),
-        ),
-        "lisa",
-    ],
-)
+@pytest.mark.parametrize("mode", [pytest.param("lora", marks=adapters), "lisa"])
 def test_who_comes_back_gets_what_changed_and_ends_with_what_all_hold(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,6 @@ from parablock.run_folder import RunFolder
 from parablock.schedule import Schedule
 from tests import families
 from tests.processes import blocks, finished
-from workers import plan_command
 from workers.evaluation import evaluate
 from workers.rows import load_rows
 
@@ -233,9 +232,3 @@ def test_a_run_of_lisa_trains_what_it_stores(tmp_path: Path) -> None:
     settings = folder.config().eval
     (stored,) = evaluate(loaded.model, loaded.tokenizer, held_out, settings, torch.device("cpu")).values()
     assert stored.loss == pytest.approx(evaluations[-1]["eval_loss"], abs=1e-4)
-
-
-@pytest.mark.timeout(120)
-def test_plan_is_about_blocks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan_command.main(["--rate", "10mbit", "--set", "mode=fedavg"]) == 2
-    assert "mode = fedavg knows none" in capsys.readouterr().err
