@@ -83,7 +83,8 @@ class Schedule:
     """Which block is trained in which round."""
 
     order: Literal["cyclic", "descending", "random"] = _key(
-        "cyclic", "order of blocks in a sweep: first to last, last to first, or a seeded permutation per sweep"
+        "cyclic",
+        "order of blocks in a sweep: first to last, last to first, or a seeded permutation per sweep (lisa: its own)",
     )
 
 

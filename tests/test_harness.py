@@ -88,6 +88,7 @@ def test_files_of_data_alone_may_be_used(folder: Path) -> None:
         ("process_docs: !<!function> utils.docs", "names code by !function"),
         ("group: g\ntask: [{task: t, fewshot_config: {samples: !function u.s}}]", "names code by !function"),
         ("unsafe_code: true", "lets answers be run as code (unsafe_code)"),
+        ("a: &a [*a, *a]\nb: [*a, {process_docs: !function u.docs}]", "names code by !function"),
         ("metric_list: [{metric: acc, hf_evaluate: true}]", "takes a metric from the hub, which is code (hf_evaluate)"),
         ("metric_list: [{metric: hub/score}]", "has the metric 'hub/score', which is not the harness's own"),
         ("use_prompt: promptsource:a", "takes its prompt from another library or file (use_prompt)"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import SandboxedEnvironment
 
 from workers import task_files
 from workers.sources import DataError
@@ -116,7 +116,7 @@ def _templates(utils: Any, *, trusted: bool) -> Iterator[None]:
     """The templates of task files cannot reach beyond the row that they are filled with."""
     own = utils.env
     if not trusted:
-        utils.env = ImmutableSandboxedEnvironment(undefined=own.undefined, keep_trailing_newline=True)
+        utils.env = SandboxedEnvironment(undefined=own.undefined, keep_trailing_newline=True)
         utils.env.filters.update(own.filters)
     try:
         yield

@@ -59,7 +59,7 @@ def check(folder: Path, metrics: Container[str], *, trusted: bool) -> None:
         tree = _parsed(path)
         includes = tree.get("include", [])
         paths += [path.parent / str(name) for name in (includes if isinstance(includes, list) else [includes])]
-        reason = next(_code(tree, metrics), None)
+        reason = next(_code(tree, metrics, set()), None)
         if reason is not None and not trusted:
             raise TaskFileError(
                 f"{path} {reason}; where you trust its authors, allow that with --set trust_remote_code=true"
@@ -81,18 +81,19 @@ def _parsed(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _code(node: Any, metrics: Container[str]) -> Iterator[str]:
-    """How a part of a file brings code, as the end of a sentence."""
+def _code(node: Any, metrics: Container[str], seen: set[int]) -> Iterator[str]:
+    """How a part of a file brings code, as the end of a sentence. seen: parts that need no second look; by its aliases
+    a file can hold one part in many places, or in itself."""
     if isinstance(node, _Tagged):
         yield f"names code by {node.tag}"
-    elif isinstance(node, dict):
-        for name, meaning in _SETTINGS.items():
-            if node.get(name):
-                yield f"{meaning} ({name})"
-        if isinstance(metric := node.get("metric"), str) and metric not in metrics:
-            yield f"has the metric {metric!r}, which is not the harness's own and would be fetched as code"
-        for part in (*node, *node.values()):
-            yield from _code(part, metrics)
-    elif isinstance(node, list):
-        for part in node:
-            yield from _code(part, metrics)
+    elif isinstance(node, dict | list) and id(node) not in seen:
+        seen.add(id(node))
+        parts = [*node, *node.values()] if isinstance(node, dict) else node
+        if isinstance(node, dict):
+            for name, meaning in _SETTINGS.items():
+                if node.get(name):
+                    yield f"{meaning} ({name})"
+            if isinstance(metric := node.get("metric"), str) and metric not in metrics:
+                yield f"has the metric {metric!r}, which is not the harness's own and would be fetched as code"
+        for part in parts:
+            yield from _code(part, metrics, seen)

@@ -115,8 +115,12 @@ class Trainer:
                 landed.extend(self._land_meanwhile(round, blocks[0]))
 
         def told(place: int, values: Outgoing | None, weight: int, loss: float, reason: str = "") -> Solved:
-            number, meanwhile = rounds[place], [] if place else landed
-            return Solved(number, blocks[place], values, weight, loss, reason, began, time.monotonic(), meanwhile)
+            """The steps are in the first round's time; each later one's begins where that before it has ended."""
+            nonlocal began
+            span = began, time.monotonic()
+            began = span[1]
+            meanwhile = [] if place else landed
+            return Solved(rounds[place], blocks[place], values, weight, loss, reason, *span, meanwhile)
 
         rate = learning_rate(config.solver, round, config.rounds)
         try:
