@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from parablock.shards import shown_label
 from parablock.trace import BROKER, LANES, Span
 
 if TYPE_CHECKING:
@@ -40,13 +39,10 @@ COMPUTE, UPLOAD, DOWNLOAD, EXPOSED, FOLD, NEUTRAL = (
 )
 LANE_COLOURS = {"compute": COMPUTE, "upload": UPLOAD, "download": DOWNLOAD, "fold": FOLD}
 
-LINES = [matplotlib.colormaps["tab20"](place) for place in (0, 2, 4, 6, 8, 10, 12, 16, 18, 1)]  # without grey
-
 WIDTH_IN = 9.6
 MOST_POINTS = 240  # per series; more rounds than this are averaged in groups
 EDGE_ROUNDS = 5  # a long time line shows so many rounds from each end
 MOST_CLIENTS = 6  # rows of more clients would be unreadable
-MOST_TASKS = len(LINES)
 
 STYLE = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
@@ -111,34 +107,6 @@ def loss(rounds: Sequence[Row], evaluations: Sequence[Row]) -> str | None:
         figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
 
     return svg("loss", 3.1, "Loss by round and by time", draw)
-
-
-def tasks(evaluations: Sequence[Row]) -> str | None:
-    """Held-out loss by task over the rounds; of many tasks those with most rows."""
-    told = [row for row in evaluations if row.get("tasks")]
-    names = task_names(told)[:MOST_TASKS]
-    if not names:
-        return None
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        done = column(told, "round") + 1
-        axes.plot(done, column(told, "eval_loss"), ":", color=INK, lw=1.2, label="all")
-        for name, colour in zip(names, LINES, strict=False):
-            losses = column([row["tasks"].get(name, {}) for row in told], "eval_loss")
-            # With a space before it: matplotlib leaves a name that starts with _ out of a legend.
-            axes.plot(done, losses, color=colour, marker="o", ms=3, lw=1.1, label=f" {shown_label(name, 24)}")
-        axes.set(xlabel="rounds done", ylabel="held-out loss (nats per token)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside right upper")
-
-    return svg("tasks", 2.9, "Held-out loss by task", draw)
-
-
-def task_names(evaluations: Sequence[Row]) -> list[str]:
-    """The tasks of the newest evaluation that tells them, those with most rows first."""
-    tasks: Mapping[str, Row] = next((row["tasks"] for row in reversed(evaluations) if row.get("tasks")), {})
-    return sorted(tasks, key=lambda name: (-(tasks[name].get("rows") or 0), name))
 
 
 def timeline(spans: Sequence[Span]) -> str | None:

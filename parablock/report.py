@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parablock import plots, shards_plot
+from parablock import held_out, plots, shards_plot
 from parablock.metrics import hidden_share
 from parablock.plots import Row, column
 from parablock.run_folder import RunFolder, RunFolderError
-from parablock.shards import shown_label
 from parablock.trace import Span, read_trace
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from parablock.shards import ShardCounts
 
 NONE = "–"  # a number that the run has not recorded
-MOST_LINES = 30  # of tasks in the table
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -50,7 +48,7 @@ dl div { padding: .6rem .8rem; border: 1px solid var(--line); border-radius: .5r
 dt { color: var(--soft); font-size: .85rem; } dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 500; text-align: left; width: 13rem; }
+th { font-weight: 500; text-align: left; } th[scope=row] { width: 13rem; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 0; overflow-x: auto; } figcaption { font-size: .9rem; }
 svg { display: block; width: 100%; min-width: 40rem; height: auto; }
@@ -94,7 +92,7 @@ def page(
             body.append('<p class="soft">Nothing recorded yet.</p>')
         else:
             body.append(f"<figure>{figure}<figcaption>{html.escape(caption)}</figcaption></figure>")
-    body += _by_task(evaluations)
+    body.append(held_out.section(evaluations))
     if counts is not None:
         caption = f"<figcaption>{html.escape(counts.summary())}.</figcaption>"
         body.append(f"<h2>Rows by client</h2><figure>{shards_plot.svg(counts)}{caption}</figure>")
@@ -108,55 +106,6 @@ def page(
         + "\n".join(body)
         + "\n</body></html>\n"
     )
-
-
-def _by_task(evaluations: Sequence[Row]) -> list[str]:
-    """Held-out loss by task and by client, where there are several of either: a figure of the tasks, and a table."""
-    told = [row for row in evaluations if isinstance(row.get("clients"), dict)]
-    if not told:
-        return []
-    first, last = told[0], told[-1]
-    tasks, clients = plots.task_names(told), sorted(last["clients"])
-    if not tasks and len(clients) < 2:
-        return []
-    shown = clients[: plots.MOST_CLIENTS] if len(clients) > 1 else []
-    heads = ["", "rows", "loss", "perplexity", *(f"loss of {client}" for client in shown)]
-    lines = [("all", first, last, [last["clients"][client] for client in shown])]
-    for name in tasks[:MOST_LINES]:
-        parts = [_task(last["clients"][client], name) for client in shown]
-        lines.append((f"  {shown_label(name, 64)}", _task(first, name), _task(last, name), parts))
-    rest = [f"{len(tasks) - MOST_LINES} more tasks"] if len(tasks) > MOST_LINES else []
-    rest += [f"{len(clients) - len(shown)} more clients"] if shown and len(clients) > len(shown) else []
-    figure = plots.tasks(told)
-    kind = "task" if not shown else "task and client" if tasks else "client"
-    caption = "First and last evaluation, clients' only the last; all tokens of a task count alike, whoever has them."
-    if tasks:
-        caption += f" The figure shows the {min(len(tasks), plots.MOST_TASKS)} tasks with most rows."
-    if rest:
-        caption += f" Not shown: {', '.join(rest)}."
-    cells = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
-    return [
-        f"<h2>Held-out loss by {kind}</h2>",
-        f"<figure>{figure or ''}<table><tr>{cells}</tr>{''.join(_task_line(*line) for line in lines)}</table>"
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>",
-    ]
-
-
-def _task(branch: Row, name: str) -> Row:
-    """A task's numbers in an evaluation, or in one client's part of it."""
-    found: Row = (branch.get("tasks") or {}).get(name) or {}
-    return found
-
-
-def _task_line(name: str, first: Row, last: Row, clients: Sequence[Row]) -> str:
-    cells = [
-        NONE if last.get("rows") is None else f"{last['rows']:,}",
-        _change([first, last], "eval_loss", "{:.3f}") if first is not last else _value(last, "eval_loss", "{:.3f}"),
-        _value(last, "perplexity", "{:.2f}"),
-        *(_value(part, "eval_loss", "{:.3f}") for part in clients),
-    ]
-    numbers = "".join(f'<td class="number">{html.escape(cell)}</td>' for cell in cells)
-    return f'<tr><th scope="row">{html.escape(name)}</th>{numbers}</tr>'
 
 
 def headlines(config: Config, rounds: Sequence[Row], evaluations: Sequence[Row]) -> list[tuple[str, str, str]]:
@@ -315,10 +264,6 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> str:
         for name, value, remark in rows
     )
     return f"<table>{''.join(lines)}</table>"
-
-
-def _value(row: Row, key: str, form: str) -> str:
-    return NONE if row.get(key) is None else form.format(row[key])
 
 
 def _change(rows: Sequence[Row], key: str, form: str, scale: float = 1.0) -> str:
