@@ -42,6 +42,7 @@ CASES = {
         Case("stale", ("mode=parablock", "pipeline.correction=stale")),
         Case("fedcybgd", ("mode=fedcybgd",)),
         Case("fedavg", ("mode=fedavg",)),
+        Case("lisa", ("mode=lisa",)),
         Case("lora", ("mode=lora",), needs="peft"),
         Case("ffa-lora", ("mode=ffa-lora",), needs="peft"),
     )

@@ -20,18 +20,20 @@ from parablock.aggregation import server_move, weighted_mean
 from parablock.blocks import read_block
 from parablock.participant_events import Arrived
 from parablock.schedule import Schedule
-from workers.evaluation import Scores
+from parablock.scores import total
 from workers.inbox import Delivery
 from workers.setup import Local, prepare
 from workers.trainer import Trainer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
 
     from parablock.config import Config
+    from parablock.scores import Scores
     from parablock.staging import Incoming
     from workers.trainer import Solved
 
@@ -66,16 +68,19 @@ class Simulation:
         self._schedule = schedule
 
     def run(self) -> Outcome:
-        for round in range(self._settings.rounds):
-            block = self._schedule.block(round)
-            self._commit(round, block, [client.train(round, block) for client in self.clients])
+        together = self._settings.together
+        for first in range(0, self._settings.rounds, together):
+            blocks = [self._schedule.block(round) for round in range(first, first + together)]
+            made = zip(*(client.train(first, blocks) for client in self.clients), strict=True)
+            for round, (block, solved) in enumerate(zip(blocks, made, strict=True), start=first):
+                self._commit(round, block, solved)
         for client in self.clients:
             client.land(self._settings.rounds, 0)
-        scores = sum((client.evaluate() for client in self.clients), Scores())
+        scores = total(client.evaluate() for client in self.clients)
         misses = [miss for client in self.clients for miss in client.misses]
         return Outcome(scores.loss, sum(misses) / len(misses), sum(client.synchronous for client in self.clients))
 
-    def _commit(self, round: int, block: int, solved: list[Solved]) -> None:
+    def _commit(self, round: int, block: int, solved: Sequence[Solved]) -> None:
         counted = [each for each in solved if each.values is not None]
         if counted:
             deltas = [each.values.wait() for each in counted if each.values is not None]
@@ -103,18 +108,18 @@ class Client:
         self.misses: list[float] = []
         self.synchronous = 0
 
-    def train(self, round: int, block: int) -> Solved:
-        """Land what has to have landed before the round, and train it."""
+    def train(self, round: int, blocks: Sequence[int]) -> list[Solved]:
+        """Land what has to have landed before the round, and train it, with those that are trained together with it."""
         if not self._astray:
-            self.land(round, self._settings.in_flight)
+            self.land(round, self._settings.delay)
         if self._astray:
             self.synchronous += 1
             self.land(round, 0)
-        return self._trainer.train(round, block, self._settings.solver.steps)
+        return self._trainer.train(round, blocks, self._settings.solver.steps)
 
-    def land(self, round: int, in_flight: int) -> None:
-        landed = self._trainer.land(round - in_flight - 1, round)
-        limit = self._settings.pipeline.max_miss if self._settings.in_flight else 0.0
+    def land(self, round: int, delay: int) -> None:
+        landed = self._trainer.land(round - delay - 1, round)
+        limit = self._settings.pipeline.max_miss if self._settings.delay else 0.0
         self._astray = any(0.0 < limit < each.miss for each in landed)
         self.misses += [each.miss for each in landed]
 
@@ -127,7 +132,7 @@ class Client:
         self._arrivals.append(Delivery(arrived, brought, change=False))
 
     def evaluate(self) -> Scores:
-        return self._trainer.evaluate()[0]
+        return total(self._trainer.evaluate().values())
 
 
 def outcome(settings: Config) -> Outcome:

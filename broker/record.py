@@ -16,12 +16,14 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from broker.evaluations import Evaluations
 from parablock.messages import Evaluated, Heartbeat, Landed
 from parablock.trace import Trace, client_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from parablock.config import Config
     from parablock.coordinator_events import Committed, Note, Reported
     from parablock.manifest import Manifest
     from parablock.run_folder import RunFolder
@@ -38,18 +40,11 @@ class _Row:
     landed: dict[str, Landed] = field(default_factory=dict)
 
 
-@dataclass
-class _Scores:
-    waiting_for: set[str]
-    at: float = 0.0  # when the newest share came
-    shares: dict[str, Evaluated] = field(default_factory=dict)
-
-
 class Record:
     """Writes into `folder`. Times given to it are of the broker's monotonic clock, in seconds; files count from the
     first moment, `began`."""
 
-    def __init__(self, folder: RunFolder, manifest: Manifest, began: float) -> None:
+    def __init__(self, folder: RunFolder, manifest: Manifest, config: Config, began: float) -> None:
         self.fresh: list[dict[str, Any]] = []  # rows written since somebody last took them from here
         self.trouble: OSError | None = None  # why the newest rows are not on disk
         self._unwritten: deque[Callable[[], None]] = deque()
@@ -63,7 +58,8 @@ class Record:
         self._processes: dict[str, int] = {}
         self._offsets: dict[str, float] = {}
         self._rows: dict[int, _Row] = {}
-        self._scores: dict[int, _Scores] = {}
+        self._newest = -1  # the newest round that is committed
+        self._evaluations = Evaluations(config)
 
     def note(self, note: Note, now: float) -> None:
         self._event(now, note.kind, note.client, note.text)
@@ -76,6 +72,7 @@ class Record:
         """A round is closed; `clients` are on the roster and will report on it."""
         self._rows[committed.round] = _Row(committed, now, self._committed_at, set(clients))
         self._committed_at = now
+        self._newest = committed.round
         text = f"round {committed.round}, block {committed.block}: {committed.reason}"
         self._event(now, "committed", "", text)
 
@@ -95,29 +92,23 @@ class Record:
                     self._draw(reported.client, landed, row.committed.block)
                     self._flush()
             case Evaluated() as share:
-                scores = self._scores.setdefault(share.round, _Scores(set(clients)))
-                scores.shares[reported.client] = share
-                scores.at = now
-                self._flush_scores()
+                told = self._evaluations.reported(reported.client, share, clients, self._newest, now - self._began)
+                self._write(*told)
 
     def gone(self, client: str) -> None:
         """Nothing more will come from this client; under its name another one may, with another clock."""
         for row in self._rows.values():
             row.waiting_for.discard(client)
-        for scores in self._scores.values():
-            scores.waiting_for.discard(client)
         self._offsets.pop(client, None)
         self._flush()
-        self._flush_scores()
+        self._write(*self._evaluations.gone(client))
 
     def close(self) -> None:
         """Write what is left, complete or not."""
         for row in self._rows.values():
             row.waiting_for.clear()
-        for scores in self._scores.values():
-            scores.waiting_for.clear()
         self._flush()
-        self._flush_scores()
+        self._write(*self._evaluations.close())
         self._put(self._trace.close)
 
     def _name(self, round: int, block: int | None = None) -> str:
@@ -211,35 +202,10 @@ class Record:
             "loop_lag_p99_ms": max((landed.loop_lag_ms for landed in reports.values()), default=None),
         }
 
-    def _flush_scores(self) -> None:
-        for number in sorted(self._scores):
-            scores = self._scores[number]
-            if scores.waiting_for - scores.shares.keys():
-                continue
-            del self._scores[number]
-            shares = scores.shares.values()
-            if not any(share.rows for share in shares):
-                continue  # nobody has held-out rows
-            tokens = sum(share.tokens for share in shares)
-            answered = sum(share.answered for share in shares)
-            loss = sum(share.loss_sum for share in shares) / tokens if tokens else None
-            self._write(
-                {
-                    "kind": "evaluation",
-                    "round": number,
-                    "time_s": scores.at - self._began,
-                    "eval_loss": loss,
-                    "perplexity": math.exp(min(loss, 700.0)) if loss is not None else None,
-                    "exact_match": sum(share.correct for share in shares) / answered if answered else None,
-                    "rows": sum(share.rows for share in shares),
-                    "tokens": tokens,
-                    "answered": answered,
-                }
-            )
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._put(lambda: self._folder.append_metrics(row))
-        self.fresh.append(row)
+    def _write(self, *rows: dict[str, Any]) -> None:
+        for row in rows:
+            self._put(partial(self._folder.append_metrics, row))
+            self.fresh.append(row)
 
     def _event(self, now: float, kind: str, client: str, text: str) -> None:
         row = {"time_s": now - self._began, "kind": kind, "client": client, "text": text}

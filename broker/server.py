@@ -91,7 +91,7 @@ class Broker:
         self._coordinator = Coordinator(config, base.manifest, base.weights, base.tokenizer, run, epoch)
         self._blocks = GlobalBlocks(base, config)
         self._store = BlockStore(folder, base.manifest.digest)
-        self._record = Record(folder, base.manifest, began)
+        self._record = Record(folder, base.manifest, config, began)
         self._view = View(config, base.manifest, self._coordinator.block)
         call_soon = asyncio.get_running_loop().call_soon_threadsafe
         self._fold: Conveyor[Made | Unfit] = Conveyor("fold", call_soon, self._folded, self._failed)

@@ -57,8 +57,10 @@ class _Group:
         return " + ".join(name for part, name in names.items() if part in parts)
 
 
-def partition(model: PreTrainedModel, settings: config.Blocks) -> Manifest:
+def partition(model: PreTrainedModel, settings: config.Blocks, *, ends_together: bool = False) -> Manifest:
     """The blocks of a causal LM, by depth: embeddings, decoder layers, final norm, head.
+
+    ends_together: what the settings give a block of its own is all in one, the first.
 
     A parameter is trainable where it is floating-point and requires a gradient; what is not, and what the
     settings freeze, is in the manifest's `frozen`. What is neither in a decoder layer nor the input or output
@@ -81,7 +83,7 @@ def partition(model: PreTrainedModel, settings: config.Blocks) -> Manifest:
             "the model has nothing to train: no floating-point parameter requires a gradient beyond what "
             "blocks.embeddings, blocks.final_norm and blocks.head freeze"
         )
-    groups = _grouped(trained, len(decoder_layers(model)), settings)
+    groups = _grouped(trained, len(decoder_layers(model)), settings, ends_together)
     names = {item.name for item in trained}
     frozen = tuple(name for name, _ in model.named_parameters() if name not in names)
     return Manifest(tuple(_block(index, group) for index, group in enumerate(groups)), frozen)
@@ -215,7 +217,7 @@ def _run_before(model: PreTrainedModel, stack: nn.ModuleList) -> set[int]:
     )
 
 
-def _grouped(parameters: list[_Parameter], layers: int, settings: config.Blocks) -> list[_Group]:
+def _grouped(parameters: list[_Parameter], layers: int, settings: config.Blocks, ends_together: bool) -> list[_Group]:
     """The groups by depth, each with its parameters in the order in which they came."""
     ends: dict[Part, tuple[str, int]] = {
         "embeddings": (settings.embeddings, 0),
@@ -238,6 +240,15 @@ def _grouped(parameters: list[_Parameter], layers: int, settings: config.Blocks)
             group = alone[parameter.part]
         group.parameters.append(parameter)
     by_depth = [alone["embeddings"], *middle, alone["final norm"], alone["head"]]
+    if ends_together:
+        outside = _Group(parameters=[each for group in alone.values() for each in group.parameters])
+        if not outside.parameters or not any(group.parameters for group in middle):
+            raise PartitionError(
+                "mode = lisa trains embeddings, final norm and head together with a block of layers, and of the one or "
+                "the other nothing is trainable; see blocks.embeddings, blocks.final_norm and blocks.head, or choose "
+                "another mode"
+            )
+        by_depth = [outside, *middle]
     # Empty are the parts that are frozen or have joined a layer, a tied head, and layers that the user froze.
     return [group for group in by_depth if group.parameters]
 

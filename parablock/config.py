@@ -21,7 +21,7 @@ from parablock.codec import GROUP, CodecName
 from parablock.messages import MAX_IN_FLIGHT
 
 Scalar = bool | int | float | str
-Mode = Literal["parablock", "fedbcd", "fedcybgd", "fedavg", "lora", "ffa-lora"]
+Mode = Literal["parablock", "fedbcd", "fedcybgd", "fedavg", "lora", "ffa-lora", "lisa"]
 
 _LONGEST_TEXT = 4096
 
@@ -85,9 +85,9 @@ class Schedule:
 
     order: Literal["cyclic", "descending", "random", "importance"] = _key(
         "cyclic",
-        "order of blocks in a sweep: first to last, last to first, or a seeded permutation per sweep; importance: "
-        "after the first sweep, blocks that moved more at their last visit come more often, each at least once in the "
-        "time of two sweeps",
+        "order of blocks in a sweep (lisa: its own): first to last, last to first, or a seeded permutation per sweep; "
+        "importance: after the first sweep, blocks that moved more at their last visit come more often, each at least "
+        "once in the time of two sweeps",
     )
 
 
@@ -277,7 +277,9 @@ class Evaluation:
     max_new_tokens: int = _key(256, "longest generated answer", unit="tokens", low=1)
     batch_size: int = _key(8, "rows per evaluation batch", low=1)
     task: str = _key(
-        "", "name of the field that says a row's task, for scores by task of `parablock evaluate`; empty: none"
+        "",
+        "name of the field that says a row's task, for scores by task of `parablock evaluate`, and of a run's "
+        "evaluations where a worker has agreed by --tell-tasks; empty: none",
     )
 
 
@@ -323,7 +325,8 @@ class Config:
         "parablock",
         "blocks with overlapped exchange (parablock) or in synchronous rounds (fedbcd); baselines in synchronous "
         "rounds: blocks by one client a round, in turn (fedcybgd), the whole model (fedavg), adapters (lora), only "
-        "their second matrices (ffa-lora)",
+        "their second matrices (ffa-lora), or embeddings, final norm and head at once with one drawn block of layers "
+        "(lisa: an even round exchanges the former, the next one the latter)",
     )
     rounds: int = _key(40, "rounds of the run", low=1, high=10_000_000)
     seed: int = _key(0, "seed of everything random", low=0, high=2**31 - 1)
@@ -348,8 +351,25 @@ class Config:
 
     @property
     def in_flight(self) -> int:
-        """Rounds that may be on the way while the next one trains: 0 in the synchronous mode."""
-        return self.pipeline.max_in_flight if self.mode == "parablock" else 0
+        """How many rounds a client may be ahead of the next commit: 0 in a synchronous mode, but for those rounds that
+        are trained `together`."""
+        return self.pipeline.max_in_flight if self.mode == "parablock" else self.together - 1
+
+    @property
+    def together(self) -> int:
+        """Rounds whose blocks are trained at once, and exchanged one after the other: r to r + together − 1, for every
+        multiple r of it."""
+        return 2 if self.mode == "lisa" else 1
+
+    @property
+    def delay(self) -> int:
+        """Rounds that may be on the way while the next ones train: 0 in every synchronous mode."""
+        return self.in_flight + 1 - self.together
+
+    @property
+    def knows_blocks(self) -> bool:
+        """Whether a round trains one of several blocks, and the next one another."""
+        return self.mode in ("parablock", "fedbcd", "fedcybgd")
 
     @property
     def adapters(self) -> bool:
@@ -360,21 +380,22 @@ class Config:
     def block_settings(self) -> Blocks:
         """How what is trained is cut: as `blocks` says, or in one piece where the mode knows no blocks.
 
-        What `blocks` freezes is not in the piece either; adapters are all in it.
+        What `blocks` freezes is not in the piece either; adapters are all in it. In lisa what is in no layer is apart.
         """
-        if self.mode in ("parablock", "fedbcd", "fedcybgd"):
+        if self.knows_blocks:
             return self.blocks
         if self.adapters:
             return Blocks(num_blocks=1)
+        apart = self.mode == "lisa"
 
-        def joined(part: Literal["join", "own", "freeze"]) -> Literal["join", "freeze"]:
-            return "freeze" if part == "freeze" else "join"
+        def treated(part: Literal["join", "own", "freeze"]) -> Literal["join", "own", "freeze"]:
+            return "freeze" if part == "freeze" else "own" if apart else "join"
 
-        return Blocks(
-            num_blocks=1,
-            embeddings=joined(self.blocks.embeddings),
-            final_norm=joined(self.blocks.final_norm),
-            head=joined(self.blocks.head),
+        return dataclasses.replace(
+            self.blocks if apart else Blocks(num_blocks=1),
+            embeddings=treated(self.blocks.embeddings),
+            final_norm=treated(self.blocks.final_norm),
+            head=treated(self.blocks.head),
         )
 
     @property
@@ -570,6 +591,8 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"solver.warmup_rounds = {config.solver.warmup_rounds} must be below rounds = {config.rounds}"
         )
+    if config.mode == "lisa":
+        _check_lisa(config)
     if config.solver.adaptive:
         _check_adaptive(config)
     if config.partition.method in ("dirichlet", "field") and not config.partition.field:
@@ -617,6 +640,23 @@ def _check_sampled(config: Config) -> None:
         raise ConfigError(
             f"round.quorum = {policy.quorum} is more than the {drawn} of round.clients = {policy.clients} that "
             f"round.fraction = {policy.fraction} draws for a round; lower the quorum or raise the fraction"
+        )
+
+
+def _check_lisa(config: Config) -> None:
+    for name, number in (("rounds", config.rounds), ("eval.every", config.eval.every)):
+        if number % config.together:
+            raise ConfigError(
+                f"{name} = {number} must be even with mode = lisa, where two rounds exchange what was trained at once"
+            )
+    if config.round.fraction < 1.0:
+        raise ConfigError(
+            f"round.fraction = {config.round.fraction} does not go with mode = lisa, where a client trains two "
+            "rounds at once, and would be drawn for each by itself; set it to 1"
+        )
+    if config.schedule.order == "importance":
+        raise ConfigError(
+            "schedule.order = importance does not go with mode = lisa, which draws its blocks; leave schedule.order out"
         )
 
 

@@ -49,7 +49,7 @@ def load_trained(folder: RunFolder, *, model: str | None = None) -> models.Loade
         )
     loaded.model.float()
     # Widened parameters have slots of another dtype, so the partition that is written by is a second one.
-    manifest = blocks.partition(loaded.model, config.block_settings)
+    manifest = trainable.cut(loaded.model, config)
     found = False
     for stored in folder.read_blocks():
         if stored.label.manifest != digest:

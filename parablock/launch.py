@@ -146,6 +146,8 @@ class Launch:
             command += ["--shard", f"{index}/{self._count}", "--threads", str(self._threads), "--device", self._device]
             if self._config.trust_remote_code:
                 command.append("--trust-remote-code")
+            if self._config.eval.task:  # told to nobody but a broker on this machine
+                command.append("--tell-tasks")
             log = (logs / f"{name}.log").open("wb")
             self._logs.append(log)
             # As many numpy threads as torch threads: the cores are shared out once.

@@ -40,6 +40,10 @@ MAX_BLOCK_BYTES = 1 << 40
 MAX_CHUNK_BYTES = 8 << 20
 """One chunk's payload at most; `network.chunk_bytes` is bounded by it."""
 MAX_PROBE_BYTES = 1 << 20
+MAX_TASKS = 128
+"""Tasks that a client's share of an evaluation tells apart: so many labels fit into one header."""
+MAX_LABEL = 64
+"""Characters of a task's label."""
 
 
 @dataclass(frozen=True)
@@ -161,14 +165,19 @@ class Landed:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Sums over a client's share of the held-out rows. `round` is the last one that the model holds; −1: none."""
+    """Sums over a client's share of the held-out rows, one for each of its tasks; without any row, none.
+
+    round: the last one that the model holds; −1: none. tasks: "" alone where they are not told apart. Every other list
+    has a number for each of them.
+    """
 
     round: Round
-    rows: Count
-    loss_sum: Number
-    tokens: Count
-    correct: Count
-    answered: Count
+    tasks: Annotated[tuple[Annotated[str, Text(MAX_LABEL)], ...], Items(MAX_TASKS)]
+    rows: Annotated[tuple[Count, ...], Items(MAX_TASKS)]
+    loss_sums: Annotated[tuple[Number, ...], Items(MAX_TASKS)]
+    tokens: Annotated[tuple[Count, ...], Items(MAX_TASKS)]
+    correct: Annotated[tuple[Count, ...], Items(MAX_TASKS)]
+    answered: Annotated[tuple[Count, ...], Items(MAX_TASKS)]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The report: one HTML page about a run, from its folder, that opens without a network.
 
 It says what the settings were, what came out in numbers, and shows the figures of `parablock.plots`. It holds
-numbers and names only, of the training data no text but the labels that rows were divided by, and works at any moment
-of a run.
+numbers and names only, of the data no text but the labels by which rows were divided or are scored, and works at any
+moment of a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parablock import plots, shards_plot
+from parablock import held_out, plots, shards_plot
 from parablock.metrics import hidden_share
 from parablock.plots import Row, column
 from parablock.run_folder import RunFolder, RunFolderError
@@ -48,7 +48,7 @@ dl div { padding: .6rem .8rem; border: 1px solid var(--line); border-radius: .5r
 dt { color: var(--soft); font-size: .85rem; } dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 500; text-align: left; width: 13rem; }
+th { font-weight: 500; text-align: left; } th[scope=row] { width: 13rem; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 0; overflow-x: auto; } figcaption { font-size: .9rem; }
 svg { display: block; width: 100%; min-width: 40rem; height: auto; }
@@ -92,6 +92,7 @@ def page(
             body.append('<p class="soft">Nothing recorded yet.</p>')
         else:
             body.append(f"<figure>{figure}<figcaption>{html.escape(caption)}</figcaption></figure>")
+    body.append(held_out.section(evaluations))
     if counts is not None:
         caption = f"<figcaption>{html.escape(counts.summary())}.</figcaption>"
         body.append(f"<h2>Rows by client</h2><figure>{shards_plot.svg(counts)}{caption}</figure>")
@@ -216,7 +217,7 @@ def _settings(config: Config, rounds: Sequence[Row], num_blocks: int | None) -> 
     shown = [
         ("Mode", config.mode),
         ("Model", config.model),
-        ("Blocks", f"{known}, {config.schedule.order}"),
+        ("Blocks", f"{known}, {'drawn' if config.mode == 'lisa' else config.schedule.order}"),
         ("Steps per round, K", f"{_steps(solver.steps, rounds)} of {solver.batch_size * solver.accumulate} rows"),
         ("Learning rate", learning_rate),
         ("Clients", (f"{len(clients)}: {_listed(clients)}" if clients else f"{config.round.clients} expected") + drawn),

@@ -3,6 +3,9 @@
 With f rounds in flight, any f + 1 consecutive rounds train different blocks, also across the border of two sweeps,
 so that a block never lands while it is being trained. Where there are too few blocks for that (`gap_holds` is
 false) the correction falls back to the delta rule; see `parablock.correction`.
+
+Order `lisa` knows no sweeps: even rounds train block 0, each odd one any of the others, drawn anew each time (Pan et
+al., arXiv 2403.17919). A client trains such a pair of rounds at once.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class Schedule:
     @classmethod
     def of(cls, config: Config, num_blocks: int) -> Schedule | None:
         """None where the order depends on how the run goes; see `parablock.importance`."""
-        order = config.schedule.order
+        order = "lisa" if config.mode == "lisa" else config.schedule.order
         return cls(order, num_blocks, config.in_flight, config.seed) if order != "importance" else None
 
     def block(self, round: int) -> int:
@@ -49,6 +52,9 @@ class Schedule:
                 while len(self._sweeps) <= sweep:
                     self._sweeps.append(self._draw(len(self._sweeps)))
                 return self._sweeps[sweep][position]
+            case "lisa":
+                drawn = random.Random(f"parablock/lisa/{self._seed}/{round}").randrange(1, self.num_blocks)
+                return drawn if round % 2 else 0
         raise AssertionError(f"no such order: {self._order}")
 
     def _draw(self, sweep: int) -> list[int]:

@@ -176,7 +176,9 @@ class ShardCounts:
 
     def summary(self) -> str:
         """One line: how the rows are divided, and how uneven the shards are."""
-        way = f"{self.method} by {_shown(self.field, 64)}" if self.method in ("dirichlet", "field") else self.method
+        way = (
+            f"{self.method} by {shown_label(self.field, 64)}" if self.method in ("dirichlet", "field") else self.method
+        )
         drawn = f", alpha {self.alpha:g}, seed {self.seed}" if self.alpha is not None else ""
         return (
             f"{way}{drawn}: {self.rows:,} rows for {len(self.by_client)} clients, "
@@ -185,7 +187,7 @@ class ShardCounts:
 
     def columns(self, most: int) -> list[tuple[str, tuple[int, ...]]]:
         """A name to show and the rows of each client, by label; with more than `most`, the last is the rest's sum."""
-        columns = [(_shown(label, _LONGEST_NAME), held) for label, held in self.by_label.items()]
+        columns = [(shown_label(label, _LONGEST_NAME), held) for label, held in self.by_label.items()]
         if len(columns) <= most:
             return columns
         rest = [held for _, held in columns[most - 1 :]]
@@ -213,7 +215,7 @@ class ShardCounts:
         return counts
 
 
-def _shown(name: str, longest: int) -> str:
+def shown_label(name: str, longest: int) -> str:
     """As a cell of a table can hold it."""
     printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
     return printable if len(printable) <= longest else printable[: longest - 1] + "…"

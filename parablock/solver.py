@@ -1,4 +1,4 @@
-"""The local solver: some optimizer steps on one block of a model whose other parameters stand still.
+"""The local solver: some optimizer steps on one block, or several, of a model whose other parameters stand still.
 
 Only the active block has gradients, float32 masters and optimizer state, and the backward pass ends at its
 lowest layer (BAdam, arXiv 2404.02827, is the same idea on one machine). The solver owns the model's
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,18 +20,19 @@ from torch.utils.checkpoint import checkpoint
 
 from parablock.blocks import decoder_layers, read_block, write_block
 from parablock.loss import answer_loss, answer_tokens
+from parablock.manifest import Block
 from parablock.optimizer import OptimizerStates, optimizer_of
 from parablock.staging import Outgoing, Staging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
     from transformers import PreTrainedModel
 
     from parablock import config
     from parablock.batch import Batch
-    from parablock.manifest import Block, Manifest, Slot
+    from parablock.manifest import Manifest, Slot
 
 FLOAT16_LOSS_SCALE = 2.0**10
 """Gradients below 6e-8 are zero in float16. A power of two is undone exactly, in the masters' gradients."""
@@ -82,11 +84,11 @@ class BlockSolver:
         self._staging = staging or Staging.of(device)
         self._masters: dict[int, Outgoing] = {}  # by block; only of blocks that are not float32 throughout
         self._states = OptimizerStates(self._staging) if settings.state == "keep" else None
-        self._active: int | None = None
+        self._active: tuple[int, ...] = ()
 
     def read(self, block: int) -> torch.Tensor:
         """The block's exact values: float32, on the CPU, of shape (block.numel,), a copy."""
-        assert block != self._active, f"block {block} is being trained; its values are the optimizer's"
+        assert block not in self._active, f"block {block} is being trained; its values are the optimizer's"
         if block in self._masters:
             return torch.from_numpy(self._masters[block].wait()).clone()
         return read_block(self._model, self._manifest.blocks[block]).cpu()
@@ -96,7 +98,7 @@ class BlockSolver:
 
         Safe between two steps of another block (`after_step`): no graph is alive then.
         """
-        assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
+        assert block not in self._active, f"block {block} is being trained; a landing would be lost or tear it"
         values = values.to(self._device)
         write_block(self._model, self._manifest.blocks[block], values)
         if self._has_masters(block):
@@ -113,7 +115,7 @@ class BlockSolver:
         if self._has_masters(block):
             self.write(block, torch.cat(list(guesses)))
             return
-        assert block != self._active, f"block {block} is being trained; a landing would be lost or tear it"
+        assert block not in self._active, f"block {block} is being trained; a landing would be lost or tear it"
         for slot, parameter, guess in zip(slots, self._parameters(self._manifest.blocks[block]), guesses, strict=True):
             parameter.data.copy_(guess.view(slot.shape))
 
@@ -137,20 +139,34 @@ class BlockSolver:
         Raises Diverged. However this ends, the block has its old values and no gradient is left. A round that raises
         leaves no state either: it has changed what it began with.
         """
-        assert self._active is None, f"block {self._active} is being trained"
+        (trained,) = self.train_together([block], batches, lr, after_step)
+        return trained
+
+    def train_together(
+        self,
+        indices: Sequence[int],
+        batches: Sequence[Sequence[Batch]],
+        lr: float,
+        after_step: Callable[[int], None] | None = None,
+    ) -> list[Trained]:
+        """Train several blocks as if they were one, with one optimizer and one norm of the gradient; otherwise as
+        `train`. Of each block what became of it, with the loss and the norm of all."""
+        assert not self._active, f"block {self._active} is being trained"
         assert batches, "a round has at least one step"
-        start = self._start(block)
-        self._active = block
+        blocks = [self._manifest.blocks[index] for index in indices]
+        starts = [self._start(index) for index in indices]
+        self._active = tuple(indices)
         trained = None
         try:
-            trained = self._steps(self._manifest.blocks[block], start, batches, lr, after_step)
+            trained = self._steps(blocks, starts, batches, lr, after_step)
             return trained
         finally:
-            for parameter in self._parameters(self._manifest.blocks[block]):
-                parameter.requires_grad_(False)
-                parameter.grad = None
-            self._active = None
-            write_block(self._model, self._manifest.blocks[block], start() if trained is None else trained.start)
+            self._active = ()
+            for place, block in enumerate(blocks):
+                for parameter in self._parameters(block):
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+                write_block(self._model, block, starts[place]() if trained is None else trained[place].start)
 
     def _start(self, block: int) -> Callable[[], torch.Tensor]:
         """Gives what `read` gives, on the device; not to be changed.
@@ -171,17 +187,24 @@ class BlockSolver:
 
     def _steps(
         self,
-        block: Block,
-        start: Callable[[], torch.Tensor],
+        blocks: Sequence[Block],
+        starts: Sequence[Callable[[], torch.Tensor]],
         batches: Sequence[Sequence[Batch]],
         lr: float,
         after_step: Callable[[int], None] | None,
-    ) -> Trained:
-        parameters = [parameter.requires_grad_() for parameter in self._parameters(block)]
-        masters = _masters(block, parameters, start())
-        optimizer = optimizer_of(block, masters, self._settings, lr)
+    ) -> list[Trained]:
+        """starts, and what it returns: by block."""
+        joined = _joined(blocks)
+        parameters = [parameter.requires_grad_() for parameter in self._parameters(joined)]
+        masters = [
+            master
+            for (block, own), start in zip(_divided(blocks, parameters), starts, strict=True)
+            for master in _masters(block, own, start())
+        ]
+        optimizer = optimizer_of(joined, masters, self._settings, lr)
         if self._states is not None:
-            self._states.give_back(block.index, optimizer, masters)
+            for block, own in _divided(blocks, masters):
+                self._states.give_back(block.index, optimizer, own)
         losses: list[torch.Tensor] = []  # summed over the step's tokens; kept on the device, as are the norms:
         norms: list[torch.Tensor] = []  # to look at one before the round ends would wait for the device
         tokens = 0
@@ -199,21 +222,17 @@ class BlockSolver:
                     after_step(step)
         if self._states is None:
             del optimizer  # nothing of it is needed any more, and the delta needs as much memory as a moment
-        delta = torch.cat([master.detach().flatten() for master in masters])
-        began = start()
-        delta.sub_(began)
+        made = []
+        for (_, own), start in zip(_divided(blocks, masters), starts, strict=True):
+            delta, began = torch.cat([master.detach().flatten() for master in own]), start()
+            made.append((began, delta.sub_(began)))
         step_losses, step_norms = torch.stack(losses).cpu(), torch.stack(norms).cpu()
-        _check_finite(block, step_losses, step_norms, delta, lr)
+        _check_finite(joined, step_losses, step_norms, [delta for _, delta in made], lr)
         if self._states is not None:
-            self._states.keep(block.index, optimizer, masters)
-        return Trained(
-            start=began,
-            delta=delta,
-            loss=step_losses.double().sum().item() / max(1, tokens),
-            tokens=tokens,
-            steps=len(batches),
-            grad_norm=step_norms.double().mean().item(),
-        )
+            for block, own in _divided(blocks, masters):
+                self._states.keep(block.index, optimizer, own)
+        loss, grad_norm = step_losses.double().sum().item() / max(1, tokens), step_norms.double().mean().item()
+        return [Trained(began, delta, loss, tokens, len(batches), grad_norm) for began, delta in made]
 
     def _backward(
         self,
@@ -265,6 +284,26 @@ def _rerun_backwards(forward: Callable[..., object], *arguments: object, **named
     return checkpoint(call, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
+def _joined(blocks: Sequence[Block]) -> Block:
+    """The blocks as one, each after the other."""
+    first, *others = blocks
+    if not others:
+        return first
+    starts = itertools.accumulate((block.numel for block in blocks), initial=0)
+    slots = [
+        replace(slot, offset=start + slot.offset)
+        for block, start in zip(blocks, starts, strict=False)
+        for slot in block.slots
+    ]
+    return Block(first.index, " + ".join(block.name for block in blocks), tuple(slots))
+
+
+def _divided(blocks: Sequence[Block], tensors: Sequence[torch.Tensor]) -> Iterator[tuple[Block, list[torch.Tensor]]]:
+    """Each block with those of its slots, of `tensors` of the slots of all."""
+    left = iter(tensors)
+    return ((block, list(itertools.islice(left, len(block.slots)))) for block in blocks)
+
+
 def _masters(block: Block, parameters: list[torch.Tensor], start: torch.Tensor) -> list[torch.Tensor]:
     """What the optimizer steps on: a float32 parameter itself, else a copy from `start`."""
 
@@ -309,8 +348,10 @@ def _clip(masters: list[torch.Tensor], limit: float) -> torch.Tensor:
     return norm
 
 
-def _check_finite(block: Block, losses: torch.Tensor, norms: torch.Tensor, delta: torch.Tensor, lr: float) -> None:
-    """Raise Diverged at the first step whose loss or gradient is not finite, or where the delta is not."""
+def _check_finite(
+    block: Block, losses: torch.Tensor, norms: torch.Tensor, deltas: Iterable[torch.Tensor], lr: float
+) -> None:
+    """Raise Diverged at the first step whose loss or gradient is not finite, or where a delta is not."""
     advice = f"lower solver.lr (this round's rate was {lr:g}), or set solver.clip to a smaller norm"
     for step, (loss, norm) in enumerate(zip(losses.tolist(), norms.tolist(), strict=True)):
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -318,7 +359,7 @@ def _check_finite(block: Block, losses: torch.Tensor, norms: torch.Tensor, delta
                 f"block {block.index} ({block.name}) diverged in step {step} of {len(losses)}: "
                 f"the loss, summed over tokens, is {loss:g}, the gradient's norm {norm:g}; {advice}"
             )
-    if not bool(torch.isfinite(delta).all()):
+    if not all(bool(torch.isfinite(delta).all()) for delta in deltas):
         raise Diverged(
             f"block {block.index} ({block.name}) diverged in step {len(losses) - 1} of {len(losses)}: "
             f"its loss and gradient were finite, the values after it are not; {advice}"

@@ -3,7 +3,8 @@
 Broker, workers and export make it of the base model by themselves, each to the last bit alike. An adapter (LoRA, Hu
 et al., arXiv 2106.09685) adds (alpha / rank) · B A x to what a linear layer computes; A begins random, B at zero.
 Federated averaging of both is FedIT (Zhang et al., arXiv 2305.05644); with A left as it began, so that the mean of the
-products is the product with the mean, FFA-LoRA (Sun et al., arXiv 2403.12313). Adapters are peft's, an extra.
+products is the product with the mean, FFA-LoRA (Sun et al., arXiv 2403.12313). Adapters are peft's, an extra. In lisa
+(Pan et al., arXiv 2403.17919) what is in no layer is the first block, and `parablock.schedule` draws the others.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ def prepare(model: PreTrainedModel, config: Config) -> Manifest:
     """
     if config.adapters:
         _add_adapters(model, config)
-    return partition(model, config.block_settings)
+    return cut(model, config)
+
+
+def cut(model: PreTrainedModel, config: Config) -> Manifest:
+    """The partition of what a `prepare`d model trains. Raises PartitionError."""
+    return partition(model, config.block_settings, ends_together=config.mode == "lisa")
 
 
 def merge(model: PreTrainedModel) -> None:

@@ -9,7 +9,7 @@ whole world knows rather than by what the machines say of themselves:
     what is committed is what the server optimizer and the codec's feedback make of it, by their formulas, bit for bit;
     what arrives is what was committed, byte for byte, once per process, and every model holds it bit for bit;
     a chunk that goes down is encoded once, and the one message shared by all who get it;
-    nobody trains a round before all that it builds on has landed, nor a round twice, nor more than in_flight ahead;
+    nobody trains a round before all that it builds on has landed, nor a round twice, nor more than `delay` ahead;
     a client trains what it was told of a round by the time it may, and nobody is told otherwise of its block;
     a tick that was due leaves nothing due.
 """
@@ -211,23 +211,27 @@ class Process:
             self.started = None
         config = self.network.config
         done = self.position >= config.rounds
-        target = config.rounds + config.in_flight if done else self.position
-        if self.position < 0 or not self.participant.may_train(target):
+        target = config.rounds + config.delay if done else self.position
+        if self.position < 0 or not self.participant.may_train(target + config.together - 1):
             return
         arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
-        through = target if arrival else max(target - config.in_flight - 1, self.given)
+        through = target if arrival else max(target - config.delay - 1, self.given)
         self.land(lambda arrived: arrived.round <= through)
         turn = None if done else self.network.turn(self)
         if turn is not None and not turn.trains:
             round, self.position = self.position, max(self.position + 1, self.participant.told)
             self.handle(worker.SitOut(round))  # which comes back here
             return
+        if not done and self.position % config.together:
+            round, self.position = self.position, max(self.position + 1, self.participant.told)
+            self.handle(worker.Withhold(round, "its partner was not trained here"))  # likewise
+            return
         self.busy = True
         if done:
-            self.handle(worker.Say(Evaluated(config.rounds - 1, 1, 0.0, 1, 0, 0)))
+            self.handle(worker.Say(Evaluated(config.rounds - 1, (), (), (), (), (), ())))
             self.handle(worker.Finish("done"))
         else:
-            made = self.network.train(self, self.position)
+            made = [self.network.train(self, self.position + number) for number in range(config.together)]
             seconds = self.network.rng.uniform(*self.habits.seconds)
             if arrival:
                 active = self.network.block(self.position)
@@ -254,9 +258,15 @@ class Process:
                 self.blocks[arrived.block] = (arrived.round, values.tobytes())
         self.arrivals = waiting
 
-    def contribute(self, round: int, made: Made) -> None:
-        self.busy = False
-        self.position = max(round + 1, self.participant.told)  # set here, since the loop goes on after the event
+    def contribute(self, first: int, made: list[Made]) -> None:
+        """What was trained at once, for the rounds from `first` on."""
+        # Set here, since the loop goes on after the last event.
+        self.position = max(first + len(made), self.participant.told)
+        for round, each in enumerate(made, start=first):
+            self.busy = round < first + len(made) - 1
+            self._contribute(round, each)
+
+    def _contribute(self, round: int, made: Made) -> None:
         block = self.network.block(round)
         if round in self.habits.diverges:
             self.handle(worker.Withhold(round, "the loss is not finite"))
@@ -454,7 +464,7 @@ class Network:
     def train(self, process: Process, round: int) -> Made:
         """What a process makes of a round: its own random delta, whatever its model holds."""
         assert not process.trained or round > process.trained[-1], "a round is trained twice"
-        base = round - self.config.in_flight
+        base = round // self.config.together * self.config.together - self.config.delay
         assert len(self.committed) >= base, "training is too far ahead"
         for number in range(base):
             block = self.committed[number].block

@@ -95,7 +95,7 @@ def configs(draw: st.DrawFn) -> Config:
     if isinstance(config, str):
         # Each value is in its range, so that only the checks of several settings together may object.
         known = "exclude|never be reached|must be below|more than twice|multiple of 256|one chunk"
-        known += "|adaptive|max_steps|sgd only|partition.field"
+        known += "|adaptive|max_steps|sgd only|partition.field|draws for a round|with mode = (fedcybgd|lisa)"
         assert re.search(known, config)
         reject()
     return config
@@ -145,10 +145,32 @@ def test_the_quorum_is_a_majority_of_those_that_are_drawn(settings: list[str], e
 @pytest.mark.parametrize(
     ("settings", "announced"),
     [([], False), (["schedule.order=random"], False), (["schedule.order=importance"], True), (["mode=fedcybgd"], True),
-     (["round.fraction=0.9"], True), (["mode=fedbcd"], False)],
+     (["round.fraction=0.9"], True), (["mode=fedbcd"], False), (["mode=lisa"], False)],
 )  # fmt: skip
 def test_rounds_are_announced_where_they_do_not_follow_from_the_settings(settings: list[str], announced: bool) -> None:
     assert load(None, settings).announced is announced
+
+
+def test_two_rounds_of_lisa_exchange_what_was_trained_at_once() -> None:
+    config = load(None, ["mode=lisa", "pipeline.max_in_flight=3"])
+    assert (config.together, config.in_flight, config.delay) == (2, 1, 0)
+    for mode, delay in (("parablock", 3), ("fedbcd", 0), ("fedcybgd", 0)):
+        config = load(None, [f"mode={mode}", "pipeline.max_in_flight=3"])
+        assert (config.together, config.delay) == (1, delay)
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("rounds=41", "rounds = 41 must be even with mode = lisa"),
+        ("eval.every=5", "eval.every = 5 must be even with mode = lisa"),
+        ("round.fraction=0.5", "round.fraction = 0.5 does not go with mode = lisa"),
+        ("schedule.order=importance", "schedule.order = importance does not go with mode = lisa"),
+    ],
+)
+def test_what_lisa_has_no_meaning_for_is_refused(setting: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load(None, ["mode=lisa", setting])
 
 
 @pytest.mark.parametrize(("clients", "quorum", "expected"), [(1, 0, 1), (2, 0, 2), (3, 0, 2), (4, 0, 3), (4, 1, 1)])

@@ -63,7 +63,7 @@ from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of
 M = TypeVar("M")
 MANIFEST = manifest_of()
 NBYTES = [4 * size for size in SIZES]
-EVALUATED = Evaluated(0, 1, 0.5, 1, 0, 0)
+EVALUATED = Evaluated(0, ("",), (1,), (0.5,), (1,), (0,), (0,))
 
 
 def peer_of(name: str) -> bytes:

@@ -180,21 +180,32 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(overlapped: RunFold
 
 
 def test_no_training_text_leaves_the_worker(tmp_path: Path) -> None:
-    """Neither the run's folder nor the broker's output holds a planted sentence or the name of its file."""
+    """Neither the run's folder nor the broker's output holds a planted sentence or the name of its file, nor the label
+    of a row, but for the worker that tells those."""
     planted = "the heron counts seventeen lanterns"
-    data = tmp_path / "secret-ledger.jsonl"
-    rows = [{"prompt": f"{planted} {number}?", "completion": f"#### {number}"} for number in range(40)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with Processes(tmp_path, rounds=3, **{"data.eval": ""}) as processes:
-        for index in range(2):
-            processes.worker(index, data=str(data))
+    with Processes(tmp_path, rounds=3, **{"eval.task": "kind", "eval.rows": 2}) as processes:
+        for index, (label, agreed) in enumerate((("otter", ["--tell-tasks"]), ("stork", []))):
+            data = tmp_path / f"secret-ledger-{index}.jsonl"
+            kept = {"completion": "#### 7", "kind": label}
+            rows = [{"prompt": f"{planted} {number}?", **kept} for number in range(40)]
+            data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            processes.worker(index, "--eval", str(data), *agreed, data=str(data))
         assert processes.broker.wait(timeout=120) == 0
+    first, last = (row for row in RunFolder.open(processes.out).read_metrics() if row["kind"] == "evaluation")
+    assert last["eval_loss"] < first["eval_loss"]
+    # Of each client's share the first eval.rows of the source count, though for eval.generate more are loaded.
+    assert {name: part["rows"] for name, part in last["clients"].items()} == {"worker-0": 1, "worker-1": 1}
+    assert last["answered"] == 4
+    assert last["tasks"] == {"otter": last["clients"]["worker-0"]["tasks"]["otter"]}
+    assert "tasks" not in last["clients"]["worker-1"]
     told = processes.broker_log.read_text(encoding="utf-8", errors="replace")
     for path in (tmp_path / "run").rglob("*"):
         if path.is_file():
             told += path.read_bytes().decode("utf-8", errors="replace")
     assert "heron" not in told
     assert "secret-ledger" not in told
+    assert "otter" in told
+    assert "stork" not in told
 
 
 def test_interrupt_ends_everything_in_good_order(tmp_path: Path) -> None:

@@ -55,6 +55,24 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err
 
 
+def stored_run(path: Path) -> RunFolder:
+    """A run whose blocks are as its base model has them."""
+    config = from_dict({"data": {"eval": "builtin"}, "eval": {"rows": 4}})
+    model = builtin.model(config.seed)
+    manifest = partition(model, config.blocks)
+    folder = RunFolder.create(path, config)
+    folder.write_manifest(manifest)
+    for block in manifest.blocks:
+        folder.save_block(Label(block.index, 0, -1, manifest.digest), read_block(model, block).numpy())
+    return folder
+
+
+def forget_head(folder: RunFolder) -> None:
+    """Without its head's block the model can only guess."""
+    last = folder.manifest().blocks[-1]
+    folder.save_block(Label(last.index, 1, 0, folder.manifest().digest), np.zeros(last.numel, dtype=np.float32))
+
+
 def test_a_model_by_its_folder_or_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     builtin.model(0).save_pretrained(tmp_path)
     builtin.tokenizer().save_pretrained(tmp_path)
@@ -80,18 +98,10 @@ def test_a_model_by_its_folder_or_name(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_run_is_evaluated_with_its_blocks_and_its_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = from_dict({"data": {"eval": "builtin"}, "eval": {"rows": 4}})
     before = scores(capsys, "builtin", "--data", "builtin", "--set", "eval.rows=4")
-    model = builtin.model(config.seed)
-    manifest = partition(model, config.blocks)
-    folder = RunFolder.create(tmp_path / "run", config)
-    folder.write_manifest(manifest)
-    for block in manifest.blocks:
-        folder.save_block(Label(block.index, 0, -1, manifest.digest), read_block(model, block).numpy())
+    folder = stored_run(tmp_path / "run")
     assert scores(capsys, str(folder.path)) == before
-    # Without its head's block the model can only guess.
-    last = manifest.blocks[-1]
-    folder.save_block(Label(last.index, 1, 0, manifest.digest), np.zeros(last.numel, dtype=np.float32))
+    forget_head(folder)
     assert scores(capsys, str(folder.path))["loss"] == pytest.approx(np.log(259))
     assert scores(capsys, str(folder.path), "--set", "eval.rows=2")["rows"] == 2
 

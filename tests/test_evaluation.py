@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from parablock import builtin
 from parablock.config import Data, Evaluation
-from workers.evaluation import Scores, _of_one_task, asked, check_tasks, evaluate, total
+from parablock.scores import total
+from workers.evaluation import _of_one_task, asked, check_tasks, evaluate
 from workers.rows import DataError, Row, Rows, load_rows
 
 if TYPE_CHECKING:
@@ -274,13 +275,3 @@ def test_evaluation_moves_no_weight_and_no_random_state(model: torch.nn.Module, 
 
 def test_no_rows_give_empty_scores(model: torch.nn.Module) -> None:
     assert evaluate(model, TOKENIZER, Rows((), 0, 0, 0, {}), Evaluation(generate=4), CPU) == {}
-    scores = total([])
-    assert scores == Scores(0.0, 0, 0, 0)
-    assert math.isnan(scores.loss)
-    assert math.isnan(scores.perplexity)
-    assert scores.exact_match is None
-
-
-def test_perplexity_is_the_exponential_of_the_loss() -> None:
-    assert Scores(6.0, 3, 0, 0).perplexity == pytest.approx(math.e**2)
-    assert Scores(1e6, 1, 0, 0).perplexity == math.inf

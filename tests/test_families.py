@@ -82,7 +82,7 @@ def test_is_partitioned_trained_and_exported(family: str, tmp_path: Path) -> Non
     with RunFolder.create(tmp_path / "run", run) as folder:
         folder.write_manifest(manifest, setup.base)
         for round in range(ROUNDS):
-            solved = [trainer.train(round, round % len(manifest.blocks), 2) for _, trainer, _ in clients]
+            solved = [trainer.train(round, [round % len(manifest.blocks)], 2)[0] for _, trainer, _ in clients]
             block = solved[0].block
             deltas = [part.values.wait() for part in solved if part.values is not None]
             assert len(deltas) == 2

@@ -164,6 +164,14 @@ def test_code_from_others_runs_only_where_the_user_says_so(place: Path, trust: s
     assert ("--trust-remote-code" in told["argv"]) == (trust == "true")
 
 
+@pytest.mark.parametrize("task", ["kind", ""])
+def test_tasks_are_told_where_scores_by_task_are_asked_for(place: Path, task: str) -> None:
+    fakes(place, "listen()\nuntil(lambda: marks() == 1)\n")
+    assert started(place, workers=1, **{"eval.task": task})[0] == 0
+    told = json.loads((place / "run" / "worker-0.json").read_text())
+    assert ("--tell-tasks" in told["argv"]) == bool(task)
+
+
 SHARDS = """
 import json, os, signal, sys, time
 from pathlib import Path

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from parablock import cli
+from parablock import builtin, cli
 from parablock.plan import Cost
 from tests.processes import Processes
+from tests.test_trainable import adapters
 from workers import plan_command, prober, timing
 from workers.plan_command import main
 
@@ -89,6 +90,34 @@ def test_more_blocks_or_a_codec_can_do_it(monkeypatch: pytest.MonkeyPatch, capsy
     assert result["num_blocks_to_hide"] in (2, 3, 4)
     assert f"codec.up and codec.down = {result['codec_to_hide']}" in shown
     assert f"blocks.num_blocks = {result['num_blocks_to_hide']}" in shown
+
+
+@pytest.mark.parametrize("mode", ["fedavg", pytest.param("lora", marks=adapters)])
+def test_a_mode_without_blocks_waits_for_its_one_exchange(
+    mode: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(timing.BlockTimer, "cost", lambda _timer, _block: Cost(0.01, 0.1))
+    result, shown = planned(capsys, "--rate", "8mbit", "--delay", "20ms", "--set", f"mode={mode}", "--clients", "2")
+    (block,) = result["blocks"]
+    sides = 4 * (64 + 64) + 3 * (64 + 192)  # of the linear layers of one of the four layers, at rank 8
+    assert block["numel"] == (builtin.model(0).num_parameters() if mode == "fedavg" else 4 * 8 * sides)
+    assert block["exchange_s"] > 0.04 + block["bytes_up"] / 1e6
+    assert result["round_s"] == pytest.approx(0.21 + block["exchange_s"])
+    assert not {"hidden", "steps_to_hide", "fedbcd_round_s", "parablock_round_s"} & result.keys()
+    assert f"round     {mode} {result['round_s']:.3f} s, with K = 2" in shown
+    share = block["exchange_s"] / result["round_s"]
+    assert f"hidden    nothing: {mode} waits for every exchange, {share:.0%} of a round" in shown
+    assert "exposed" not in shown
+    assert "for 2 clients its own link carries" in shown
+
+
+@pytest.mark.parametrize(("mode", "instead"), [("lisa", "parablock"), ("fedcybgd", "fedbcd")])
+def test_a_mode_whose_rounds_it_does_not_tell_is_refused(
+    mode: str, instead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refusal(capsys, "--rate", "1mbit", "--set", f"mode={mode}")
+    assert f"how long rounds of mode = {mode} take" in told
+    assert f"add --set mode={instead}" in told
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,18 +35,18 @@ def contributors(network: Network) -> list[str]:
 # Clean runs
 
 
-@pytest.mark.parametrize("mode", ["fedbcd", "parablock"])
+@pytest.mark.parametrize("mode", ["fedbcd", "parablock", "lisa"])
 @pytest.mark.parametrize("clients", [1, 3])
 def test_without_mishaps_everybody_trains_every_round_and_each_counts(mode: str, clients: int) -> None:
-    config = config_of(clients, rounds=9, mode=mode)
+    config = config_of(clients, rounds=10, mode=mode)
     network = ended(Network(config, dict.fromkeys("abc"[:clients], STEADY)))
-    assert contributors(network) == ["abc"[:clients]] * 9
-    assert all(process.trained == list(range(9)) for process in network.processes)
-    assert all(process.uploaded == list(range(9)) for process in network.processes)
-    assert all(process.arrived == set(range(9)) for process in network.processes)
+    assert contributors(network) == ["abc"[:clients]] * 10
+    assert all(process.trained == list(range(10)) for process in network.processes)
+    assert all(process.uploaded == list(range(10)) for process in network.processes)
+    assert all(process.arrived == set(range(10)) for process in network.processes)
     assert not any(process.dismissed for process in network.processes)
     sent = Counter(type(message) for *_, message in network.sent)
-    assert sent[Offer] == sent[Commit] == 9 * clients, "nothing is said twice"
+    assert sent[Offer] == sent[Commit] == 10 * clients, "nothing is said twice"
     assert sent[Rejected] == sent[Rejoin] == sent[Landed] == 0
     assert network.now < 20.0
 
@@ -221,6 +221,20 @@ def test_a_late_joiner_gets_the_blocks_that_changed_and_nobody_waits_for_it() ->
     assert contributors(network) == ["ab"] * start.round + ["abc"] * (10 - start.round)
     alone = ended(Network(config_of(2, rounds=10), {"a": STEADY, "b": STEADY}))
     assert network.over_at < alone.over_at + 0.5
+
+
+@pytest.mark.parametrize("joins_at", [2.0, 2.3, 2.6, 2.9, 3.2])
+def test_a_late_joiner_of_lisa_begins_with_what_is_trained_at_once(joins_at: float) -> None:
+    """It gets the newest of each block; in the round of a pair that it cannot train the first of it abstains."""
+    habits = {"a": STEADY, "b": STEADY, "c": Habits(seconds=(1.0, 1.0), joins_at=joins_at)}
+    network = ended(Network(config_of(2, rounds=12, mode="lisa"), habits))
+    late, start = network.process("c"), network.starts["c"][0]
+    newest = {network.block(round): round for round in range(start.next)}
+    assert set(start.pending) == set(newest.values())
+    assert late.trained == list(range(start.round + start.round % 2, 12))
+    abstained = [message.round for _, name, _, message in network.sent if isinstance(message, Abstain) and name == "c"]
+    assert set(abstained) == ({start.round} if start.round % 2 else set())
+    assert contributors(network) == ["ab"] * late.trained[0] + ["abc"] * len(late.trained)
 
 
 @pytest.mark.parametrize(("in_flight", "seed"), [(1, 23), (2, 7)], ids=["one in flight", "two in flight"])
@@ -401,13 +415,15 @@ def test_a_message_of_an_earlier_broker_changes_nothing() -> None:
 # Histories
 
 
-def history(seed: int) -> Network:
-    """A run in which much goes wrong; all of it follows from `seed`. Whoever dies comes back."""
+def history(seed: int, mode: str = "") -> Network:
+    """A run in which much goes wrong; all of it follows from `seed`, but for a mode that is asked for. Whoever dies
+    comes back."""
     rng = random.Random(seed)
     names = "abcd"[: rng.randint(1, 4)]
     rounds = rng.randint(3, 9)
-    mode = rng.choice(["parablock", "parablock", "parablock", "fedbcd", "fedcybgd"])
-    fraction = rng.choice([1.0, 0.5]) if mode != "fedcybgd" else 1.0
+    mode = mode or rng.choice(["parablock", "parablock", "parablock", "fedbcd", "fedcybgd"])
+    rounds += rounds % 2 if mode == "lisa" else 0
+    fraction = rng.choice([1.0, 0.5]) if mode not in ("fedcybgd", "lisa") else 1.0
     most = 1 if mode == "fedcybgd" else max(int(fraction * len(names) + 0.5), 1)
     config = config_of(
         len(names),
@@ -416,7 +432,7 @@ def history(seed: int) -> Network:
         fraction=fraction,
         deadline_s=rng.choice([0.0, 0.0, 1.0, 3.0]),
         mode=mode,
-        schedule={"order": rng.choice(["cyclic", "random", "descending", "importance"])},
+        schedule={"order": rng.choice(["cyclic", "random", "descending", *["importance"] * (mode != "lisa")])},
         pipeline={"max_in_flight": rng.choice([1, 1, 2, 3]), "land": rng.choice(["boundary", "arrival"])},
         codec={
             "up": rng.choice(["float32", "float32", "bfloat16", "float16", "int8", "int4"]),
@@ -453,9 +469,9 @@ def history(seed: int) -> Network:
 
 
 @cache
-def outcome(seed: int) -> Counter[str]:
+def outcome(seed: int, mode: str = "") -> Counter[str]:
     """What happened in a history, which ended well; once for all the tests that ask."""
-    network = history(seed)
+    network = history(seed, mode)
     try:
         network.run().check_ended()
     except AssertionError as error:
@@ -481,6 +497,14 @@ def outcome(seed: int) -> Counter[str]:
 def test_every_history_ends_with_every_round_committed_and_every_client_drained(part: int) -> None:
     for seed in range(part * 15, part * 15 + 15):
         outcome(seed)
+
+
+def test_rounds_that_are_trained_at_once_end_as_well() -> None:
+    """Also where a client begins, or begins again, in the middle of such a pair."""
+    seen = sum((outcome(seed, "lisa") for seed in range(500, 530)), Counter[str]())
+    assert {
+        what for what in ("lost", "rejoining", "dead", "late", "skipped", "behind a start") if not seen[what]
+    } == set()
 
 
 @pytest.mark.slow

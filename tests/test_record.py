@@ -11,9 +11,10 @@ from broker.record import Record
 from parablock.config import Config
 from parablock.coordinator_events import Committed, Note, Reported
 from parablock.manifest import Block, Manifest, Slot
-from parablock.messages import Evaluated, Heartbeat, Landed
+from parablock.messages import Heartbeat, Landed
 from parablock.run_folder import RunFolder
 from parablock.trace import read_trace
+from tests.test_evaluations import shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,7 @@ AHEAD = {"a": 500.0, "b": -300.0}  # how far the clients' clocks are from the br
 @pytest.fixture
 def record(tmp_path: Path) -> Iterator[Record]:
     with RunFolder.create(tmp_path / "run", Config()) as folder:
-        record = Record(folder, MANIFEST, BEGAN)
+        record = Record(folder, MANIFEST, Config(), BEGAN)
         for client, offset in AHEAD.items():
             for delay in (0.5, 0.0, 0.2):  # the smallest delay counts
                 beat = Heartbeat(BEGAN + offset - delay, 0, 0, "training")
@@ -116,27 +117,25 @@ def test_a_client_that_is_gone_is_not_waited_for_and_its_clock_is_forgotten(reco
     assert rows(record)[1]["compute_s"] == pytest.approx(0.5)
 
 
-def test_shares_of_an_evaluation_add_up(record: Record) -> None:
+def test_an_evaluation_is_told_when_every_share_is_in(record: Record) -> None:
     clients = ("a", "b")
-    record.reported(Reported("a", Evaluated(-1, 3, 30.0, 10, 1, 2)), clients, BEGAN + 1)
+    record.reported(Reported("a", shares(-1, rows=3, loss=30.0)), clients, BEGAN + 1)
     assert rows(record) == []
-    record.reported(Reported("b", Evaluated(-1, 2, 10.0, 10, 1, 2)), clients, BEGAN + 2)
+    record.reported(Reported("b", shares(-1, rows=2, loss=10.0)), clients, BEGAN + 2)
     (row,) = rows(record)
-    assert (row["eval_loss"], row["exact_match"], row["rows"], row["tokens"], row["answered"]) == (2.0, 0.5, 5, 20, 4)
-    assert row["time_s"] == 2.0
+    assert (row["kind"], row["round"], row["time_s"], row["rows"], row["eval_loss"]) == ("evaluation", -1, 2.0, 5, 2.0)
+    assert [told["round"] for told in record.fresh] == [-1], "and shown"
 
 
-def test_without_held_out_rows_there_is_no_evaluation(record: Record) -> None:
-    for client in ("a", "b"):
-        record.reported(Reported(client, Evaluated(-1, 0, 0.0, 0, 0, 0)), ("a", "b"), BEGAN)
-    assert rows(record) == []
-
-
-def test_a_loss_that_nobody_knows_is_null(record: Record) -> None:
-    for client in ("a", "b"):
-        record.reported(Reported(client, Evaluated(3, 4, 0.0, 0, 0, 0)), ("a", "b"), BEGAN)
-    (row,) = rows(record)
-    assert (row["rows"], row["eval_loss"], row["perplexity"], row["exact_match"]) == (8, None, None, None)
+def test_an_evaluation_does_not_wait_for_who_is_gone_nor_for_the_end(record: Record) -> None:
+    record.reported(Reported("a", shares(-1)), ("a", "b"), BEGAN + 1)
+    record.gone("b")
+    assert [row["round"] for row in rows(record)] == [-1]
+    for round in range(40):
+        commit(record, round, at=2.0)
+    record.reported(Reported("a", shares(39)), ("a", "b"), BEGAN + 3)
+    record.close()
+    assert [row["round"] for row in rows(record) if row["kind"] == "evaluation"] == [-1, 39]
 
 
 def test_what_the_disk_refuses_is_kept_and_written_later(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from parablock.agenda import Turn
 from parablock.config import Config, from_dict
 from parablock.messages import Landed as LandedMessage
-from parablock.participant_events import Arrived, Contribute, Event, Say, SitOut, Started
+from parablock.participant_events import Arrived, Contribute, Event, Say, SitOut, Started, Withhold
 from tests.network import manifest_of
 from workers.lag import LoopLag
 from workers.rounds import RoundLoop
@@ -64,9 +64,10 @@ class Trainer:
     landed: int = 0
     misses: dict[int, float] = field(default_factory=dict)
 
-    def train(self, round: int, block: int, steps: int) -> Solved:
-        self.done.append((round, block))
-        return Solved(round, block, object(), 7, steps, 0.5, "", 10.0 + round, 10.5 + round)  # type: ignore[arg-type]
+    def train(self, round: int, blocks: list[int], steps: int) -> list[Solved]:
+        made = list(enumerate(blocks, start=round))
+        self.done += made
+        return [Solved(at, block, object(), 7, steps, 0.5, "", 10.0 + at, 10.5 + at) for at, block in made]  # type: ignore[arg-type]
 
     def sit_out(self) -> None:
         self.done.append("sits out")
@@ -88,11 +89,11 @@ async def call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def run(turns: str, misses: dict[int, float] | None = None, **tables: Any) -> tuple[Trainer, Link]:
-    """A client's run of as many rounds as there are turns. misses: of guesses, by round."""
+def run(turns: str, misses: dict[int, float] | None = None, first: int = 0, **tables: Any) -> tuple[Trainer, Link]:
+    """A client's run from round `first` on, of as many rounds as there are turns. misses: of guesses, by round."""
     config: Config = from_dict({"rounds": len(turns), **tables})
     participant = Participant(turns)
-    link, trainer = Link(participant, Started(0, 4, 0)), Trainer(participant, misses=misses or {})
+    link, trainer = Link(participant, Started(first, 4, first)), Trainer(participant, misses=misses or {})
     setup = SimpleNamespace(config=config, manifest=manifest_of(), held_out=None)
     loop = RoundLoop(setup, link, call, trainer, LoopLag())  # type: ignore[arg-type]
     asyncio.run(loop.run())
@@ -154,3 +155,19 @@ def test_a_guard_that_is_off_or_wider_lets_the_same_guesses_pass(tables: dict[st
 def test_synchronous_rounds_have_no_guess_to_guard() -> None:
     trainer, _ = run("TTT", misses=dict.fromkeys(range(3), 2.0), mode="fedbcd")
     assert trainer.done == [(0, 0), "lands 0", (1, 1), "lands 1", (2, 2), "lands 2"]
+
+
+# Rounds that are trained at once
+
+
+def test_both_rounds_of_a_pair_are_waited_for_and_no_guess_is_guarded() -> None:
+    trainer, link = run("TTTT", misses=dict.fromkeys(range(4), 2.0), mode="lisa")
+    assert trainer.done == [(0, 0), (1, 1), "lands 0", "lands 1", (2, 2), (3, 3), "lands 2", "lands 3"]
+    assert waited(link) == [0, 1, 2, 3]
+
+
+def test_who_begins_in_the_middle_of_a_pair_passes_its_second_round_by() -> None:
+    trainer, link = run("TTTT", first=1, mode="lisa")
+    assert trainer.done == [(2, 2), (3, 3)]
+    assert [event.round for event in link.heard if isinstance(event, Withhold)] == [1]
+    assert waited(link) == [2, 3]

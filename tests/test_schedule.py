@@ -100,3 +100,17 @@ def test_impossible_numbers_are_our_own_bugs(num_blocks: int, in_flight: int) ->
 def test_an_order_that_config_does_not_know_is_our_own_bug() -> None:
     with pytest.raises(AssertionError, match="no such order: spiral"):
         Schedule("spiral", 2, 1, 0).block(0)
+
+
+def test_lisa_trains_the_first_block_every_time_and_draws_the_other() -> None:
+    config = load(None, ["mode=lisa", "seed=3"])
+    schedule = Schedule.of(config, 5)
+    blocks = [schedule.block(round) for round in range(4000)]
+    assert set(blocks[::2]) == {0}
+    counts = [blocks[1::2].count(block) for block in range(1, 5)]
+    assert sum(counts) == 2000
+    assert all(430 < count < 570 for count in counts), "each as likely as any other"
+    assert Schedule.of(config, 5).block(1001) == blocks[1001], "whoever asks, and in whatever order"
+    other = Schedule.of(load(None, ["mode=lisa", "seed=4"]), 5)
+    assert [other.block(round) for round in range(100)] != blocks[:100]
+    assert blocks[1:20:2] == [1, 3, 3, 4, 1, 4, 2, 1, 3, 2], "on every machine"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parablock.scores import Scores, total
 from tests.shown import shown
-from workers.evaluation import Scores, total
 from workers.scorecard import Scorecard
 
 QA = Scores(loss_sum=6.0, tokens=3, correct=1, answered=2, rouge_sum=0.5, free_form=1, rows=4)

@@ -7,6 +7,7 @@ import math
 import warnings
 import weakref
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,6 +110,45 @@ def test_equals_plain_torch_bit_for_bit(block: int, settings: dict[str, Any]) ->
     assert torch.equal(trained.start, start)
     assert torch.equal(trained.delta, delta)
     assert trained.delta.abs().max() > 1e-3
+
+
+def joined(manifest: Manifest, *indices: int) -> Block:
+    """Blocks as one, as far as an ordinary loop reads one."""
+    slots, start = [], 0
+    for index in indices:
+        slots += [replace(slot, offset=start + slot.offset) for slot in manifest.blocks[index].slots]
+        start += manifest.blocks[index].numel
+    return replace(manifest.blocks[indices[0]], slots=tuple(slots))
+
+
+@pytest.mark.parametrize("settings", [{"clip": 0.05, "weight_decay": 0.1}, {"optimizer": "sgd"}], ids=str)
+def test_blocks_that_are_trained_together_are_trained_as_one(settings: dict[str, Any]) -> None:
+    model, manifest, solver = build("phi", **settings)
+    before = values(model)
+    steps = families.batches(3, micro_batches=2)
+    start, delta = plain_torch(model, joined(manifest, 2, 0), steps, config.Solver(**settings), lr=1e-2)
+    last, first = solver.train_together([2, 0], steps, lr=1e-2)
+    assert torch.equal(torch.cat([last.start, first.start]), start)
+    assert torch.equal(torch.cat([last.delta, first.delta]), delta)
+    assert (last.loss, last.tokens, last.grad_norm) == (first.loss, first.tokens, first.grad_norm)
+    assert all(torch.equal(before[name], now) for name, now in values(model).items())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    for index, trained in ((2, last), (0, first)):
+        solver.write_guess(index, trained, share(manifest, index, 1.0))
+        assert torch.equal(solver.read(index), trained.start + trained.delta)
+
+
+def test_a_state_that_is_kept_is_its_blocks_own_whatever_it_was_trained_with() -> None:
+    """The step of plain momentum is lr (m v + g): what the first round leaves of v comes on top of a round's own."""
+    settings: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.5, "clip": 0.0}
+    steps = families.batches(1)
+    _, _, fresh = build(**settings)
+    _, _, solver = build(state="keep", **settings)
+    once = fresh.train_together([0, 2], steps, lr=1e-2)
+    solver.train_together([0, 1], steps, lr=1e-2)  # nothing is written: the next gradients are the same
+    common, other = solver.train_together([0, 2], steps, lr=1e-2)
+    torch.testing.assert_close(common.delta, 1.5 * once[0].delta, rtol=1e-3, atol=1e-6)
+    assert torch.equal(other.delta, once[1].delta), "trained for the first time"
 
 
 @pytest.mark.parametrize("family", families.CONFIGS)
@@ -528,17 +568,19 @@ class Watched(Copies):
         return sum(target() is not None for target in self._brought)
 
 
-def test_while_the_steps_run_nothing_on_the_device_holds_what_the_block_was() -> None:
-    """Beside the model are the masters, their gradients and moments: 16 bytes a parameter of the block."""
+@pytest.mark.parametrize("blocks", [[1], [0, 2]], ids=["one", "several"])
+def test_while_the_steps_run_nothing_on_the_device_holds_what_the_blocks_were(blocks: list[int]) -> None:
+    """Beside the model are the masters, their gradients and moments: 16 bytes a parameter of the blocks."""
     model = families.build("llama", torch.bfloat16)
     manifest = partition(model, config.Blocks(num_blocks=3))
     engine = Watched()
     solver = BlockSolver(model, manifest, config.Solver(), CPU, Staging(engine))
     held: list[int] = []
-    trained = solver.train(1, families.batches(3), 1e-2, lambda _step: held.append(engine.held()))
+    trained = solver.train_together(blocks, families.batches(3), 1e-2, lambda _step: held.append(engine.held()))
     assert held == [0, 0, 0]
-    assert engine.held() == 1, "where it began is told at the end"
-    assert torch.equal(trained.start, read_block(model, manifest.blocks[1]))
+    assert engine.held() == len(blocks), "where it began is told at the end"
+    for block, each in zip(blocks, trained, strict=True):
+        assert torch.equal(each.start, read_block(model, manifest.blocks[block]))
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])

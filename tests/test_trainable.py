@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
+from bench.simulation import Outcome, Simulation
 from parablock import builtin, export, models, trainable
 from parablock.block_file import Label
-from parablock.blocks import PartitionError, partition
-from parablock.config import Config, from_dict
+from parablock.blocks import PartitionError, decoder_layers, partition
+from parablock.config import Config, Data, from_dict
 from parablock.export import load_trained
 from parablock.run_folder import RunFolder
+from parablock.schedule import Schedule
 from tests import families
 from tests.processes import blocks, finished
-from workers import plan_command
+from workers.evaluation import evaluate
+from workers.rows import load_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +63,27 @@ def test_fedavg_has_every_parameter_in_one_block(treatment: str) -> None:
 def test_fedavg_leaves_out_what_is_frozen() -> None:
     model, names = prepared("fedavg", blocks={"embeddings": "freeze"})
     assert len(names) == len(list(model.parameters())) - 1
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_lisa_has_what_is_in_no_layer_in_its_first_block(family: str) -> None:
+    model = families.build(family)
+    ends, *layers = trainable.prepare(model, asked("lisa", blocks={"num_blocks": 2})).blocks
+    inside = {id(value) for value in decoder_layers(model).parameters()}
+    assert len(layers) == 2
+    assert all(id(model.get_parameter(slot.name)) in inside for block in layers for slot in block.slots)
+    assert not any(id(model.get_parameter(slot.name)) in inside for slot in ends.slots)
+    assert ends.name.startswith("embeddings + final norm")
+    names = [slot.name for block in (ends, *layers) for slot in block.slots]
+    assert sorted(names) == sorted(dict(model.named_parameters())), "each parameter in exactly one block"
+
+
+def test_lisa_leaves_out_what_is_frozen_but_not_all() -> None:
+    blocks = {"embeddings": "freeze", "final_norm": "freeze"}
+    manifest = trainable.prepare(builtin.model(0), asked("lisa", blocks=blocks))
+    assert manifest.blocks[0].name == "head"
+    with pytest.raises(PartitionError, match=r"mode = lisa trains embeddings, final norm and head together with"):
+        trainable.prepare(builtin.model(0), asked("lisa", blocks={**blocks, "head": "freeze"}))
 
 
 @adapters
@@ -187,7 +212,44 @@ def test_a_run_of_each_mode_trains(mode: str, tmp_path: Path) -> None:
     assert len(blocks(folder)) == 1
 
 
-@pytest.mark.timeout(120)
-def test_plan_is_about_blocks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan_command.main(["--rate", "10mbit", "--set", "mode=fedavg"]) == 2
-    assert "mode = fedavg; add" in capsys.readouterr().err
+def simulation_of(folder: RunFolder) -> tuple[Outcome, list[bytes]]:
+    """How the same run ends in one process, and each block then."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))  # as the run's workers
+    try:
+        simulation = Simulation(folder.config())
+        return simulation.run(), [values.tobytes() for values in simulation.blocks]
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_of_lisa_trains_what_it_stores(tmp_path: Path) -> None:
+    """The clients' own loss at the end is the stored model's: all hold the same, block by block, as in a simulation."""
+    folder = finished(tmp_path, mode="lisa", rounds=8, **{"solver.lr": 0.003, "eval.every": 4, "eval.generate": 0})
+    rows = folder.read_metrics()
+    rounds = [row for row in rows if row["kind"] == "round"]
+    schedule = Schedule.of(folder.config(), len(folder.manifest().blocks))
+    assert schedule is not None
+    assert [row["block"] for row in rounds] == [schedule.block(round) for round in range(8)]
+    assert all(row["contributors"] == ["worker-0", "worker-1"] and row["steps"] == 2 for row in rounds)
+    assert [row["staleness"] for row in rounds] == [0.0] * 8
+    assert all(row["exposed_s"] > 0 for row in rounds), "both exchanges are waited for"
+    pairs = list(zip(rounds[::2], rounds[1::2], strict=True))
+    assert all(0 < second["compute_s"] < first["compute_s"] for first, second in pairs), "the steps are told once"
+    assert all(first["loss"] == second["loss"] for first, second in pairs)
+    evaluations = [row for row in rows if row["kind"] == "evaluation"]
+    assert [row["round"] for row in evaluations] == [-1, 3, 7]
+    assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
+    newest = {row["block"]: row["round"] + 1 for row in rounds}
+    assert {index: version for index, (version, _) in blocks(folder).items()} == newest
+    outcome, simulated = simulation_of(folder)
+    assert {index: simulated[index] for index in newest} == {
+        index: content for index, (_, content) in blocks(folder).items()
+    }
+    assert outcome.loss == evaluations[-1]["eval_loss"]
+    loaded = load_trained(folder)
+    held_out = load_rows("builtin", Data(), tokenizer=loaded.tokenizer, seed=0, held_out=True, limit=16)
+    settings = folder.config().eval
+    (stored,) = evaluate(loaded.model, loaded.tokenizer, held_out, settings, torch.device("cpu")).values()
+    assert stored.loss == pytest.approx(evaluations[-1]["eval_loss"], abs=1e-4)

@@ -58,24 +58,24 @@ def client(run: Config) -> Trainer:
 def test_with_fixed_steps_a_rounds_rows_depend_on_its_number_alone(taken: list[tuple[int, int]]) -> None:
     trainer = client(config.from_dict({"solver": {"steps": 3}}))
     for round in (0, 1, 7):  # the broker may start a client anywhere
-        trainer.train(round, round % 4, 3)
+        trainer.train(round, [round % 4], 3)
     assert taken == [(0, 3), (3, 3), (21, 3)]
 
 
 def test_with_adaptive_steps_a_round_goes_on_where_the_last_one_ended(taken: list[tuple[int, int]]) -> None:
     trainer = client(config.from_dict({"solver": {"steps": 3, "adaptive": True}}))
     for round, steps in ((2, 3), (3, 5), (4, 1), (5, 2), (7, 4)):
-        trainer.train(round, round % 4, steps)
+        trainer.train(round, [round % 4], steps)
     # The round that was not trained here counts as three steps.
     assert taken == [(6, 3), (9, 5), (14, 1), (15, 2), (20, 4)]
 
 
 def test_a_client_that_sits_a_round_out_passes_no_rows_by(taken: list[tuple[int, int]]) -> None:
     trainer = client(config.from_dict({"solver": {"steps": 3}, "round": {"fraction": 0.5, "clients": 4}}))
-    trainer.train(0, 0, 3)
+    trainer.train(0, [0], 3)
     trainer.sit_out()
     trainer.sit_out()
-    trainer.train(3, 3, 3)
+    trainer.train(3, [3], 3)
     assert taken == [(0, 3), (3, 3)]
 
 
@@ -99,7 +99,7 @@ def test_a_device_that_copies_on_its_own_changes_nothing(correction: str, late: 
         trainer = Trainer(setup, 2, arrivals, lambda _round, _step: None)
         committed: list[Delivery] = []
         for round in range(5):
-            solved = trainer.train(round, round % len(setup.manifest.blocks), 1)
+            (solved,) = trainer.train(round, [round % len(setup.manifest.blocks)], 1)
             arrivals.extend(committed)
             committed = []
             trainer.land(round - 1, round + 1)
@@ -124,7 +124,7 @@ def test_blocks_are_the_brokers_bit_for_bit_whether_they_come_whole_or_as_change
     x = [read_block(setup.model, block).numpy().copy() for block in setup.manifest.blocks]
     made = dict.fromkeys(range(2), -1)
     for round in range(4):
-        solved = trainer.train(round, round % len(setup.manifest.blocks), 1)
+        (solved,) = trainer.train(round, [round % len(setup.manifest.blocks)], 1)
         block = solved.block
         assert solved.values is not None
         said = np.float32(1 / 3) * solved.values.wait()
@@ -159,7 +159,7 @@ def test_whatever_the_optimizers_clients_hold_the_brokers_blocks(solver: Any, se
     x = [read_block(setups[0].model, block).numpy().copy() for block in setups[0].manifest.blocks]
     base, state = [values.copy() for values in x], dict[int, dict[str, Any]]()
     for round in range(4):
-        solved = [each.train(round, round % 2, 1) for each in clients]
+        solved = [each.train(round, [round % 2], 1)[0] for each in clients]
         block = solved[0].block
         deltas = [part.values.wait() for part in solved if part.values is not None]
         mean = weighted_mean(deltas, [part.weight for part in solved])
@@ -174,6 +174,43 @@ def test_whatever_the_optimizers_clients_hold_the_brokers_blocks(solver: Any, se
         for block in setup.manifest.blocks:
             assert read_block(setup.model, block).numpy().tobytes() == x[block.index].tobytes()
     assert not any((x[n] == base[n]).all() for n in range(2))
+
+
+@pytest.mark.parametrize("change", [False, True], ids=["value", "change"])
+def test_what_is_trained_at_once_lands_block_by_block(change: bool, taken: list[tuple[int, int]]) -> None:
+    """In lisa: two rounds of one training each, both blocks in place before the next one begins."""
+    run = config.from_dict({"mode": "lisa", "solver": {"steps": 3, "batch_size": 2}, "blocks": {"num_blocks": 2}})
+    setup = prepared(run)
+    arrivals: deque[Delivery] = deque()
+    trainer = Trainer(setup, 2, arrivals, lambda _round, _step: None)
+    x = [read_block(setup.model, block).numpy().copy() for block in setup.manifest.blocks]
+    made: dict[int, int] = {}
+    for round in range(0, 8, 2):
+        blocks = [0, 1 + round // 2 % 2]
+        first, second = trainer.train(round, blocks, 3)
+        assert [(solved.round, solved.block) for solved in (first, second)] == [*enumerate(blocks, start=round)]
+        assert (first.weight, first.steps, first.loss) == (second.weight, second.steps, second.loss)
+        for solved in (first, second):
+            assert solved.values is not None
+            said = np.float32(1 / 3) * solved.values.wait()
+            x[solved.block] = x[solved.block] + said
+            arrived = Arrived(solved.round, solved.block, 1, made.get(solved.block, -1), 2, True, 0.0, 1.0)
+            made[solved.block] = solved.round
+            values = brought(setup.staging, said if change else x[solved.block])
+            arrivals.append(Delivery(arrived, values, change=change))
+        landed = trainer.land(round + 1, round + 2)
+        assert [(land.arrived.round, land.staleness) for land in landed] == [(round, 0), (round + 1, 0)]
+        for block in setup.manifest.blocks:
+            assert read_block(setup.model, block).numpy().tobytes() == x[block.index].tobytes()
+    assert taken == [(0, 3), (3, 3), (6, 3), (9, 3)], "each training takes the next rows"
+
+
+def test_a_training_that_diverges_is_of_no_use_to_any_of_its_rounds() -> None:
+    run = config.from_dict({"mode": "lisa", "solver": {"steps": 1, "batch_size": 2, "lr": 1e39, "clip": 0}})
+    trainer = client(run)
+    told = trainer.train(2, [0, 3], 1)
+    assert [(solved.round, solved.values) for solved in told] == [(2, None), (3, None)]
+    assert all("(embeddings + final norm + head + layer " in solved.reason for solved in told)
 
 
 def test_a_change_of_another_version_is_our_own_bug() -> None:

@@ -210,7 +210,10 @@ def test_the_largest_messages_fit_into_a_header() -> None:
     start = Start(most, most, most, (most,) * messages.MAX_BLOCKS, (last,) * ahead, (True,) * ahead)
     terms = Terms("x" * 32_768)
     leave = Leave("\U0001f984" * 1000)
-    for message in (join, start, terms, leave):
+    counts = (2**53,) * messages.MAX_TASKS
+    labels = ("\U0001f984" * messages.MAX_LABEL,) * messages.MAX_TASKS
+    evaluated = Evaluated(most, labels, counts, (1e38,) * messages.MAX_TASKS, counts, counts, counts)
+    for message in (join, start, terms, leave, evaluated):
         envelope = Envelope("r" * 64, 2**63, message)
         assert decode(encode(envelope)) == envelope
 
@@ -262,8 +265,8 @@ def test_what_we_send_ourselves_is_asserted() -> None:
         encode(Envelope("run", 1, Terms("x" * wire.MAX_HEADER_BYTES)))
     with pytest.raises(AssertionError, match="our own header has"):
         encode(Envelope("run", 1, Terms("€" * 32_768)))
-    with pytest.raises(AssertionError, match=r"Evaluated\.loss_sum is a finite number"):
-        encode(Envelope("run", 1, Evaluated(0, 1, float("nan"), 1, 0, 0)))
+    with pytest.raises(AssertionError, match=r"Evaluated\.loss_sums is a finite number"):
+        encode(Envelope("run", 1, Evaluated(0, ("",), (1,), (float("nan"),), (1,), (0,), (0,))))
 
 
 def test_a_message_without_bounds_is_our_own_bug() -> None:
@@ -521,7 +524,7 @@ def test_forms_of_msgpack_that_no_field_has_are_refused(where: str, value: bytes
 # Malformed frames: the frame's own fields, and each field of each message
 
 
-@pytest.mark.parametrize("version", [0, 2, 4, True, 3.0, "3", None, [3]])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, True, 3.0, "3", None, [3]])
 def test_another_version_is_refused(version: Any) -> None:
     refused(with_field(Leave, "v", version), "expected protocol version 3, got ")
 
@@ -596,10 +599,15 @@ def test_text_that_is_too_long_or_of_another_alphabet_is_refused(kind: type[Any]
 @every_field(lambda bounds: isinstance(bounds, Items))
 def test_a_list_that_is_too_long_or_holds_something_else_is_refused(kind: type[Any], name: str) -> None:
     bounds: Items = bounds_of(fields(kind)[name])
-    right: Any = get_args(get_args(fields(kind)[name])[0])[0]
-    fits, never = (True, 1) if right is bool else (1, True)
+    item: Any = get_args(get_args(fields(kind)[name])[0])[0]  # of tuple[item, ...]
+    fits, *others = {
+        type: (True, 1, "1", -(2**63)),  # that is, bool
+        Text: ("a", 1, True, "a" * 1000),
+        Real: (1.5, True, "1", 1e300),
+        Whole: (1, True, "1", -(2**63)),
+    }[type(bounds_of(item))]
     refused(with_field(kind, name, [fits] * (bounds.most + 1)), f"a list of at most {bounds.most} items")
-    for entry in (None, never, "1", math.nan, -(2**63)):
+    for entry in (None, math.nan, *others):
         refused(with_field(kind, name, [entry] if bounds.most == 1 else [fits, entry]), f"{kind.__name__}.{name} is ")
 
 

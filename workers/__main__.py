@@ -38,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--broker", required=True, metavar="ENDPOINT", help="where the broker listens: tcp://HOST:PORT")
     parser.add_argument("--data", default="builtin", help="this worker's training rows; they never leave it")
     parser.add_argument("--eval", default="", help="held-out rows")
+    parser.add_argument(
+        "--tell-tasks",
+        action="store_true",
+        help="tell the broker the labels in the held-out rows' field that eval.task names, for scores by task",
+    )
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="part I of N (from 0) of the rows")
     parser.add_argument("--name", help="this worker's name in the run (default: host and process)")
     parser.add_argument("--model", default="", help="where the run's model lies on this machine, if elsewhere")
@@ -81,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=arguments.device,
         threads=arguments.threads or os.cpu_count() or 1,
         trust_remote_code=arguments.trust_remote_code,
+        tell_tasks=arguments.tell_tasks,
     )
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_take_part(local, arguments.broker, arguments.patience))

@@ -1,6 +1,7 @@
 """`parablock evaluate TARGET`: held-out scores of a run's model, or of any other, by file and by task.
 
-Only the command: what is measured, and how, is `workers.evaluation`'s business, how it is shown `workers.scorecard`'s.
+Only the command: what is measured, and how, is `workers.evaluation`'s business, how it is shown `workers.scorecard`'s;
+`workers.harness` has another tool measure instead.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from parablock.config import ConfigError
 from parablock.run_folder import CONFIG, RunFolder, RunFolderError
 from workers.answers import AnswerFile, AnswerFileError, identity
 from workers.evaluation import asked, check_tasks, evaluate
+from workers.harness_scorecard import HarnessScorecard
 from workers.rows import DataError, Rows, load_rows
 from workers.scorecard import Scorecard
 
@@ -65,11 +68,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         help="keep each answer in this .jsonl file; started again with it, the command goes on where it stopped",
     )
+    parser.add_argument(
+        "--lm-eval",
+        metavar="TASK[,TASK]",
+        default="",
+        help="instead: these tasks, groups or tags (* and ? for any characters) of lm-evaluation-harness",
+    )
+    parser.add_argument("--tasks-dir", metavar="DIR", type=Path, help="the folder with the tasks' .yaml files")
+    parser.add_argument(
+        "--limit", metavar="N", type=_count, default=0, help="the first N rows of each of the harness's tasks"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     models.quiet()
+    scores: Scorecard | HarnessScorecard
     try:
-        scores = _evaluate(arguments.target, arguments.data, arguments.config, arguments.set, arguments.answers)
+        _check(arguments)
+        scores = _with_harness(arguments) if arguments.lm_eval else _evaluate(arguments)
     except _FOR_THE_USER as error:
         print(f"parablock evaluate: {error}", file=sys.stderr)
         return 2
@@ -84,20 +99,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _evaluate(
-    target: str, data: Sequence[str], config_file: str | None, overrides: list[str], answers: Path | None
-) -> Scorecard:
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for arguments that do not go together."""
+    if not arguments.lm_eval and (arguments.tasks_dir is not None or arguments.limit):
+        raise ConfigError("--tasks-dir and --limit belong to --lm-eval; name its tasks, or leave them out")
+    if arguments.lm_eval and arguments.tasks_dir is None:
+        raise ConfigError("--lm-eval wants --tasks-dir DIR, the folder with the tasks' .yaml files")
+    if arguments.lm_eval and (arguments.data or arguments.answers is not None):
+        raise ConfigError("--lm-eval takes the data that its tasks name; leave --data and --answers out")
+
+
+def _with_harness(arguments: argparse.Namespace) -> HarnessScorecard:
     """Raises what `_FOR_THE_USER` lists."""
-    folder = Path(target).expanduser()
-    is_run = (folder / CONFIG).is_file()
-    config = settings.load(config_file or (folder / CONFIG if is_run else None), overrides)
-    sources = _named(data or [config.data.eval])
+    from workers import harness  # what it needs comes with an extra
+
+    names = [name.strip() for name in arguments.lm_eval.split(",")]
+    # Not the run's own settings: who trusted the code of its model has not spoken of these files.
+    trusted = settings.load(arguments.config, arguments.set).trust_remote_code
+    config, is_run = _settings(arguments)
+    with harness.tasks(names, arguments.tasks_dir.expanduser(), trusted=trusted) as tasks:
+        loaded = _load(arguments.target, config, is_run)
+        loaded.model.to(_device()).eval()
+        results = harness.evaluate(
+            loaded, tasks, batch_size=config.eval.batch_size, limit=arguments.limit, trusted=trusted
+        )
+    return HarnessScorecard(results)
+
+
+def _load(target: str, config: Config, is_run: bool) -> models.Loaded:
+    """A run's model with its blocks, or another by its folder or name."""
+    if is_run:
+        return export.load_trained(RunFolder.open(Path(target).expanduser()))
+    return models.load(target, dtype=config.dtype, trust_remote_code=config.trust_remote_code, seed=config.seed)
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[Config, bool]:
+    """The settings, and whether the target is a run's folder, which has its own."""
+    own = Path(arguments.target).expanduser() / CONFIG
+    is_run = own.is_file()
+    return settings.load(arguments.config or (own if is_run else None), arguments.set), is_run
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _evaluate(arguments: argparse.Namespace) -> Scorecard:
+    """Raises what `_FOR_THE_USER` lists."""
+    answers: Path | None = arguments.answers
+    config, is_run = _settings(arguments)
+    sources = _named(arguments.data or [config.data.eval])
     if answers is not None and not config.eval.generate:
         raise ConfigError("--answers keeps generated answers, and eval.generate = 0 asks for none; raise it")
-    if is_run:
-        loaded = export.load_trained(RunFolder.open(folder))
-    else:
-        loaded = models.load(target, dtype=config.dtype, trust_remote_code=config.trust_remote_code, seed=config.seed)
+    loaded = _load(arguments.target, config, is_run)
     limit = max(config.eval.rows, config.eval.generate) if config.eval.rows else 0
     load = partial(
         load_rows, settings=config.data, tokenizer=loaded.tokenizer, seed=config.seed, held_out=True, limit=limit,
@@ -105,7 +159,7 @@ def _evaluate(
     )  # fmt: skip
     held_out = {name: load(source) for name, source in sources.items()}
     check_tasks(itertools.chain.from_iterable(held_out.values()), config.eval.task)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     for name, rows in held_out.items():
         which = f" of {name}" if len(held_out) > 1 else ""
         print(f"held-out rows{which}: {rows.summary()}; device: {device}", file=sys.stderr)
@@ -163,6 +217,12 @@ def _scores(
                 keep=None if file is None else partial(file.append, name),
             )
     return Scorecard(scores, by_task=bool(config.eval.task))
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"a whole number of rows from 1, as 100; got {text!r}")
+    return int(text)
 
 
 def _show(progress: Progress, bar: TaskID, done: int, total: int) -> None:

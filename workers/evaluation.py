@@ -7,16 +7,14 @@ Which rows are held out, and what their tasks are, is `workers.rows`' business, 
 from __future__ import annotations
 
 import contextlib
-import math
-import operator
 from collections import Counter
-from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig
 
 from parablock.loss import answer_loss
+from parablock.scores import Scores
 from workers.batches import collate
 from workers.grades import grade, wanted_number
 from workers.labels import MOST
@@ -32,60 +30,6 @@ if TYPE_CHECKING:
     from workers.rows import Row, Rows
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Sums over held-out rows, so that those of several tasks, files or clients can be added.
-
-    loss_sum: nats over `tokens` predicted tokens. correct: of `answered` generated answers. rouge_sum: of ROUGE-L over
-    the `free_form` ones of them, whose reference is no `#### N`. rows: whose loss this is; there may be fewer of them
-    than answers.
-    """
-
-    loss_sum: float = 0.0
-    tokens: int = 0
-    correct: int = 0
-    answered: int = 0
-    rouge_sum: float = 0.0
-    free_form: int = 0
-    rows: int = 0
-
-    @classmethod
-    def of(cls, answer: Answer) -> Scores:
-        """Those of one answer, whose row is counted elsewhere."""
-        free_form = answer.rouge_l is not None
-        return cls(correct=int(answer.right), answered=1, rouge_sum=answer.rouge_l or 0.0, free_form=int(free_form))
-
-    def __add__(self, other: Scores) -> Scores:
-        return Scores(*map(operator.add, astuple(self), astuple(other)))
-
-    @property
-    def loss(self) -> float:
-        """Nats per token; NaN where there was none."""
-        return self.loss_sum / self.tokens if self.tokens else math.nan
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss), infinite where that is beyond a float."""
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
-
-    @property
-    def exact_match(self) -> float | None:
-        """Share of right answers, 0 to 1; None where nothing was answered."""
-        return self.correct / self.answered if self.answered else None
-
-    @property
-    def rouge_l(self) -> float | None:
-        """Mean over the free-form answers, 0 to 1; None where there was none."""
-        return self.rouge_sum / self.free_form if self.free_form else None
-
-
-def total(scores: Iterable[Scores]) -> Scores:
-    return sum(scores, Scores())
-
-
 def asked(rows: Rows, settings: config.Evaluation, *, free_form: bool) -> list[Row]:
     """The rows among the first `settings.generate` of their source that are answered: those with a reference, and
     without `free_form` only those whose reference is `#### N`."""
@@ -96,12 +40,12 @@ def asked(rows: Rows, settings: config.Evaluation, *, free_form: bool) -> list[R
     ]
 
 
-def check_tasks(rows: Iterable[Row], field: str) -> None:
-    """Raises DataError where the rows have so many tasks that `field` cannot be that of a task."""
+def check_tasks(rows: Iterable[Row], field: str, most: int = MOST) -> None:
+    """Raises DataError where the rows have so many tasks that `field` cannot be that of a task, or more than `most`."""
     tasks = {row.task for row in rows}
-    if len(tasks) > MOST:
+    if len(tasks) > most:
         raise DataError(
-            f"eval.task = {field!r} tells {len(tasks)} tasks apart, and at most {MOST} are told: a task is a "
+            f"eval.task = {field!r} tells {len(tasks)} tasks apart, and at most {most} are told: a task is a "
             "kind of rows, as a category, that many rows share; name its field, not one that differs from row to row"
         )
 
@@ -156,7 +100,7 @@ def evaluate(
                 texts = [text if old is None else old for text, old in zip(fresh, texts, strict=True)]
             for row, text in zip(batch, texts, strict=True):
                 assert text is not None
-                scores[row.task] += Scores.of(grade(row, text))
+                scores[row.task] += _graded(grade(row, text))
             advance(len(batch))
     return scores
 
@@ -166,6 +110,12 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     published = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = {tokenizer.eos_token_id, *(published if isinstance(published, list) else [published])}
     return sorted(end for end in ends if end is not None)
+
+
+def _graded(answer: Answer) -> Scores:
+    """Of one answer, whose row is counted elsewhere."""
+    free_form = answer.rouge_l is not None
+    return Scores(correct=int(answer.right), answered=1, rouge_sum=answer.rouge_l or 0.0, free_form=int(free_form))
 
 
 def _of_one_task(rows: Sequence[Row], size: int) -> list[list[Row]]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from math import isnan
 from typing import TYPE_CHECKING
 
+from parablock.messages import MAX_LABEL
 from workers.sources import DataError, named_fields
 
 if TYPE_CHECKING:
     from workers.sources import Record
 
-LONGEST = 64
+LONGEST = MAX_LABEL
 """Characters of a label. What is longer is a text."""
 
 MOST = 1000

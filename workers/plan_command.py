@@ -1,4 +1,4 @@
-"""`parablock plan CONFIG.toml`: whether each block's exchange will hide behind compute, measured here and now.
+"""`parablock plan CONFIG.toml`: how long rounds will take, and which exchanges will hide, measured here and now.
 
 Only the command: it measures by `workers.prober` and `workers.timing`, and what follows from that is the arithmetic of
 `parablock.plan` and `parablock.advice`. Trains a model that it throws away.
@@ -36,12 +36,17 @@ if TYPE_CHECKING:
 
     from parablock.config import Config
     from parablock.manifest import Manifest
-    from parablock.plan import Cost
+    from parablock.plan import Cost, Exchange
     from workers.setup import Setup
 
 _PATIENCE_S = 8.0
 _HIDDEN_S = 5e-4  # what is shorter is not shown
 _MOST_PARTITIONS = 32  # that are tried for a finer one
+_UNPLANNED = {
+    "fedcybgd": "as long as those of fedbcd, so add --set mode=fedbcd",
+    "lisa": "two of them exchange what was trained at once, so add --set mode=parablock, or another mode",
+}
+"""By mode, why a plan is refused."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(arguments)
         config = settings.load(arguments.config, arguments.set)
-        if config.mode not in ("parablock", "fedbcd"):
+        if config.mode in _UNPLANNED:
             raise ConfigError(
-                f"plan is for the modes parablock and fedbcd, and mode = {config.mode}; add --set mode=parablock"
+                f"plan does not tell how long rounds of mode = {config.mode} take: {_UNPLANNED[config.mode]}"
             )
         link = _link(arguments, config)
         with _Live() as live:
@@ -85,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="parablock plan",
         description="Measures K steps of each kind of block on this machine, and the link to the broker; says which "
-        "exchanges will hide behind compute, by how much not, and what would hide them.",
+        "exchanges will hide behind compute, by how much not, and what would hide them; for a mode without blocks, how "
+        "long its rounds take.",
     )
     add = parser.add_argument
     add("config", metavar="CONFIG.toml", nargs="?", type=Path, help="the run's settings (default: the built-in ones)")
@@ -158,7 +164,8 @@ def _measured(arguments: argparse.Namespace, config: Config, link: Link, live: _
     try:
         live.tell("the model and its rows")
         setup = prepare(json.dumps(settings.to_dict(config)), local)
-        finer = _finer(setup)  # now: the solver leaves no parameter that a partition would call trainable
+        # Now: the solver leaves no parameter that a partition would call trainable.
+        finer = _finer(setup) if config.knows_blocks else {}
         kinds = [tuple(slot.shape for slot in block.slots) for block in setup.manifest.blocks]
         chosen = plan.to_measure(kinds)
         timer = BlockTimer(setup, config.solver.steps)
@@ -204,36 +211,21 @@ def _finer(setup: Setup) -> dict[int, list[int]]:
 def outcome(
     config: Config, manifest: Manifest, costs: Sequence[Cost], link: Link, finer: dict[int, list[int]]
 ) -> dict[str, Any]:
-    """What is shown and printed: per block, per mode, and what would hide what does not. costs: by block."""
-    steps, in_flight, chunk_bytes = config.solver.steps, config.pipeline.max_in_flight, config.network.chunk_bytes
-    codecs = config.codec
-    numels = [block.numel for block in manifest.blocks]
+    """What is shown and printed: per block, and how long rounds take. costs: by block.
+
+    Where the mode knows blocks, for both of those that do, with what would hide what does not; else every exchange is
+    waited for.
+    """
+    steps, codecs = config.solver.steps, config.codec
     compute_s = [cost.seconds(steps) for cost in costs]
-    exchanges = [plan.exchange(numel, link, codecs, chunk_bytes) for numel in numels]
-    order_name = config.schedule.order
-    if order_name == "importance":
-        order_name = "descending"  # as its first sweep; which blocks will be important nobody knows yet
-    schedule = Schedule(order_name, len(numels), in_flight, config.seed)
-    order = [schedule.block(round) for round in range(plan.rounds_to_play(len(numels), in_flight))]
-    behind = plan.successors(order, in_flight)
-    needed = [advice.steps_to_hide(exchanges[block], behind[block], costs) for block in range(len(numels))]
-    hidden = all(number is not None and number <= steps for number in needed)
-    known = [number for number in needed if number is not None]
-    return {
+    exchanges = [plan.exchange(block.numel, link, codecs, config.network.chunk_bytes) for block in manifest.blocks]
+    result = {
+        "mode": config.mode,
         "steps": steps,
-        "in_flight": in_flight,
         "codec_up": codecs.up,
         "codec_down": codecs.down,
         "compute_s": statistics.fmean(compute_s),
         "exchange_s": statistics.fmean(moved.seconds for moved in exchanges),
-        "fedbcd_round_s": plan.round_seconds(order, compute_s, exchanges, 0),
-        "parablock_round_s": plan.round_seconds(order, compute_s, exchanges, in_flight),
-        "hidden": hidden,
-        "steps_to_hide": max(known) if len(known) == len(needed) else None,
-        "num_blocks_to_hide": None
-        if hidden
-        else advice.blocks_to_hide(finer, min(compute_s), link, codecs, chunk_bytes, in_flight),
-        "codec_to_hide": None if hidden else advice.codec_to_hide(numels, behind, costs, steps, link, chunk_bytes),
         "blocks": [
             {
                 "index": block.index,
@@ -247,48 +239,98 @@ def outcome(
                 "upload_s": moved.up_s,
                 "download_s": moved.down_s,
                 "exchange_s": moved.seconds,
-                "exposed_s": plan.exposed_seconds(moved, behind[block.index], compute_s),
-                "steps_to_hide": needed[block.index],
             }
             for block, moved in zip(manifest.blocks, exchanges, strict=True)
         ],
+    }
+    if not config.knows_blocks:
+        order = [0] * plan.rounds_to_play(1, 0)
+        return result | {"round_s": plan.round_seconds(order, compute_s, exchanges, 0)}
+    return _with_overlap(result, config, costs, exchanges, link, finer)
+
+
+def _with_overlap(
+    result: dict[str, Any],
+    config: Config,
+    costs: Sequence[Cost],
+    exchanges: Sequence[Exchange],
+    link: Link,
+    finer: dict[int, list[int]],
+) -> dict[str, Any]:
+    """The same with the rounds of fedbcd and parablock, and what would hide the exchanges that do not hide."""
+    steps, in_flight, chunk_bytes = config.solver.steps, config.pipeline.max_in_flight, config.network.chunk_bytes
+    numels = [block["numel"] for block in result["blocks"]]
+    compute_s = [block["compute_s"] for block in result["blocks"]]
+    order_name = config.schedule.order
+    if order_name == "importance":
+        order_name = "descending"  # as its first sweep; which blocks will be important nobody knows yet
+    schedule = Schedule(order_name, len(numels), in_flight, config.seed)
+    order = [schedule.block(round) for round in range(plan.rounds_to_play(len(numels), in_flight))]
+    behind = plan.successors(order, in_flight)
+    needed = [advice.steps_to_hide(exchanges[block], behind[block], costs) for block in range(len(numels))]
+    hidden = all(number is not None and number <= steps for number in needed)
+    known = [number for number in needed if number is not None]
+    for block, moved in zip(result["blocks"], exchanges, strict=True):
+        block["exposed_s"] = plan.exposed_seconds(moved, behind[block["index"]], compute_s)
+        block["steps_to_hide"] = needed[block["index"]]
+    parablock_round_s = plan.round_seconds(order, compute_s, exchanges, in_flight)
+    return result | {
+        "in_flight": in_flight,
+        "fedbcd_round_s": plan.round_seconds(order, compute_s, exchanges, 0),
+        "parablock_round_s": parablock_round_s,
+        "round_s": parablock_round_s,
+        "hidden": hidden,
+        "steps_to_hide": max(known) if len(known) == len(needed) else None,
+        "num_blocks_to_hide": None
+        if hidden
+        else advice.blocks_to_hide(finer, min(compute_s), link, config.codec, chunk_bytes, in_flight),
+        "codec_to_hide": None if hidden else advice.codec_to_hide(numels, behind, costs, steps, link, chunk_bytes),
     }
 
 
 def _table(result: dict[str, Any]) -> Table:
     """Narrow enough for 80 columns."""
+    hides = "hidden" in result
+    caption = "seconds of compute (C), of each way, and of the exchange (M)"
     table = Table(
         box=box.SIMPLE,
         padding=(0, 0),
-        caption="seconds of compute (C), of each way, and of the exchange (M); exposed: longer than the C behind it; "
-        "K: from which on it hides",
+        caption=caption + ("; exposed: longer than the C behind it; K: from which on it hides" if hides else ""),
     )
     table.add_column("block")
-    for name in ("MB up", "MB down", "C", "up", "down", "M", "exposed", "K"):
+    for name in ("MB up", "MB down", "C", "up", "down", "M", *(("exposed", "K") if hides else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for block in result["blocks"]:
-        needed, waits = block["steps_to_hide"], block["exposed_s"]
-        table.add_row(
+        cells = [
             f"{block['index']} {block['name']}",
             f"{block['bytes_up'] / 1e6:.2f}",
             f"{block['bytes_down'] / 1e6:.2f}",
             ("" if block["measured"] else "≈ ") + f"{block['compute_s']:.3f}",
             *(f"{block[key]:.3f}" for key in ("upload_s", "download_s", "exchange_s")),
-            "hidden" if waits < _HIDDEN_S else f"{waits:.3f}",
-            "none" if needed is None else str(needed),
-        )
+        ]
+        if hides:
+            needed, waits = block["steps_to_hide"], block["exposed_s"]
+            cells.append("hidden" if waits < _HIDDEN_S else f"{waits:.3f}")
+            cells.append("none" if needed is None else str(needed))
+        table.add_row(*cells)
     return table
 
 
 def _conclusions(result: dict[str, Any]) -> list[str]:
-    link, steps = result["link"], result["steps"]
+    link = result["link"]
+    hides = "hidden" in result
+    told = f"{result['mode']} {result['round_s']:.3f} s"
+    if hides:
+        told = f"fedbcd {result['fedbcd_round_s']:.3f} s, parablock {result['parablock_round_s']:.3f} s"
     lines = [
         f"link      {format_rate(link['up_bytes_s'])} up, {format_rate(link['down_bytes_s'])} down, round trip "
         f"{link['rtt_s'] * 1e3:.1f} ms ({'measured, payload' if link['measured'] else 'given'})",
-        f"round     fedbcd {result['fedbcd_round_s']:.3f} s, parablock {result['parablock_round_s']:.3f} s, with "
-        f"K = {steps} on {result['device']} with {_threads(result['threads'])}",
+        f"round     {told}, with K = {result['steps']} on {result['device']} with {_threads(result['threads'])}",
     ]
-    if result["hidden"]:
+    if not hides:
+        share = result["exchange_s"] / result["round_s"]
+        lines.append(f"hidden    nothing: {result['mode']} waits for every exchange, {share:.0%} of a round")
+    elif result["hidden"]:
         lines.append(
             f"hidden    all of it; the smallest K that still hides every exchange is {result['steps_to_hide']}"
         )
@@ -303,7 +345,7 @@ def _conclusions(result: dict[str, Any]) -> list[str]:
     if result["clients"] > 1:
         # In steady state each round brings every client's block up and takes the new one down to every client.
         up, down = (statistics.fmean(block[key] for block in result["blocks"]) for key in ("bytes_up", "bytes_down"))
-        each_s = result["parablock_round_s"] / result["clients"]
+        each_s = result["round_s"] / result["clients"]
         lines.append(
             f"broker    for {result['clients']} clients its own link carries {format_rate(up / each_s)} in and "
             f"{format_rate(down / each_s)} out"

@@ -16,15 +16,21 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from parablock import messages
 from parablock.adaptive_steps import AdaptiveSteps
 from parablock.participant_events import Contribute, Progress, Say, SitOut, Withhold
+from parablock.scores import total
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from parablock.agenda import Turn
     from parablock.participant_events import Arrived
+    from parablock.scores import Scores
     from workers.executor import TorchExecutor
     from workers.lag import LoopLag
     from workers.link import Link
@@ -46,7 +52,7 @@ class RoundLoop:
         self._torch = torch
         self._trainer = trainer
         self._lag = lag
-        self._steps = AdaptiveSteps(setup.config.solver, setup.config.in_flight)
+        self._steps = AdaptiveSteps(setup.config.solver, setup.config.delay)
         self._taken: dict[int, int] = {}  # round → the steps of it
         self._computed: dict[int, Span] = {}
         self._waited: dict[int, Span] = {}
@@ -56,7 +62,7 @@ class RoundLoop:
 
     async def run(self) -> None:
         """Raises SessionEnded, Interrupted (see `workers.link`), and Stopped when the trainer was stopped."""
-        config, link = self._setup.config, self._link
+        config = self._setup.config
         round = await self._start(-1)
         if round == 0:
             await self._evaluate(-1)
@@ -64,22 +70,39 @@ class RoundLoop:
             round = await self._settle(round)
             if round >= config.rounds:
                 break
-            turn = link.participant.turn(round)
-            assert turn is not None, f"round {round} may be trained, and is not known"
-            if turn.trains:
-                under_way = filter(None, map(link.participant.turn, range(max(self._landed + 1, 0), round)))
-                hidden = [other.block for other in under_way if other.trains]
-                self._taken[round] = steps = self._steps.next(turn.block, hidden)
-                self._contribute(await self._torch(self._trainer.train, round, turn.block, steps))
-            else:
-                link.handle(SitOut(round))
-                await self._torch(self._trainer.sit_out)
-            before, round = round, max(round + 1, link.participant.told)
+            before, round = round, await self._take_turn(round)
             every = config.eval.every
             if every and round // every > before // every and round < config.rounds:
                 await self._evaluate(round // every * every - 1)
-        await self._settle(config.rounds + config.in_flight)
+        await self._settle(config.rounds + config.delay)
         await self._evaluate(config.rounds - 1)
+
+    async def _take_turn(self, round: int) -> int:
+        """Train the round, with those that are trained together with it, or pass it by; returns where to go on."""
+        link, together = self._link, self._setup.config.together
+        if not self._turn(round).trains:
+            link.handle(SitOut(round))
+            await self._torch(self._trainer.sit_out)
+        elif round % together:
+            link.handle(Withhold(round, "what it is trained together with was not trained here"))
+        else:
+            await self._train(range(round, round + together))
+            round += together - 1
+        return max(round + 1, link.participant.told)
+
+    async def _train(self, rounds: range) -> None:
+        """Train the blocks of these rounds at once, and hand over what came of each."""
+        blocks = [self._turn(round).block for round in rounds]
+        under_way = filter(None, map(self._link.participant.turn, range(max(self._landed + 1, 0), rounds[0])))
+        steps = self._steps.next(blocks[0], [turn.block for turn in under_way if turn.trains])
+        for solved in await self._torch(self._trainer.train, rounds[0], blocks, steps):
+            self._taken[solved.round] = steps
+            self._contribute(solved)
+
+    def _turn(self, round: int) -> Turn:
+        turn = self._link.participant.turn(round)
+        assert turn is not None, f"round {round} may be trained, and is not known"
+        return turn
 
     async def _settle(self, round: int) -> int:
         """Wait until all that `round` builds on is here, put it in place, and return the round to train.
@@ -87,25 +110,27 @@ class RoundLoop:
         That is `round` itself, unless the broker has lost touch with us meanwhile and starts us elsewhere.
         """
         if not self._astray:
-            round = await self._land(round, self._setup.config.in_flight)
+            round = await self._land(round, self._setup.config.delay)
         if self._astray:
             round = await self._land(round, 0)
         return round
 
-    async def _land(self, round: int, in_flight: int) -> int:
-        """`_settle`, with so many rounds in flight while `round` trains."""
+    async def _land(self, round: int, delay: int) -> int:
+        """`_settle`, with so many rounds on the way while `round` trains."""
         config = self._setup.config
         began = time.monotonic()
         while True:
-            landing = min(round - in_flight, config.rounds) - 1
+            landing = min(round - delay, config.rounds) - 1
             await self._link.until(partial(self._ready, landing))
             if self._link.started is None:
                 break
             round = await self._start(round)
         self._astray = False
         behind = map(self._link.participant.turn, range(max(landing + 1, 0), min(round, config.rounds)))
-        if landing in self._computed and all(turn is not None and turn.trains for turn in behind):
-            self._waited[landing] = (began, time.monotonic())  # else it had nothing to hide the exchange behind
+        if all(turn is not None and turn.trains for turn in behind):  # else it had nothing to hide the exchange behind
+            for waited in range(landing - config.together + 1, landing + 1):
+                if waited in self._computed:
+                    self._waited[waited] = (began, time.monotonic())
         arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
         through = round if arrival else max(landing, self._given)
         self._landed = landing
@@ -148,7 +173,7 @@ class RoundLoop:
         limit = self._setup.config.pipeline.max_miss
         for block in landed:
             arrived = block.arrived
-            if limit and block.miss > limit and self._setup.config.in_flight:
+            if limit and block.miss > limit and self._setup.config.delay:
                 self._astray = True
                 told = "round %d: the guess was off by %.2f times the step; training waits for what is in flight"
                 log.warning(told, arrived.round, block.miss)
@@ -173,18 +198,30 @@ class RoundLoop:
 
     async def _evaluate(self, round: int) -> None:
         """Scores over the own held-out rows; without any, an empty report, so that nobody waits for one."""
-        if self._setup.held_out is None:
-            self._link.handle(Say(messages.Evaluated(round, 0, 0.0, 0, 0, 0)))
-            return
-        self._link.handle(Progress(-1, 0))
-        scores, rows = await self._torch(self._trainer.evaluate)
-        loss_sum, tokens = scores.loss_sum, scores.tokens
-        if not math.isfinite(loss_sum):
+        scores: dict[str, Scores] = {}
+        if self._setup.held_out is not None:
+            self._link.handle(Progress(-1, 0))
+            scores = await self._torch(self._trainer.evaluate)
+        whole = total(scores.values())
+        if not math.isfinite(whole.loss_sum):
             log.error("held-out loss after round %d is not finite; it is reported as unknown", round)
-            loss_sum, tokens = 0.0, 0
-        elif tokens:
-            log.info("held-out loss after round %d: %.4f (%d tokens)", round, scores.loss, tokens)
-        self._link.handle(Say(messages.Evaluated(round, rows, loss_sum, tokens, scores.correct, scores.answered)))
+            scores = {task: replace(each, loss_sum=0.0, tokens=0) for task, each in scores.items()}
+        elif whole.tokens:
+            log.info("held-out loss after round %d: %.4f (%d tokens)", round, whole.loss, whole.tokens)
+        self._link.handle(Say(_share(round, scores)))
+
+
+def _share(round: int, scores: Mapping[str, Scores]) -> messages.Evaluated:
+    parts = scores.values()
+    return messages.Evaluated(
+        round=round,
+        tasks=tuple(scores),
+        rows=tuple(part.rows for part in parts),
+        loss_sums=tuple(part.loss_sum for part in parts),
+        tokens=tuple(part.tokens for part in parts),
+        correct=tuple(part.correct for part in parts),
+        answered=tuple(part.answered for part in parts),
+    )
 
 
 def _exchange_s(computing: Span, uploading: Span, arrived: Arrived) -> float:

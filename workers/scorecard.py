@@ -10,10 +10,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from workers.evaluation import Scores, total
+from parablock.scores import total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from parablock.scores import Scores
 
 _COLUMNS = {
     "rows": ("rows", "{}"),

@@ -16,7 +16,9 @@ import torch
 
 from parablock import config as settings
 from parablock import models, trainable
+from parablock.messages import MAX_TASKS
 from parablock.staging import Staging
+from workers.evaluation import check_tasks
 from workers.rows import Rows, load_rows
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class DeviceError(ValueError):
 
 @dataclass(frozen=True)
 class Local:
-    """The worker's own choices. shard: this worker's part i of n of the rows."""
+    """The worker's own choices. shard: this worker's part i of n of the rows. tell_tasks: the labels in the field that
+    `eval.task` names may leave this machine."""
 
     name: str
     train: str
@@ -44,6 +47,7 @@ class Local:
     device: str
     threads: int
     trust_remote_code: bool
+    tell_tasks: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,16 @@ def prepare(terms: str, local: Local) -> Setup:
     held_out = None
     if local.held_out:
         limit = max(config.eval.rows, config.eval.generate) if config.eval.rows else 0
-        held_out = load(local.held_out, held_out=True, limit=limit)
+        # The broker names the field; what stands in it is text of rows, and goes nowhere unless this worker agrees.
+        task = config.eval.task if local.tell_tasks else ""
+        held_out = load(local.held_out, held_out=True, limit=limit, task=task)
+        check_tasks(held_out, task, MAX_TASKS)
         log.info("held-out rows: %s", held_out.summary())
+        if config.eval.task and not task:
+            log.info(
+                "the run asks for scores by the field %r; its labels stay here (--tell-tasks tells them)",
+                config.eval.task,
+            )
     return Setup(
         name=local.name,
         config=config,

@@ -18,16 +18,17 @@ from parablock.flight import Flight
 from parablock.learning_rate import learning_rate
 from parablock.solver import BlockSolver, Diverged
 from workers.batches import step_batches
-from workers.evaluation import Scores, evaluate, total
+from workers.evaluation import evaluate
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
     from parablock.participant_events import Arrived
+    from parablock.scores import Scores
     from parablock.staging import Incoming, Outgoing
     from workers.inbox import Delivery
     from workers.setup import Setup
@@ -97,12 +98,13 @@ class Trainer:
         """End `train` at its next step; from any thread."""
         self._stop.set()
 
-    def train(self, round: int, block: int, steps: int) -> Solved:
-        """So many steps on the round's block, which then holds its guess. Raises Stopped."""
+    def train(self, round: int, blocks: Sequence[int], steps: int) -> list[Solved]:
+        """So many steps on the round's block, which then holds its guess; or on several blocks at once, those of the
+        round and of the ones right after it. Raises Stopped."""
         setup, config = self._setup, self._config
         began = time.monotonic()
         # The rows go on where the last round left them; a round that is not trained here counts as solver.steps.
-        first = round * config.solver.steps + self._surplus
+        first = round // config.together * config.solver.steps + self._surplus
         self._surplus += steps - config.solver.steps
         batches = step_batches(setup.rows, config.seed, setup.name, first, steps, config.solver)
         landed: list[Landed] = []
@@ -112,20 +114,31 @@ class Trainer:
                 raise Stopped
             self._on_step(round, step + 1)
             if config.pipeline.land == "arrival" and config.mode == "parablock":
-                landed.extend(self._land_meanwhile(round, block))
+                (active,) = blocks
+                landed.extend(self._land_meanwhile(round, active))
+
+        def told(place: int, values: Outgoing | None, weight: int, loss: float, reason: str = "") -> Solved:
+            """The steps are in the first round's time; each later one's begins where that before it has ended."""
+            nonlocal began
+            span = began, time.monotonic()
+            began = span[1]
+            meanwhile = [] if place else landed
+            return Solved(round + place, blocks[place], values, weight, steps, loss, reason, *span, meanwhile)
 
         rate = learning_rate(config.solver, round, config.rounds)
         try:
-            trained = self._solver.train(block, batches, rate, after_step)
+            trained = self._solver.train_together(blocks, batches, rate, after_step)
         except Diverged as error:
-            return Solved(round, block, None, 0, steps, 0.0, str(error), began, time.monotonic(), landed)
-        if trained.tokens == 0:
-            reason = "its rows have no answer tokens"
-            return Solved(round, block, None, 0, steps, 0.0, reason, began, time.monotonic(), landed)
-        delta = self._setup.staging.out(trained.delta)
-        alpha = self._flight.depart(round, block, self._setup.staging.out(trained.start).wait, delta.wait)
-        self._solver.write_guess(block, trained, alpha)
-        return Solved(round, block, delta, trained.tokens, steps, trained.loss, "", began, time.monotonic(), landed)
+            return [told(place, None, 0, 0.0, str(error)) for place in range(len(blocks))]
+        if trained[0].tokens == 0:
+            return [told(place, None, 0, 0.0, "its rows have no answer tokens") for place in range(len(blocks))]
+        solved = []
+        for place, (block, made) in enumerate(zip(blocks, trained, strict=True)):
+            delta = setup.staging.out(made.delta)
+            alpha = self._flight.depart(round + place, block, setup.staging.out(made.start).wait, delta.wait)
+            self._solver.write_guess(block, made, alpha)
+            solved.append(told(place, delta, made.tokens, made.loss))
+        return solved
 
     def sit_out(self) -> None:
         """A round is trained by others only: the rows that it would have taken are those of the next."""
@@ -133,17 +146,20 @@ class Trainer:
 
     def land(self, through: int, next_round: int) -> list[Landed]:
         """Put in place, in the order of rounds, every block that has arrived from a round up to `through`."""
-        taken = self._take(lambda arrived: arrived.round <= through)
-        return [self._land(delivery, next_round - 1 - delivery.arrived.round) for delivery in taken]
+        taken, together = self._take(lambda arrived: arrived.round <= through), self._config.together
+        return [
+            self._land(delivery, (next_round - 1) // together - delivery.arrived.round // together)
+            for delivery in taken
+        ]
 
     def revert(self, before: int) -> None:
         """Take back the guesses of rounds below `before`, of which the broker will not speak again."""
         for block, start in self._flight.revert(before).items():
             self._solver.write(block, torch.from_numpy(start))
 
-    def evaluate(self) -> tuple[Scores, int]:
-        """Scores over this worker's held-out rows, and how many rows there are. Only `#### N` rows are answered, as the
-        record of a run knows no other grade."""
+    def evaluate(self) -> dict[str, Scores]:
+        """Scores over this worker's held-out rows by task. Only `#### N` rows are answered, as the record of a run
+        knows no other grade."""
         setup = self._setup
         assert setup.held_out is not None
 
@@ -151,8 +167,7 @@ class Trainer:
             if self._stop.is_set():
                 raise Stopped
 
-        scores = evaluate(setup.model, setup.tokenizer, setup.held_out, self._config.eval, setup.device, keep_going)
-        return total(scores.values()), len(setup.held_out)
+        return evaluate(setup.model, setup.tokenizer, setup.held_out, self._config.eval, setup.device, keep_going)
 
     def _land_meanwhile(self, round: int, active: int) -> list[Landed]:
         """Between two steps: what has arrived, but nothing for the block that is being trained."""
