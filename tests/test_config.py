@@ -95,7 +95,7 @@ def configs(draw: st.DrawFn) -> Config:
     if isinstance(config, str):
         # Each value is in its range, so that only the checks of several settings together may object.
         known = "exclude|never be reached|must be below|more than twice|multiple of 256|one chunk"
-        known += "|adaptive|max_steps|sgd only|partition.field"
+        known += "|adaptive|max_steps|sgd only|partition.field|must be even with mode = lisa"
         assert re.search(known, config)
         reject()
     return config
