@@ -56,7 +56,10 @@ _console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
 
 @dataclass(frozen=True)
 class Problem:
-    """What is learnt. rows: their source, and settings that go with it. lr: the learning rate. pretrained: first."""
+    """What is learnt. rows: their source, and settings that go with it. pretrained: first, by fedbcd.
+
+    lr: of a few, the one by which fedbcd came farthest in 32 rounds of 4 clients and 8 steps.
+    """
 
     rows: tuple[str, ...]
     lr: float
@@ -64,10 +67,10 @@ class Problem:
 
 
 PROBLEMS = {
-    "scratch": Problem(_GSM8K, 3e-3),
-    "fine-tuning": Problem(_GSM8K, 1e-3, pretrained=True),
-    "tasks": Problem(_TASKS, 3e-3),
-    "dirichlet": Problem((*_TASKS, "partition.method=dirichlet", "partition.field=task", "partition.alpha=0.3"), 3e-3),
+    "scratch": Problem(_GSM8K, 1e-2),
+    "fine-tuning": Problem(_GSM8K, 3e-3, pretrained=True),
+    "tasks": Problem(_TASKS, 6e-3),
+    "dirichlet": Problem((*_TASKS, "partition.method=dirichlet", "partition.field=task", "partition.alpha=0.3"), 6e-3),
     "builtin": Problem(_BUILTIN, 1e-3),
 }
 """By name. The last one needs no files."""

@@ -118,7 +118,7 @@ class Solver:
         above=0,
     )
     lr_schedule: Literal["constant", "cosine", "linear"] = _key(
-        "constant", "learning rate over rounds after the warm-up"
+        "cosine", "learning rate over rounds after the warm-up; constant: the noise of late rounds stays in the model"
     )
     lr_final: float = _key(
         0.0, "where the rate would be one round after the last, as a fraction of lr (cosine, linear)", low=0, high=1

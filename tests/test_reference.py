@@ -53,7 +53,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
 
 
 def single(folder: Path, settings: dict[str, object], shape: Shape) -> RunFolder:
-    common = {"rounds": ROUNDS, "round.clients": 1, "data.eval": "", "solver.weight_decay": 0.1, "solver.steps": 8}
+    common = {"rounds": ROUNDS, "round.clients": 1, "data.eval": "", "solver.steps": 8}
+    common |= {"solver.weight_decay": 0.1, "solver.lr_schedule": "constant"}
     with Processes(folder, **{**common, **settings}) as processes:
         host, port = processes.endpoint().removeprefix("tcp://").split(":")
         with Link((host, int(port)), shape) as link:
