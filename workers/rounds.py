@@ -8,7 +8,7 @@
 `settle` is the only place where training waits for the link, and the wait is what the metrics call exposed. In the
 synchronous mode nothing is in flight, so that it waits for the round that has just been trained, and so it does once
 after a guess that missed by more than `pipeline.max_miss`. A client that sits a round out passes it by; what it then
-waits for is its turn, not the link.
+waits for is its turn, not the link. Of rounds that are trained at once (`config.together`) it waits for all.
 """
 
 from __future__ import annotations
