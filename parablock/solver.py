@@ -105,19 +105,19 @@ class BlockSolver:
             self._masters[block] = self._staging.out(values.clone())
 
     def write_guess(self, block: int, trained: Trained, alpha: Sequence[float]) -> None:
-        """Set the block to `trained.guess`, with an α for each of its parameters: float32 ones one by one, so that no
+        """Set the block to `trained.guess`, parameter by parameter, with an α for each. Where there are no masters, no
         third vector of the block's size is needed, for which the allocator might have no room between smaller ones."""
-        slots = self._manifest.blocks[block].slots
-        guesses = (
-            trained.guess(slice(slot.offset, slot.offset + slot.numel), share)
-            for slot, share in zip(slots, alpha, strict=True)
-        )
-        if self._has_masters(block):
-            self.write(block, torch.cat(list(guesses)))
-            return
         assert block not in self._active, f"block {block} is being trained; a landing would be lost or tear it"
-        for slot, parameter, guess in zip(slots, self._parameters(self._manifest.blocks[block]), guesses, strict=True):
+        of = self._manifest.blocks[block]
+        values = torch.empty_like(trained.start) if self._has_masters(block) else None
+        for slot, parameter, share in zip(of.slots, self._parameters(of), alpha, strict=True):
+            part = slice(slot.offset, slot.offset + slot.numel)
+            guess = trained.guess(part, share)
             parameter.data.copy_(guess.view(slot.shape))
+            if values is not None:
+                values[part] = guess
+        if values is not None:
+            self._masters[block] = self._staging.out(values)
 
     def train(
         self,
