@@ -1,11 +1,14 @@
 """Which block comes next where blocks that move more come more often.
 
     importance_b   rms(x' − x) / lr  of the block's last visit that was counted
-    each round     credit_b += importance_b / Σ importance;  the block with the most credit comes, and pays 1
+    each round     credit_b += √importance_b / Σ √importance;  the block with the most credit comes, and pays 1
 
-So a block comes as often as it is important, spread evenly (smooth weighted round robin). To take the block that
+So blocks come in proportion to √importance, spread evenly (smooth weighted round robin). To take the block that
 promises most is Gauss-Southwell's rule (Nutini et al., arXiv 1506.00552 and, for blocks, 1712.08859); BlockLLM (Ramesh
-et al., arXiv 2406.17296) weighs a block's gradient against how often it was visited, as the credit does.
+et al., arXiv 2406.17296) weighs a block's gradient against how often it was visited, as the credit does. The root is
+that of accelerated coordinate descent, where a coordinate's share goes by the root of its smoothness (Allen-Zhu et al.,
+arXiv 1512.09103). By importance itself the last block had so many rounds that the others fell behind (README,
+Decisions).
 
 The root mean square over a block's elements, not the norm, because a norm would call large blocks important. Not
 relative to the block's own norm, because a step of AdamW moves an element by about lr whatever the element's size: what
@@ -23,6 +26,8 @@ round, after it. The one that has waited longest is always such a block, and nev
 """
 
 from __future__ import annotations
+
+import math
 
 from parablock.schedule import gap_holds
 
@@ -73,8 +78,8 @@ class ImportanceOrder:
 
     def _earn(self) -> None:
         unknown = max(self._importance.values(), default=1.0)  # of a block none of whose visits was counted yet
-        importances = {block: self._importance.get(block, unknown) for block in self._credit}
-        total = sum(importances.values())
-        for block, importance in importances.items():
-            share = importance / total if total > 0.0 else 1.0 / len(importances)
+        roots = {block: math.sqrt(self._importance.get(block, unknown)) for block in self._credit}
+        total = sum(roots.values())
+        for block, root in roots.items():
+            share = root / total if total > 0.0 else 1.0 / len(roots)
             self._credit[block] = min(self._credit[block] + share, CREDIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -76,11 +77,12 @@ def test_blocks_of_equal_importance_come_in_turn(importance: float) -> None:
     assert by_block([importance] * 3, 12)[:12] == [2, 1, 0] * 4
 
 
-def test_a_block_comes_as_often_as_it_is_important() -> None:
-    importances = [1.0, 1.0, 1.5, 1.2, 1.0, 0.8, 0.9, 1.1]
+def test_a_block_comes_in_proportion_to_the_root_of_its_importance() -> None:
+    importances = [1.0, 1.0, 2.25, 1.5, 1.0, 0.7, 0.8, 1.2]
+    roots = [math.sqrt(importance) for importance in importances]
     seen = Counter(by_block(importances, 4000))
     shares = [seen[block] / 4000 for block in range(8)]
-    assert shares == pytest.approx([importance / sum(importances) for importance in importances], rel=0.01)
+    assert shares == pytest.approx([root / sum(roots) for root in roots], rel=0.01)
 
 
 def test_the_most_important_of_all_comes_as_often_as_the_gap_allows_and_the_others_still_do() -> None:
@@ -92,7 +94,7 @@ def test_the_most_important_of_all_comes_as_often_as_the_gap_allows_and_the_othe
 def test_a_block_of_which_nothing_is_known_counts_as_much_as_the_most_important() -> None:
     order = ImportanceOrder(3, 0)
     assert [order.next() for _ in range(3)] == [2, 1, 0]
-    order.moved(2, 0.5)
+    order.moved(2, 0.005)
     order.moved(0, 5.0)
     assert [order.next() for _ in range(4)] == [1, 0, 1, 2]  # 1 before 0, as longer ago; 2 at its bound
 
