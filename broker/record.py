@@ -173,7 +173,8 @@ class Record:
             comm = max(max(end for _, end in downloading) - ready, 0.0)
             exposed = max((min(max(end - ready, 0.0), end - start, comm) for start, end in waiting), default=0.0)
         counted = [reports[client].computing for client in committed.contributors if client in reports]
-        self._ready_at = max([self._ready_at, *(end for _, end in filter(None, counted))])
+        latest = row.at - self._began  # a delta that was counted was ready by then, whatever its client's clock says
+        self._ready_at = max([self._ready_at, *(min(end, latest) for _, end in filter(None, counted))])
         before = row.before
         if before is None and computing:  # the first round begins with training, not with the run's preparations
             before = min(start for start, _ in computing) + self._began

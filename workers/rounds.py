@@ -109,9 +109,10 @@ class RoundLoop:
 
         That is `round` itself, unless the broker has lost touch with us meanwhile and starts us elsewhere.
         """
-        if not self._astray:
-            round = await self._land(round, self._setup.config.delay)
-        if self._astray:
+        config = self._setup.config
+        round = await self._land(round, config.delay)
+        if self._astray and round < config.rounds and self._turn(round).trains:
+            self._astray = False
             round = await self._land(round, 0)
         return round
 
@@ -125,7 +126,6 @@ class RoundLoop:
             if self._link.started is None:
                 break
             round = await self._start(round)
-        self._astray = False
         behind = map(self._link.participant.turn, range(max(landing + 1, 0), min(round, config.rounds)))
         if all(turn is not None and turn.trains for turn in behind):  # else it had nothing to hide the exchange behind
             for waited in range(landing - config.together + 1, landing + 1):
@@ -133,7 +133,7 @@ class RoundLoop:
                     self._waited[waited] = (began, time.monotonic())
         arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
         through = round if arrival else max(landing, self._given)
-        self._landed = landing
+        self._landed = max(self._landed, landing)
         self._report(await self._torch(self._trainer.land, through, min(round, config.rounds)))
         return round
 
