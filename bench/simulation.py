@@ -2,7 +2,7 @@
 
 What a client does is `workers.trainer`'s, what the broker does `parablock.aggregation`'s, and when blocks land is that
 of `land = "boundary"`, so that blocks and losses are those of a run of real processes, bit for bit, with as many torch
-threads. No link, no clock, no protocol: it costs what the training costs, and many go on at once, a thread each.
+threads. No link, no clock, no protocol: it costs what the training costs, and on many cores many go on at once.
 """
 
 from __future__ import annotations

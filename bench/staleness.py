@@ -277,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", default="0-2", help="seeds of the runs, as 0,1,2 or 0-19 (default: 0-2)")
     add("--rounds", type=int, default=32, help="of each run (default: 32)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
-    add("--jobs", type=int, default=1, help="runs at a time, each a thread (default: 1)")
+    add("--jobs", type=int, default=1, help="runs at a time, each a process of one thread (default: 1)")
     return parser
 
 

@@ -118,7 +118,8 @@ class Solver:
         above=0,
     )
     lr_schedule: Literal["constant", "cosine", "linear"] = _key(
-        "cosine", "learning rate over rounds after the warm-up; constant: the noise of late rounds stays in the model"
+        "cosine",
+        "learning rate over rounds after the warm-up; constant gains more from many rounds, and ends with more noise",
     )
     lr_final: float = _key(
         0.0, "where the rate would be one round after the last, as a fraction of lr (cosine, linear)", low=0, high=1
@@ -159,7 +160,7 @@ class Pipeline:
     max_miss: float = _key(
         1.25,
         "guard: where a guess was off by more than so many lengths of what the broker did to the block (no guess is "
-        "off by 1), the client's next round is synchronous; 0: no guard",
+        "off by 1; a small server.lr makes any guess too long), the client's next round is synchronous; 0: no guard",
         low=0,
     )
 

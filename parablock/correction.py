@@ -8,7 +8,8 @@ the guess by x' is exact for block b; what remains is the effect of one round of
     stale   α = 0: the old value, the naive delay.
     shrink  α learnt per tensor of the block from its last visits: the least-squares share ⟨x' − x, Δ_i⟩ / ⟨Δ_i, Δ_i⟩,
             smoothed; 1/√n before the first observation, n being how many clients train in a round. How much of a
-            client's update is noise differs by tensor.
+            client's update is noise differs by tensor. Never more than 1, also where a server's momentum, or other
+            clients' longer rounds, move the block farther than that.
 
 Where there are so few blocks that a later round trains b before x' has landed, the delta rule keeps what that round
 added (`replacement`). With a single client the mean is its own update, so α is exactly 1 under `shrink`.

@@ -110,11 +110,15 @@ class Faults:
 
 @dataclass(frozen=True)
 class Habits:
-    """How a client trains. seconds: of a round, drawn from a range. diverges: rounds withheld. spoils: with a NaN."""
+    """How a client trains. seconds: of a round, drawn from a range. diverges: rounds withheld. spoils: with a NaN.
+
+    astray: how often, from 0 to 1, its guard makes it wait for all that is in flight before it trains.
+    """
 
     seconds: tuple[float, float] = (0.5, 1.5)
     diverges: frozenset[int] = frozenset()
     spoils: frozenset[int] = frozenset()
+    astray: float = 0.0
     joins_at: float = 0.0
     rows: int = 10
     base: str = BASE
@@ -215,10 +219,14 @@ class Process:
         target = config.rounds + config.delay if done else self.position
         if self.position < 0 or not self.participant.may_train(target + config.together - 1):
             return
+        turn = None if done else self.network.turn(self)
+        if turn is not None and turn.trains and self._astray():
+            target += config.delay
+            if not self.participant.may_train(target):
+                return
         arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
         through = target if arrival else max(target - config.delay - 1, self.given)
         self.land(lambda arrived: arrived.round <= through)
-        turn = None if done else self.network.turn(self)
         if turn is not None and not turn.trains:
             round, self.position = self.position, max(self.position + 1, self.participant.told)
             self.handle(worker.SitOut(round))  # which comes back here
@@ -238,6 +246,10 @@ class Process:
                 active = self.network.block(self.position)
                 self.network.after(seconds / 2, lambda: self.land(lambda arrived: arrived.block != active), self)
             self.network.after(seconds, lambda: self.contribute(self.position, made), self)
+
+    def _astray(self) -> bool:
+        """Whether the guard holds back the round that the loop is at; the same whenever it is asked."""
+        return random.Random(f"{self.name}/{self.position}").random() < self.habits.astray
 
     def land(self, wanted: Callable[[worker.Arrived], bool]) -> None:
         """Put in place what has arrived and is wanted, in the order of rounds."""

@@ -449,6 +449,7 @@ def history(seed: int, mode: str = "") -> Network:
             seconds=(0.2 * pace, 1.5 * pace),
             diverges=frozenset(round for round in range(rounds) if rng.random() < 0.05),
             spoils=frozenset(round for round in range(rounds) if rng.random() < 0.05),
+            astray=rng.choice((0.0, 0.0, 0.5)),
             joins_at=rng.uniform(0.0, 3.0),
         )
     incidents = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from parablock.adaptive_steps import AdaptiveSteps
 from parablock.agenda import Turn
 from parablock.config import Config, from_dict
 from parablock.messages import Landed as LandedMessage
@@ -19,7 +20,7 @@ from workers.rounds import RoundLoop
 from workers.trainer import Landed, Solved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 NAMES = {"T": True, "s": False}
 
@@ -139,6 +140,26 @@ def test_after_a_guess_that_missed_by_too_much_training_waits_for_what_is_in_fli
     assert trainer.done == [
         (0, 0), (1, 1), "lands 0", (2, 2), "lands 1", "lands 2", (3, 3), (4, 0), "lands 3", "lands 4",
     ]  # fmt: skip
+
+
+def test_the_next_round_that_is_trained_is_the_one_that_waits() -> None:
+    trainer, link = run("TTsTT", misses={0: 1.3}, round={"fraction": 0.5, "clients": 4})
+    assert trainer.done == [
+        (0, 0), (1, 1), "lands 0", "sits out", "lands 1", "lands 2", (3, 3), (4, 0), "lands 3", "lands 4",
+    ]  # fmt: skip
+    assert 1 not in waited(link), "nobody waited for the link in a round that it sat out"
+
+
+def test_what_is_on_its_way_does_not_count_what_a_guarded_round_has_landed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden: list[list[int]] = []
+
+    def next(_self: AdaptiveSteps, _block: int, hides: Sequence[int]) -> int:
+        hidden.append(list(hides))
+        return 8
+
+    monkeypatch.setattr(AdaptiveSteps, "next", next)
+    run("TTTTTT", misses={1: 1.3}, pipeline={"max_in_flight": 2})
+    assert hidden == [[], [0], [0, 1], [1, 2], [], [0]], "round 1 has missed, so that round 4 waited for all before it"
 
 
 def test_as_long_as_guesses_miss_every_round_is_synchronous() -> None:
