@@ -39,6 +39,7 @@ from parablock.codec import codec_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.importance import ImportanceOrder
 from parablock.layout import Layout
+from parablock.learning_rate import learning_rate
 from parablock.manifest import Block, Manifest, Slot
 from parablock.messages import Chunk, Commit, Evaluated, Message, Start
 from parablock.participant import Participant, State
@@ -646,7 +647,8 @@ class Network:
             rms = float(np.sqrt(np.mean(np.square(self._formula.content(commit.block) - before))))
             if self._schedule is None:
                 assert event.moved == pytest.approx(rms, rel=1e-3)
-                self._importance.moved(commit.block, event.moved / self.config.solver.lr)
+                rate = learning_rate(self.config.solver, commit.round, self.config.rounds)
+                self._importance.moved(commit.block, event.moved / rate)
         self._blocks_by_round.append(self._importance.next())
         self.committed.append(commit)
         self.values.append(values)

@@ -88,11 +88,11 @@ def test_who_comes_back_gets_what_changed_and_ends_with_what_all_hold(
     back = threading.Event()
     train = Trainer.train
 
-    def interrupted(trainer: Trainer, round: int, steps: int) -> list[Solved]:
+    def interrupted(trainer: Trainer, round: int, blocks: list[int], steps: int) -> list[Solved]:
         if trainer._setup.name == "b" and round == LEAVES:
             raise Stopped
         assert round < PAUSE or trainer._setup.name == "b" or back.wait(30)
-        return train(trainer, round, steps)
+        return train(trainer, round, blocks, steps)
 
     # One after the other: the built-in model is drawn from torch's generator, which threads of a process share.
     prepare, turn = setup.prepare, threading.Lock()
