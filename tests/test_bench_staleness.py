@@ -70,7 +70,8 @@ def test_a_row_by_hand() -> None:
 
 def test_a_small_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "staleness.json"
-    arguments = ["--quick", "--set", "rounds=3", "--set", "eval.rows=4", "--jobs", "2", "--out", str(out)]
+    smaller = ("rounds=3", "eval.rows=2", "solver.batch_size=1")
+    arguments = ["--quick", *(f"--set={setting}" for setting in smaller), "--jobs", "2", "--out", str(out)]
     assert staleness.main(arguments) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads(out.read_text(encoding="utf-8"))
