@@ -5,10 +5,11 @@
 
 The ways are fedbcd (synchronous rounds of blocks), to which all are compared seed by seed, parablock with each of its
 corrections (`parablock` is shrink, then `own` and `stale`), and the baselines fedcybgd, fedavg, lora, ffa-lora and
-lisa, which at equal rounds trains half as often: two of its rounds exchange what was trained at once. Each run is a
-broker and workers as real processes, over loopback or, with --rate, over a shaped link for each client; the ways take
-turns at who is first. Gaps are those of the final held-out losses, means over seeds with their 95 % confidence
-interval (Student's t on log ratios).
+lisa. At equal rounds two of them train less: lisa half as often, since two of its rounds exchange what was trained at
+once, and each of the N clients of fedcybgd 1/N as often, since one of them trains in each round. Each run is a broker
+and workers as real processes, over loopback or, with --rate, over a shaped link for each client; the ways take turns at
+who is first. Gaps are those of the final held-out losses, means over seeds with their 95 % confidence interval
+(Student's t on log ratios).
 
 Time is the clock of the runs themselves: from the evaluation before the first round until a round is committed, with
 the evaluations between, which are alike for all, but without the processes' start. Loopback has little to hide, so that

@@ -101,6 +101,7 @@ class LightClient:
         self._gate = gate
         self._host = Host()
         self._held: dict[int, tuple[int, Vector]] = {}  # by block: the round that made it, and its values
+        self._steps = 0  # that a round is to take, once the settings are known
         self._began: dict[int, float] = {}
         self._arrived: dict[int, float] = {}
 
@@ -110,6 +111,7 @@ class LightClient:
         await link.until(lambda: link.terms is not None)
         assert link.terms is not None
         config = settings.from_dict(json.loads(link.terms))
+        self._steps = config.solver.steps
         link.prepared(Prepared(config, self._manifest, synthetic.WEIGHTS, synthetic.TOKENIZER, 1), self._host)
         round = 0
         while True:
@@ -143,7 +145,7 @@ class LightClient:
     def _contribute(self, round: int, block: int) -> None:
         self._began[round] = time.monotonic()
         delta = Made(self._delta[: self._manifest.blocks[block].numel])
-        self._link.contribute(Contribute(round, block, weight=1, steps=1, loss=0.0), delta)
+        self._link.contribute(Contribute(round, block, weight=1, steps=self._steps, loss=0.0), delta)
 
     async def _take(self) -> None:
         """Keep what has arrived in place of what it replaces, and report on it as a worker does."""
@@ -174,7 +176,7 @@ class LightClient:
             alpha=1.0,
             drift=0.0,
             miss=0.0,
-            steps=1,
+            steps=self._steps,
             staleness=0,
             loop_lag_ms=0.0,
         )

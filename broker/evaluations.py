@@ -2,7 +2,7 @@
 
 A row is complete when everybody has told its share, or a later one, or has gone. What a client says is bounded: only
 the evaluations that the run's settings ask for count, only up to the round that a client can have reached, and at most
-`MOST_OPEN` are waited for at a time.
+so many are waited for at a time as clients can be apart.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.messages import Evaluated
 
-MOST_OPEN = 8
-"""Evaluations that wait for shares; when there are more, the oldest is told without them."""
-
 
 @dataclass
 class _Open:
@@ -37,6 +34,9 @@ class Evaluations:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._open: dict[int, _Open] = {}
+        # That wait for shares; when there are more, the oldest is told without them. A client that is evaluated last
+        # after the newest commit, and one that has trained all it may beyond it, have in_flight + 2 between them.
+        self._most_open = max(8, config.in_flight + 3)
         self._told = -2  # the round of the newest row
 
     def reported(
@@ -75,7 +75,7 @@ class Evaluations:
         rows = []
         for round in sorted(self._open):
             opened = self._open[round]
-            if len(self._open) <= MOST_OPEN and opened.waiting_for - opened.shares.keys():
+            if len(self._open) <= self._most_open and opened.waiting_for - opened.shares.keys():
                 break
             del self._open[round]
             self._told = round
@@ -103,8 +103,7 @@ def _row(round: int, opened: _Open) -> dict[str, Any]:
 def _by_task(share: Evaluated) -> dict[str, Scores]:
     scores: dict[str, Scores] = defaultdict(Scores)
     columns = share.rows, share.loss_sums, share.tokens, share.correct, share.answered
-    # Not strict: who names more tasks than numbers has told of fewer.
-    for task, rows, loss_sum, tokens, correct, answered in zip(share.tasks, *columns, strict=False):
+    for task, rows, loss_sum, tokens, correct, answered in zip(share.tasks, *columns, strict=True):
         scores[task] += Scores(loss_sum, tokens, correct, answered, rows=rows)
     return scores
 

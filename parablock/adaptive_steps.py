@@ -36,8 +36,7 @@ class AdaptiveSteps:
     """The K of one client. Without `solver.adaptive` it is `solver.steps`, whatever is observed."""
 
     def __init__(self, settings: config.Solver, in_flight: int) -> None:
-        fixed = (settings.steps, settings.steps)
-        self._low, self._high = (settings.min_steps, settings.max_steps) if settings.adaptive else fixed
+        self._low, self._high = settings.step_bounds
         self._in_flight = in_flight
         self._newest = settings.steps
         self._chosen: dict[int, int] = {}  # by block

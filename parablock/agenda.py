@@ -35,10 +35,11 @@ class Turn:
 
 @dataclass
 class _Decided:
-    """clients: those drawn to train the round; None: all that take part."""
+    """clients: those drawn to train the round; None: all that take part. wanted: how many shall be there of those."""
 
     block: int
     clients: set[str] | None
+    wanted: int
 
 
 class Agenda:
@@ -59,7 +60,8 @@ class Agenda:
         while self._next <= min(through, self._config.rounds - 1):
             round = self._next
             block = self._importance.next() if self._schedule is None else self._schedule.block(round)
-            self._decided[round] = _Decided(block, None if self._everyone else self._draw(round, there))
+            drawn = None if self._everyone else self._draw(round, there)
+            self._decided[round] = _Decided(block, drawn, max(len(drawn or ()), self._config.quorum))
             self._decided.pop(round - 2 * self._config.in_flight - 2, None)
             self._next += 1
 
@@ -69,14 +71,15 @@ class Agenda:
             self._importance.moved(block, rms / learning_rate(self._config.solver, round, self._config.rounds))
 
     def join(self, client: str, round: int, others: Iterable[str]) -> None:
-        """A client begins with `round`: it makes up for who was drawn for the decided rounds from there on and is gone.
+        """A client begins with `round`: it makes up for who was drawn for the decided rounds from there on and is gone,
+        or could not be drawn because fewer than the quorum were there.
 
         others: names of those that are there.
         """
         there = set(others)
         for number in range(round, self._next):
-            drawn = self._decided[number].clients
-            if drawn is not None and len(drawn & there) < self._config.sampled(len(there) + 1):
+            drawn, wanted = self._decided[number].clients, self._decided[number].wanted
+            if drawn is not None and len(drawn & there) < wanted:
                 drawn.add(client)
 
     def block(self, round: int) -> int:
@@ -84,9 +87,9 @@ class Agenda:
         return self._decided[round].block
 
     def find(self, round: int) -> int | None:
-        """The same of any round; None where it is not known any more, or not yet."""
+        """The same of any number, as a client names it; None: no round, one that is not decided yet, or long gone."""
         if self._schedule is not None:
-            return self._schedule.block(round)
+            return self._schedule.block(round) if 0 <= round < self._next else None
         return self._decided[round].block if round in self._decided else None
 
     def trains(self, round: int, client: str) -> bool:
@@ -118,7 +121,7 @@ def in_turn(round: int, clients: int, num_blocks: int) -> int:
     FedCyBGD (Wang et al., arXiv 2406.11187): in round t client t mod N trains block t mod B. By itself that repeats
     after L = lcm(N, B) rounds, and pairs a client only with blocks that are congruent to it modulo g = gcd(N, B). So
     each L rounds begin one client further on: client (t + ⌊t / L⌋) mod N. In g times L, that is N·B rounds, each client
-    then trains each block exactly once, also where N and B share a factor.
+    then trains each block exactly once, also where N and B share a factor; likewise where blocks come last to first.
     """
     return (round + round // math.lcm(clients, num_blocks)) % clients
 

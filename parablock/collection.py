@@ -92,6 +92,9 @@ class Collection:
                 f"round {offer.round} trains block {round.block} of {layout.nbytes} bytes; "
                 f"got block {offer.block} of {offer.nbytes} bytes"
             )
+        fewest, most = self._config.solver.step_bounds
+        if not fewest <= offer.steps <= most:  # where steps count in the mean, others' shares depend on them
+            raise TransferError(f"a round takes {fewest} to {most} optimizer steps; got {offer.steps}")
         upload = round.uploads.get(session.name)
         resumed = upload is not None and upload.session == session.token
         reason = None

@@ -138,6 +138,11 @@ class Solver:
     clip: float = _key(1.0, "gradient norm of the block is clipped to this; 0: no clipping", low=0)
     gradient_checkpointing: bool = _key(False, "recompute activations in the backward pass to save memory")
 
+    @property
+    def step_bounds(self) -> tuple[int, int]:
+        """Fewest and most optimizer steps that a client may take in a round."""
+        return (self.min_steps, self.max_steps) if self.adaptive else (self.steps, self.steps)
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -402,7 +407,7 @@ class Config:
     @property
     def quorum(self) -> int:
         """Fewest clients that must be there for a round to close, and contributions to it at its deadline."""
-        return self.round.quorum or self._share(self.round.clients) // 2 + 1
+        return self.round.quorum or self.drawn(self.round.clients) // 2 + 1
 
     @property
     def announced(self) -> bool:
@@ -411,9 +416,10 @@ class Config:
 
     def sampled(self, clients: int) -> int:
         """How many of so many clients train in a round."""
-        return min(max(self._share(clients), self.quorum), clients)
+        return min(max(self.drawn(clients), self.quorum), clients)
 
-    def _share(self, clients: int) -> int:
+    def drawn(self, clients: int) -> int:
+        """How many of so many clients `round.fraction` or the mode draws for a round, whatever the quorum."""
         return 1 if self.mode == "fedcybgd" else max(int(self.round.fraction * clients + 0.5), 1)
 
 
@@ -587,6 +593,8 @@ def _check_together(config: Config) -> None:
             f"round.quorum = {config.round.quorum} can never be reached with round.clients = {config.round.clients}; "
             "lower the quorum or expect more clients"
         )
+    if config.mode == "fedcybgd":
+        _check_fedcybgd(config)
     _check_sampled(config)
     if config.solver.warmup_rounds >= config.rounds:
         raise ConfigError(
@@ -623,20 +631,28 @@ def _check_together(config: Config) -> None:
         )
 
 
+def _check_fedcybgd(config: Config) -> None:
+    policy, order = config.round, config.schedule.order
+    if policy.fraction < 1.0:
+        raise ConfigError(
+            f"round.fraction = {policy.fraction} has no meaning with mode = fedcybgd, in which one client trains "
+            "in each round; set it to 1"
+        )
+    if policy.quorum > 1:
+        raise ConfigError(
+            f"round.quorum = {policy.quorum} can never be reached with mode = fedcybgd, in which one client trains "
+            "in each round; set it to 1, or to 0"
+        )
+    if order not in ("cyclic", "descending"):
+        raise ConfigError(
+            f"schedule.order = {order} does not go with mode = fedcybgd, in which each client trains each block once "
+            "in a cycle of clients and blocks; set schedule.order to cyclic or descending"
+        )
+
+
 def _check_sampled(config: Config) -> None:
     policy = config.round
-    if config.mode == "fedcybgd":
-        if policy.fraction < 1.0:
-            raise ConfigError(
-                f"round.fraction = {policy.fraction} has no meaning with mode = fedcybgd, in which one client trains "
-                "in each round; set it to 1"
-            )
-        if policy.quorum > 1:
-            raise ConfigError(
-                f"round.quorum = {policy.quorum} can never be reached with mode = fedcybgd, in which one client trains "
-                "in each round; set it to 1, or to 0"
-            )
-    drawn = config._share(policy.clients)
+    drawn = config.drawn(policy.clients)
     if policy.quorum > drawn:
         raise ConfigError(
             f"round.quorum = {policy.quorum} is more than the {drawn} of round.clients = {policy.clients} that "

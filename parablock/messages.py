@@ -146,8 +146,9 @@ class Landed:
     """A round as one client saw it. Times are readings of its monotonic clock.
 
     waiting: when training stood still for this block. alpha: the share of the own delta that the guess kept.
-    drift: ‖Δ_i − Δ̄‖ / ‖Δ̄‖. miss: ‖α Δ_i − Δ̄‖ / ‖Δ̄‖. steps: of the optimizer. All four are 0 where the client took no
-    part. An interval that did not take place is (0, 0).
+    drift: ‖Δ_i − s‖ / ‖s‖. miss: ‖α Δ_i − s‖ / ‖s‖. s = x′ − x is the server's step, what the round did to the block:
+    Δ̄ only where server.optimizer = average with server.lr = 1. steps: of the optimizer. All four are 0 where the client
+    took no part. An interval that did not take place is (0, 0).
     """
 
     round: Round
@@ -239,7 +240,7 @@ class Commit:
 
     attempt: whose chunks are the new block. 0: those of a transfer in full, in float32. With a lossy codec the chunks
     of any other attempt hold the change since round `base`, the one that made the block's version before (−1: none).
-    blocks, trains: as in Start, of the round max_in_flight + 1 after this one.
+    blocks, trains: as in Start, of the round that comes rounds in flight + 1 after this one.
     """
 
     round: Round
@@ -336,3 +337,8 @@ PAYLOADS: dict[type[Any], Payload] = {
     Probed: Payload(MAX_PROBE_BYTES, required=False),
 }
 """The messages that have a payload; the others have none."""
+
+COLUMNS: dict[type[Any], tuple[str, ...]] = {
+    Evaluated: ("tasks", "rows", "loss_sums", "tokens", "correct", "answered"),
+}
+"""The lists of a message that are of one length."""

@@ -360,13 +360,12 @@ class Participant:
 
     def _may_come(self, chunk: Chunk) -> bool:
         """Whether this may be a block of a round that is not closed: we take part, and the round trains that block."""
-        turn = self.turn(chunk.round)
         return (
             self.state is State.TRAINING
             and chunk.attempt > 0
             and self._commits.told <= chunk.round <= self._commits.told + self._config.in_flight
             and chunk.round < self._config.rounds
-            and turn is not None
+            and (turn := self.turn(chunk.round)) is not None  # not before: no round beyond those need be worked out
             and chunk.block == turn.block
         )
 

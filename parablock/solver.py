@@ -64,7 +64,8 @@ class BlockSolver:
     A block of float32 parameters is kept in the model itself. Of a block with parameters of less precision a
     float32 copy is kept on the host from its first writing on (on CUDA, from its first round on, and in pinned
     memory): the model's rounded values would forget what is smaller than their last bit. While such a block is
-    trained, the device holds 16 bytes for each of its parameters beside the model: master, gradient, two moments.
+    trained, the device holds 16 bytes for each of its parameters beside the model: master, gradient, two moments. With
+    state = "keep" they are 20 at a round's end: master, the moments that then go to the host, the start and the delta.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ import msgpack
 import xxhash
 
 from parablock import messages
-from parablock.messages import PAYLOADS, Chunk, Items, Message, Real, Text, Whole
+from parablock.messages import COLUMNS, PAYLOADS, Chunk, Items, Message, Real, Text, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +69,7 @@ def encode(envelope: Envelope) -> list[bytes | Buffer]:
     try:
         for name, check in _CHECKS[type(message).__name__].items():
             header[name] = check(getattr(message, name))
+        _check_columns(message)
     except WireError as error:
         raise AssertionError(f"our own {error}") from error
     packed: bytes = msgpack.packb(header)
@@ -101,6 +102,7 @@ def decode(frames: Sequence[bytes | Buffer]) -> Envelope:
         raise WireError(f"{kind} has the fields {', '.join(checks)}; got {', '.join(map(str, header)):.200}")
     values = {name: check(header[name]) for name, check in checks.items()}
     message = cast("Message", _KINDS[kind](**values))
+    _check_columns(message)
     return Envelope(run, epoch, message, _payload(message, frames))
 
 
@@ -183,6 +185,14 @@ def _payload(message: Message, frames: Sequence[bytes | Buffer]) -> Buffer | Non
     if isinstance(message, Chunk) and checksum(payload) != message.checksum:
         raise WireError("the payload does not match its checksum")
     return payload
+
+
+def _check_columns(message: Message) -> None:
+    """Raises WireError."""
+    names = COLUMNS.get(type(message), ())
+    lengths = [len(getattr(message, name)) for name in names]
+    if len(set(lengths)) > 1:
+        raise WireError(f"{type(message).__name__}: {', '.join(names)} are of one length, got lengths {lengths}")
 
 
 def _whole(name: str, bounds: Whole) -> Check:

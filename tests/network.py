@@ -66,6 +66,10 @@ def manifest_of(sizes: Iterable[int] = SIZES) -> Manifest:
     return Manifest(tuple(blocks), ())
 
 
+VARYING = {"adaptive": True, "steps": 1, "min_steps": 1, "max_steps": 3}
+"""Settings of the solver with which clients take as many steps as they like, within bounds."""
+
+
 def config_of(
     clients: int = 2,
     rounds: int = 6,
@@ -76,10 +80,14 @@ def config_of(
     window: int = 2048,
     **top: Any,
 ) -> Any:
-    """A config with short times: heartbeat 1 s, timeout 6 s, resend 3 s; chunks of 1024 bytes, two of them a window."""
+    """A config with short times: heartbeat 1 s, timeout 6 s, resend 3 s; chunks of 1024 bytes, two of them a window.
+
+    A round takes one step, unless `solver` says otherwise.
+    """
     network = {"chunk_bytes": 1024, "window_bytes": window, "heartbeat_s": 1.0, "timeout_s": 6.0, "resend_s": 3.0}
     policy = {"clients": clients, "quorum": quorum, "fraction": fraction, "deadline_s": deadline_s}
-    return settings.from_dict({"rounds": rounds, "network": network, "round": policy, **top})
+    tree = {"rounds": rounds, "network": network, "round": policy, "solver": {"steps": 1}, **top}
+    return settings.from_dict(tree)
 
 
 @dataclass(frozen=True)
@@ -492,7 +500,9 @@ class Network:
             delta[numel // 2] = np.nan
         layout = Layout.up(self.config, numel)
         chunks = tuple(bytes(layout.codec.encode(delta[layout.part(index)])) for index in range(layout.count))
-        made = Made(delta.tobytes(), chunks, 1 + seed % 100, 1 + seed % 3, float(seed % 7))
+        fewest, most = self.config.solver.step_bounds
+        steps = fewest + seed % (most - fewest + 1)
+        made = Made(delta.tobytes(), chunks, 1 + seed % 100, steps, float(seed % 7))
         self.made[process.name, round].append(made)
         return made
 

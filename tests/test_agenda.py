@@ -80,11 +80,33 @@ def test_who_comes_makes_up_for_those_who_are_gone() -> None:
     agenda.join("new", 1, left)
     assert agenda.trains(1, "new"), "nobody else was left of this round"
     assert not agenda.trains(0, "new"), "it begins later"
-    full = Agenda(config(round={"fraction": 0.5, "clients": 4}), 4)
-    full.decide(1, NAMES[:4])
-    full.join("new", 0, NAMES[:4])
-    assert drawn(full, 0, [*NAMES, "new"]) == drawn(full, 0, NAMES) or full.trains(0, "new")
-    assert len(drawn(full, 0, [*NAMES, "new"])) <= 3
+
+
+@pytest.mark.parametrize("names", [NAMES[:4], NAMES[:5]])
+def test_who_comes_is_not_drawn_where_nobody_is_gone_who_was(names: list[str]) -> None:
+    """Also where one more client would be a larger share: of five, three are drawn."""
+    agenda = Agenda(config(round={"fraction": 0.5, "clients": 4}), 4)
+    agenda.decide(1, names)
+    before = drawn(agenda, 0, names)
+    agenda.join("new", 0, names)
+    assert not agenda.trains(0, "new")
+    sat_out = sorted(set(names) - before)[0]
+    agenda.join("new", 0, [name for name in names if name != sat_out])
+    assert not agenda.trains(0, "new"), "who is gone would have sat it out"
+    agenda.join("new", 0, [name for name in names if name != min(before)])
+    assert drawn(agenda, 0, [*names, "new"]) == before | {"new"}
+
+
+def test_who_comes_makes_up_for_a_quorum_that_was_not_there() -> None:
+    agenda = Agenda(config(round={"fraction": 0.5, "clients": 8, "quorum": 2}), 4)
+    agenda.decide(1, NAMES[:1])
+    agenda.join("new", 0, NAMES[:1])
+    agenda.join("newer", 0, [NAMES[0], "new"])
+    assert drawn(agenda, 0, [*NAMES, "new", "newer"]) == {NAMES[0], "new"}
+    nobody = Agenda(config(mode="fedcybgd"), 4)
+    nobody.decide(0, [])
+    nobody.join("new", 0, [])
+    assert nobody.trains(0, "new")
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 3))
@@ -145,6 +167,16 @@ def test_a_client_that_hears_each_commit_knows_what_it_may_train(in_flight: int)
         turns.passed(round)
     assert turns.turn(ROUNDS) is None
     assert turns.turn(0) is None, "long gone"
+
+
+@pytest.mark.parametrize("order", ["cyclic", "random", "importance"])
+def test_a_number_that_is_no_decided_round_trains_no_block(order: str) -> None:
+    """A client may name any, and the order at random is drawn up to the round that is asked for."""
+    agenda = Agenda(config(schedule={"order": order}), 4)
+    assert agenda.find(0) is None
+    agenda.decide(1, NAMES)
+    assert [agenda.find(round) for round in (-1, 2, ROUNDS, 2**31)] == [None] * 4
+    assert [agenda.find(round) for round in (0, 1)] == [agenda.block(0), agenda.block(1)]
 
 
 def test_rounds_beyond_the_end_are_not_decided() -> None:

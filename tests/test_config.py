@@ -401,6 +401,13 @@ def test_a_config_is_a_table(tree: Any) -> None:
             {"mode": "fedcybgd", "round": {"clients": 3, "quorum": 2}},
             ["round.quorum = 2 can never be reached with mode = fedcybgd", "set it to 1, or to 0"],
         ),
+        *(
+            (
+                {"mode": "fedcybgd", "schedule": {"order": order}},
+                [f"schedule.order = {order} does not go with mode = fedcybgd", "set schedule.order to cyclic or desc"],
+            )
+            for order in ("random", "importance")
+        ),
         ({"rounds": 4, "solver": {"warmup_rounds": 4}}, ["solver.warmup_rounds = 4 must be below rounds = 4"]),
         (
             {"network": {"timeout_s": 4.0, "heartbeat_s": 2.0}},
@@ -446,6 +453,7 @@ def test_settings_that_contradict_each_other_are_refused(tree: dict[str, Any], f
     "tree",
     [
         {"round": {"clients": 2, "quorum": 2}},
+        {"mode": "fedcybgd", "schedule": {"order": "descending"}},
         {"rounds": 4, "solver": {"warmup_rounds": 3}},
         {"network": {"window_bytes": 1 << 17, "chunk_bytes": 1 << 17}},
         {"solver": {"adaptive": True, "steps": 64, "min_steps": 64}},

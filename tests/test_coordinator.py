@@ -418,13 +418,25 @@ def test_the_loss_is_weighted_by_tokens(desk: Desk) -> None:
         (Offer(0, 0, 1204, 1, 1, 0.5), "round 0 trains block 0 of 1200 bytes; got block 0 of 1204 bytes"),
         (Offer(2, 2, NBYTES[2], 1, 1, 0.5), "a contribution to round 2 while round 0 is open"),
         (Offer(6, 2, NBYTES[2], 1, 1, 0.5), "a contribution to round 6 while round 0 is open"),
+        (Offer(0, 0, NBYTES[0], 1, 2, 0.5), "a round takes 1 to 1 optimizer steps; got 2"),
     ],
-    ids=["block", "size", "too far ahead", "after the last"],
+    ids=["block", "size", "too far ahead", "after the last", "steps"],
 )
 def test_an_impossible_offer_breaks_the_protocol(desk: Desk, offer: Offer, says: str) -> None:
     (refused,) = desk.say("a", offer)
     assert refused == Refused(f"the worker broke the protocol: {says}")
     assert desk.coordinator.clients == ["b"]
+
+
+@pytest.mark.parametrize(("steps", "taken"), [(2, False), (3, True), (5, True), (6, False)])
+def test_steps_that_adapt_stay_within_their_bounds(steps: int, taken: bool) -> None:
+    desk = Desk(solver={"adaptive": True, "steps": 4, "min_steps": 3, "max_steps": 5})
+    desk.gather("a", "b")
+    (answer,) = desk.say("a", Offer(0, 0, NBYTES[0], 1, steps, 0.5))
+    assert isinstance(answer, Credit) is taken
+    assert taken or answer == Refused(
+        f"the worker broke the protocol: a round takes 3 to 5 optimizer steps; got {steps}"
+    )
 
 
 def test_a_round_after_the_last_cannot_be_contributed_to() -> None:

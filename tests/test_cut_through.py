@@ -607,6 +607,17 @@ def test_a_chunk_of_a_round_after_the_last_is_passed_over(seat: Seat) -> None:
     assert seat.effects == []
 
 
+@pytest.mark.parametrize("round", [-1, 2**31])
+def test_a_chunk_of_what_is_no_round_is_passed_over_at_once(round: int) -> None:
+    """The order at random is drawn up to the round that is asked for: for 2³¹ that would take hours."""
+    seat = Seat(schedule={"order": "random"})
+    seat.hear(Terms("{}"))
+    seat.prepared()
+    seat.hear(Welcome(2), Start(0, 2, 0, ()))
+    assert seat.chunk(round, 0, 1024) == []
+    assert seat.effects == []
+
+
 def test_a_chunk_of_the_next_round_but_one_may_overtake_the_commit(seat: Seat) -> None:
     assert seat.chunk(1, 0, 1024) == [Credit(1, 1, 1, 1024, 2000)]
 

@@ -9,6 +9,7 @@ import pytest
 
 from parablock import builtin, cli
 from parablock.plan import Cost
+from parablock.units import format_rate
 from tests.processes import Processes
 from tests.test_trainable import adapters
 from workers import plan_command, prober, timing
@@ -67,6 +68,25 @@ def test_an_assumed_link_that_is_too_slow(capsys: pytest.CaptureFixture[str]) ->
     assert result["steps_to_hide"] == max(block["steps_to_hide"] for block in result["blocks"]) > 2
     assert f"solver.steps = {result['steps_to_hide']}" in shown
     assert "for 3 clients" in shown
+
+
+def test_the_round_is_that_of_the_mode(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(timing.BlockTimer, "cost", lambda _timer, _block: Cost(0.01, 0.1))
+    for mode in ("fedbcd", "parablock"):
+        result, _ = planned(capsys, "--rate", "8mbit", "--set", f"mode={mode}")
+        assert result["round_s"] == result[f"{mode}_round_s"]
+    assert result["parablock_round_s"] < result["fedbcd_round_s"]
+
+
+def test_the_brokers_link_carries_up_what_those_who_are_drawn_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(timing.BlockTimer, "cost", lambda _timer, _block: Cost(0.01, 0.1))
+    result, shown = planned(capsys, "--rate", "8mbit", "--clients", "8", "--set", "round.fraction=0.25")
+    each = sum(block["bytes_up"] for block in result["blocks"]) / len(result["blocks"]) / result["round_s"]
+    assert result["sampled"] == 2
+    told = f"for 8 clients, 2 of them drawn for a round, its own link carries {format_rate(2 * each)} in and "
+    assert f"{told}{format_rate(8 * each)} out" in shown
 
 
 def test_a_fast_link_hides_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from parablock.aggregation import server_move, weighted_mean
 from parablock.messages import Abstain, Chunk, Commit, Hello, Landed, Offer, Rejected, Rejoin, Start
 from parablock.participant_events import End
 from parablock.wire import Envelope
-from tests.network import RUN, Faults, Habits, Incident, Network, config_of
+from tests.network import RUN, VARYING, Faults, Habits, Incident, Network, config_of
 
 STEADY = Habits(seconds=(1.0, 1.0))
 
@@ -102,7 +102,7 @@ def test_the_order_of_arrival_does_not_change_a_bit() -> None:
 
 
 def test_the_fold_is_the_weighted_mean_of_what_was_made() -> None:
-    network = ended(Network(config_of(3, rounds=5), dict.fromkeys("abc", STEADY)))
+    network = ended(Network(config_of(3, rounds=5, solver=VARYING), dict.fromkeys("abc", STEADY)))
     x = [np.zeros(block.numel, np.float32) for block in network.manifest.blocks]
     for committed in network.committed:
         made = [network.made[name, committed.round][0] for name in "abc"]
@@ -130,7 +130,7 @@ def test_rounds_that_follow_from_the_settings_are_announced_by_nothing() -> None
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_by_importance_the_block_that_moves_more_comes_more_often(in_flight: int) -> None:
     """The means differ in length, as the clients' tokens and steps do from round to round."""
-    settings = {"schedule": {"order": "importance"}, "pipeline": {"max_in_flight": in_flight}}
+    settings = {"schedule": {"order": "importance"}, "pipeline": {"max_in_flight": in_flight}, "solver": VARYING}
     network = ended(Network(config_of(3, rounds=40, **settings), dict.fromkeys("abc", STEADY)))
     blocks = [committed.block for committed in network.committed]
     assert blocks[:4] == [3, 2, 1, 0]
@@ -425,6 +425,7 @@ def history(seed: int, mode: str = "") -> Network:
     rounds += rounds % 2 if mode == "lisa" else 0
     fraction = rng.choice([1.0, 0.5]) if mode not in ("fedcybgd", "lisa") else 1.0
     most = 1 if mode == "fedcybgd" else max(int(fraction * len(names) + 0.5), 1)
+    orders = ["cyclic", "random", "descending", *["importance"] * (mode != "lisa")]
     config = config_of(
         len(names),
         rounds,
@@ -432,7 +433,8 @@ def history(seed: int, mode: str = "") -> Network:
         fraction=fraction,
         deadline_s=rng.choice([0.0, 0.0, 1.0, 3.0]),
         mode=mode,
-        schedule={"order": rng.choice(["cyclic", "random", "descending", *["importance"] * (mode != "lisa")])},
+        schedule={"order": rng.choice(orders if mode != "fedcybgd" else ["cyclic", "descending"])},
+        solver=VARYING if mode == "parablock" else {"steps": 1},
         pipeline={"max_in_flight": rng.choice([1, 1, 2, 3]), "land": rng.choice(["boundary", "arrival"])},
         codec={
             "up": rng.choice(["float32", "float32", "bfloat16", "float16", "int8", "int4"]),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from parablock import messages, wire
 from parablock.messages import (
+    COLUMNS,
     PAYLOADS,
     Chunk,
     Commit,
@@ -89,6 +90,9 @@ payloads = st.binary(min_size=1, max_size=64)
 def envelopes(draw: st.DrawFn, kind: type[Any] | None = None) -> Envelope:
     kind = kind or draw(st.sampled_from(list(KINDS.values())))
     message = draw(made(kind))
+    columns = COLUMNS.get(kind, ())
+    shortest = min((len(getattr(message, name)) for name in columns), default=0)
+    message = dataclasses.replace(message, **{name: getattr(message, name)[:shortest] for name in columns})
     run = draw(st.just("") | st.text(ALPHABETS["name"], max_size=64))
     epoch = draw(st.integers(0, 2**63))
     if kind not in PAYLOADS or not (PAYLOADS[kind].required or draw(st.booleans())):
@@ -267,6 +271,13 @@ def test_what_we_send_ourselves_is_asserted() -> None:
         encode(Envelope("run", 1, Terms("€" * 32_768)))
     with pytest.raises(AssertionError, match=r"Evaluated\.loss_sums is a finite number"):
         encode(Envelope("run", 1, Evaluated(0, ("",), (1,), (float("nan"),), (1,), (0,), (0,))))
+
+
+def test_the_lists_of_an_evaluation_are_of_one_length() -> None:
+    for name, values in (("tasks", ["x"]), ("answered", []), ("rows", [1, 2, 3])):
+        refused(with_field(Evaluated, name, values), "Evaluated: tasks, rows, loss_sums", "are of one length, got")
+    with pytest.raises(AssertionError, match="our own Evaluated: tasks, rows, loss_sums"):
+        encode(Envelope("run", 1, Evaluated(0, ("x", "y"), (1,), (0.5,), (1,), (0,), (0,))))
 
 
 def test_a_message_without_bounds_is_our_own_bug() -> None:

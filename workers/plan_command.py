@@ -187,6 +187,7 @@ def _measured(arguments: argparse.Namespace, config: Config, link: Link, live: _
         "device": str(setup.device),
         "threads": torch.get_num_threads(),
         "clients": clients,
+        "sampled": config.sampled(clients),
         "link": {**dataclasses.asdict(link), "measured": arguments.broker is not None},
         **result,
     }
@@ -273,12 +274,14 @@ def _with_overlap(
     for block, moved in zip(result["blocks"], exchanges, strict=True):
         block["exposed_s"] = plan.exposed_seconds(moved, behind[block["index"]], compute_s)
         block["steps_to_hide"] = needed[block["index"]]
-    parablock_round_s = plan.round_seconds(order, compute_s, exchanges, in_flight)
+    rounds_s = {
+        mode: plan.round_seconds(order, compute_s, exchanges, 0 if mode == "fedbcd" else in_flight)
+        for mode in ("fedbcd", "parablock")
+    }
     return result | {
         "in_flight": in_flight,
-        "fedbcd_round_s": plan.round_seconds(order, compute_s, exchanges, 0),
-        "parablock_round_s": parablock_round_s,
-        "round_s": parablock_round_s,
+        **{f"{mode}_round_s": seconds for mode, seconds in rounds_s.items()},
+        "round_s": rounds_s[config.mode],
         "hidden": hidden,
         "steps_to_hide": max(known) if len(known) == len(needed) else None,
         "num_blocks_to_hide": None
@@ -343,12 +346,14 @@ def _conclusions(result: dict[str, Any]) -> list[str]:
         told = ", or ".join(way for way in ways if way) or "no K, number of blocks or codec; take a faster link"
         lines.append(f"to hide   every exchange: {told}")
     if result["clients"] > 1:
-        # In steady state each round brings every client's block up and takes the new one down to every client.
+        # In steady state each round brings up the block of every client that was drawn, and the new one down to all.
+        clients, sampled = result["clients"], result["sampled"]
         up, down = (statistics.fmean(block[key] for block in result["blocks"]) for key in ("bytes_up", "bytes_down"))
-        each_s = result["round_s"] / result["clients"]
+        drawn = f", {sampled} of them drawn for a round," if sampled < clients else ""
         lines.append(
-            f"broker    for {result['clients']} clients its own link carries {format_rate(up / each_s)} in and "
-            f"{format_rate(down / each_s)} out"
+            f"broker    for {clients} clients{drawn} its own link carries "
+            f"{format_rate(up * sampled / result['round_s'])} in and "
+            f"{format_rate(down * clients / result['round_s'])} out"
         )
     return lines
 
