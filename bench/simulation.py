@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from parablock import config
+from parablock import config, models
 from parablock.aggregation import server_move, weighted_mean
 from parablock.blocks import read_block
 from parablock.participant_events import Arrived
@@ -137,18 +137,24 @@ class Client:
 
 def outcome(settings: Config) -> Outcome:
     """Of a run on one torch thread, from its beginning to its end."""
-    torch.set_num_threads(1)
+    _alone()
     return Simulation(settings).run()
 
 
 def pretrain(settings: Config, out: Path) -> None:
     """Run, and keep the model in the folder `out`, as Hugging Face's `from_pretrained` reads it."""
-    torch.set_num_threads(1)
+    _alone()
     made = Simulation(settings)
     made.run()
     setup = made.clients[0].setup
     setup.model.save_pretrained(out)
     setup.tokenizer.save_pretrained(out)
+
+
+def _alone() -> None:
+    """Of a process that does nothing else."""
+    torch.set_num_threads(1)
+    models.quiet()
 
 
 def check(settings: Config) -> None:
