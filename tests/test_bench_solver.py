@@ -244,10 +244,10 @@ def test_a_rival_trains_what_it_should(name: str, setup: Setup) -> None:
 
 def test_one_small_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
-    assert solver.main(["--quick", "--methods", "bare", "--out", str(out)]) == 0
+    assert solver.main(["--quick", "--methods", "blocks", "--out", str(out)]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed == json.loads(out.read_text())
-    assert [row["method"] for row in printed["rows"]] == ["blocks", "bare"]
+    assert [row["method"] for row in printed["rows"]] == ["blocks"]
     assert all(row["step_ms"] > 0 for row in printed["rows"])
     assert all(row["peak_mb"] > row["formula_mb"] for row in printed["rows"])
     assert out.with_suffix(".png").stat().st_size > 1000

@@ -15,10 +15,8 @@ from bench.staleness import Cell
 from parablock import config
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
-    from workers.trainer import Solved
 
 CELL = Cell("scratch", 4, 8, 1.0)
 BUILTIN = [
@@ -115,20 +113,6 @@ def test_the_guard_makes_rounds_synchronous() -> None:
     assert outcome.synchronous == 4, "two clients in rounds 2 and 3; nothing had landed before round 1"
     assert outcome.miss == 1.0
     assert [client.synchronous for client in made.clients] == [2, 2]
-
-
-def test_a_server_optimizers_state_stays_with_its_block() -> None:
-    class Watched(Simulation):
-        def _commit(self, round: int, block: int, solved: Sequence[Solved]) -> None:
-            super()._commit(round, block, solved)
-            made.append(self.blocks[block].tobytes())
-
-    made: list[bytes] = []
-    for optimizer in ("momentum", "average"):
-        Watched(config.load(None, [*BUILTIN, "rounds=3", f"server.optimizer={optimizer}"])).run()
-    momentum, average = made[:3], made[3:]
-    assert momentum[:2] == average[:2], "each block once: its momentum is its mean"
-    assert momentum[2] != average[2]
 
 
 def test_a_simulation_refuses_what_depends_on_the_link() -> None:
