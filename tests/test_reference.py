@@ -39,7 +39,7 @@ SLOW = Shape(rate=1e6)  # bytes per second: a block of some 250 kB goes up and d
 CASES = {
     "fedbcd, fast": ({"mode": "fedbcd"}, Shape()),
     "fedbcd, slow": ({"mode": "fedbcd"}, SLOW),
-    "own, slow": ({"pipeline.correction": "own"}, SLOW),
+    "own, fast": ({"pipeline.correction": "own"}, Shape()),
     "shrink, fast": ({"pipeline.correction": "shrink"}, Shape()),
     "shrink, slow": ({"pipeline.correction": "shrink"}, SLOW),
     "shrink, arrival, slow": ({"pipeline.correction": "shrink", "pipeline.land": "arrival"}, SLOW),
