@@ -110,17 +110,17 @@ class Client:
 
     def train(self, round: int, blocks: Sequence[int]) -> list[Solved]:
         """Land what has to have landed before the round, and train it, with those that are trained together with it."""
-        if not self._astray:
-            self.land(round, self._settings.delay)
+        self.land(round, self._settings.delay)
         if self._astray:
             self.synchronous += 1
+            self._astray = False
             self.land(round, 0)
         return self._trainer.train(round, blocks, self._settings.solver.steps)
 
     def land(self, round: int, delay: int) -> None:
         landed = self._trainer.land(round - delay - 1, round)
         limit = self._settings.pipeline.max_miss if self._settings.delay else 0.0
-        self._astray = any(0.0 < limit < each.miss for each in landed)
+        self._astray = self._astray or any(0.0 < limit < each.miss for each in landed)
         self.misses += [each.miss for each in landed]
 
     def take(self, arrived: Arrived, values: Vector) -> None:
