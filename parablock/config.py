@@ -117,10 +117,7 @@ class Solver:
         "own root mean square, or of 0.001 where that is less",
         above=0,
     )
-    lr_schedule: Literal["constant", "cosine", "linear"] = _key(
-        "cosine",
-        "learning rate over rounds after the warm-up; constant gains more from many rounds, and ends with more noise",
-    )
+    lr_schedule: Literal["constant", "cosine", "linear"] = _key("cosine", "learning rate over rounds after the warm-up")
     lr_final: float = _key(
         0.0, "where the rate would be one round after the last, as a fraction of lr (cosine, linear)", low=0, high=1
     )
