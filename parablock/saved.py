@@ -1,0 +1,69 @@
+"""What of a run outlives the broker's process: what each commit adds to the journal, and what is read back from it.
+
+An `Entry` is made durable before its commit is announced (`parablock.coordinator_events.Store`), together with the new
+version of its block. `Saved` is the state after the last entry; a broker that begins with it goes on with round
+`next_round` as if nothing had happened, under the next epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from parablock.wire import Buffer
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One committed round.
+
+    attempt: the fold that made the block's new version; 0: nobody was counted, and the block stays as it was. base: the
+    round that made the version before, −1 where none did. contributors: in roster order, with their weights, steps and
+    losses. moved: root mean square of x' − x; 0 where the settings have no use for it. agenda: `Agenda.snapshot` after
+    this commit. clients: names on the roster. tardy: of those, who was not in time for their last round.
+    """
+
+    round: int
+    block: int
+    attempt: int
+    base: int
+    contributors: tuple[str, ...]
+    weights: tuple[int, ...]
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    moved: float
+    late: int
+    bytes_up: int
+    bytes_down: int
+    reason: str
+    agenda: Mapping[str, Any]
+    clients: tuple[str, ...]
+    tardy: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SavedVersion:
+    """The newest version of a block that some round has made. counted: as `Entry.contributors`.
+
+    values: the whole block, float32 bytes that nobody changes any more.
+    """
+
+    block: int
+    round: int
+    base: int
+    counted: tuple[str, ...]
+    values: Buffer
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The state after the last entry of a journal. versions: of the blocks that are not as in the base model."""
+
+    next_round: int
+    versions: tuple[SavedVersion, ...] = ()
+    agenda: Mapping[str, Any] = field(default_factory=dict)
+    clients: tuple[str, ...] = ()
+    tardy: tuple[str, ...] = ()
