@@ -22,6 +22,9 @@ CHECKS: tuple[tuple[str, list[str]], ...] = (
             PYTHON,
             "-m",
             "pytest",
+            # A process a core; many tests start processes of their own, so that more of them would only wait.
+            "--numprocesses=auto",
+            "--maxprocesses=4",
             "--cov=parablock",
             "--cov-branch",
             "--cov-report=term",
