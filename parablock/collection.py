@@ -8,11 +8,13 @@ when its turn has come, so that no more than the roster's contributions to one r
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from parablock.coordinator_events import Committed, Effect, Fold, Note, Store
 from parablock.layout import Layout
 from parablock.messages import Credit, Rejected
+from parablock.quorum import Quorum
 from parablock.rounds import Attempt, Round, RoundState, Upload, decide
 from parablock.transfer import Incoming, TransferError
 
@@ -50,6 +52,7 @@ class Collection:
     ) -> None:
         self.next_round = 0  # the first that is not committed
         self.stirred = False
+        self.hopeless = ""  # why the run cannot go on, if it cannot
         self._config = config
         self._manifest = manifest
         self._agenda = agenda
@@ -59,6 +62,7 @@ class Collection:
         self._emit = emit
         self._due_by = due_by
         self._rounds: dict[int, Round] = {}
+        self._quorum = Quorum(config.round, config.quorum)
         self._late: set[str] = set()  # were not in time for their last round; nobody's chunks wait for them
 
     @property
@@ -67,12 +71,20 @@ class Collection:
         return self.next_round == self._config.rounds
 
     def deadline(self, now: float) -> float | None:
-        """When the round at hand closes without those who are not there, if that is still to come."""
+        """When the round at hand must be looked at, though nothing comes: its deadline, the end of the patience with a
+        quorum that is missing, an upload that makes no progress. None: not before something comes.
+
+        What has passed was looked at, and passes only once.
+        """
+        dues = [self._quorum.due]
         round = self._rounds.get(self.next_round)
-        if not self._config.round.deadline_s or round is None or round.first_done_at is None:
-            return None
-        due = round.first_done_at + self._config.round.deadline_s
-        return due if due > now else None  # one that has passed was looked at, and passes only once
+        if round is not None:
+            if self._config.round.deadline_s and round.first_done_at is not None:
+                dues.append(round.first_done_at + self._config.round.deadline_s)
+            for session, upload in self._under_way(round) if round.state is RoundState.OPEN else ():
+                due = self._stalls_at(session, upload)
+                dues.append(due if due > now else now + self._config.network.resend_s)
+        return min((due for due in dues if now < due < math.inf), default=None)
 
     # Contributions
 
@@ -115,7 +127,7 @@ class Collection:
             window = self._config.network.window_bytes
             ahead = offer.round > self.next_round  # takes its first window now, the rest when its turn has come
             incoming = Incoming(offer.nbytes, layout.chunk_bytes, window, paused=ahead)
-            upload = Upload(session.token, offer, incoming)
+            upload = Upload(session.token, offer, incoming, now)
             round.begin(session.name, upload)
             self.stirred = True
         elif upload.offer != offer:
@@ -133,6 +145,7 @@ class Collection:
         taken = upload.incoming.take(chunk.offset, payload)
         if taken:
             upload.pieces.append(payload)
+            upload.progress_at = now
             if upload.incoming.done:
                 self._done(round, session.name, now)
             if round.attempt is not None and round.attempt.take(session.name, len(upload.pieces) - 1):
@@ -153,6 +166,29 @@ class Collection:
             round.out.add(session.name)
             self._emit(Note("abstained", session.name, f"round {abstain.round}: {abstain.reason}"))
             self.stirred = True
+
+    def waits(self, session: Session, round: int, now: float) -> None:
+        """The client's training stands still until this round's block is there."""
+        session.waits_for = max(round, session.waits_for)
+        at_hand = self._rounds.get(self.next_round)
+        if at_hand is not None and self._passed(at_hand, now):
+            self.stirred = True
+
+    def reclaim(self) -> None:
+        """Let go of what was begun for the round at hand by a client that is heard, and does not go on with it.
+
+        Nobody waits for that any more, and what it held is free. A client that is not heard at all is lost, sooner.
+        """
+        round = self._rounds.get(self.next_round)
+        if round is None or round.state is not RoundState.OPEN:
+            return
+        for session, upload in self._under_way(round):
+            if session.heard_at >= self._stalls_at(session, upload):
+                reason = f"nothing more of the contribution came for {self._config.network.timeout_s:g} s"
+                round.drop(session.name)
+                round.out.add(session.name)
+                self._emit(Note("stalled", session.name, f"round {round.number}: {reason}"))
+                self._say(session.peer, Rejected(round.number, reason))
 
     def withdraw(self, client: str) -> None:
         """This process of the client will not go on with what it has begun. What is complete stays."""
@@ -220,9 +256,18 @@ class Collection:
     def _close(self, round: Round, now: float) -> bool:
         """Whether an open round closes now."""
         members, present = self._members(round), self._roster.present()
-        decision = decide(round, members, present, self._config.quorum, self._config.round.deadline_s, now)
+        changed = self._quorum.look(len(present | members | round.done), now)
+        if changed is not None:
+            self._emit(Note("quorum", "", f"round {round.number}: {changed}"))
+        if self._quorum.given_up and self._config.round.quorum_lost == "stop":
+            self.hopeless = f"round {round.number}: {changed}"
+            return False
+        self._due_by(self._quorum.due)
+        policy = self._config.round
+        standing = self._standing(round) if self._passed(round, now) else frozenset()
+        decision = decide(round, members, present, self._quorum, policy, now, standing)
         if not decision.close:
-            expected = self._expected(round)
+            expected = self._expected(round, now)
             if expected and (round.attempt is None or round.attempt.clients != expected):
                 self._begin(round, expected, now)
             return False
@@ -235,12 +280,27 @@ class Collection:
             self._begin(round, counted, now)
         return True
 
-    def _expected(self, round: Round) -> tuple[str, ...]:
+    def _standing(self, round: Round) -> frozenset[str]:
+        """Whose training stands still until the round's block is there: of those that take part in it."""
+        taking_part = self._roster.members(round.number)
+        waiting = {session.name for session in self._roster.active() if session.waits_for >= round.number}
+        return taking_part & waiting
+
+    def _passed(self, round: Round, now: float) -> bool:
+        """Whether the round's deadline has."""
+        deadline_s = self._config.round.deadline_s
+        return bool(deadline_s) and round.first_done_at is not None and now >= round.first_done_at + deadline_s
+
+    def _expected(self, round: Round, now: float) -> tuple[str, ...]:
         """Who will count, in roster order, as far as one can tell; empty as long as one of them has offered nothing.
 
-        Where rounds have a deadline, those who were late last time are expected to be late again.
+        Where rounds have a deadline, those who were late last time are expected to be late again. Past it only those
+        count who have answered: what they make leaves, so that it is there when somebody needs it, and is made anew if
+        another one is still in time.
         """
         voters = (self._members(round) | round.done) - round.out
+        if self._passed(round, now) and len(round.done) >= self._config.quorum:
+            return tuple(sorted(round.done))
         if self._config.round.deadline_s:
             in_time = voters - (self._late - round.done)
             voters = in_time if len(in_time) >= self._config.quorum else voters
@@ -307,6 +367,7 @@ class Collection:
         """Its turn has come: contributions that are ahead of it may come whole."""
         for upload in round.uploads.values():  # also of clients that are away just now
             upload.incoming.paused = False
+            upload.progress_at = now
         self._grant_all(round, now)
         due = self.deadline(now)
         if due is not None:
@@ -320,17 +381,29 @@ class Collection:
             round.first_done_at = now
             if deadline_s and round.number == self.next_round:
                 self._due_by(now + deadline_s)
-        passed = bool(deadline_s) and now >= round.first_done_at + deadline_s
+        passed = self._passed(round, now)
         answered = len(round.done) + len(round.out) >= len(self._members(round))
         if passed or answered or client in self._late:  # a late one was not expected
             self.stirred = True  # else nobody need look
 
     def _grant_all(self, round: Round, now: float) -> None:
         """Let every contribution that is under way go on."""
-        for session in self._roster:
-            upload = round.uploads.get(session.name)
-            if upload is not None and upload.session == session.token and not upload.incoming.done:
-                self._grant(session.peer, round, upload, now)
+        for session, upload in self._under_way(round):
+            upload.progress_at = now
+            self._grant(session.peer, round, upload, now)
+
+    def _under_way(self, round: Round) -> list[tuple[Session, Upload]]:
+        """What live clients have begun to send, and not sent all of."""
+        found = [(session, round.uploads.get(session.name)) for session in self._roster]
+        return [
+            (session, upload)
+            for session, upload in found
+            if upload is not None and upload.session == session.token and not upload.incoming.done
+        ]
+
+    def _stalls_at(self, session: Session, upload: Upload) -> float:
+        """When an upload will have made no progress for too long, if its sender is heard from by then."""
+        return max(upload.progress_at, session.since) + self._config.network.timeout_s
 
     def _grant(self, peer: bytes, round: Round, upload: Upload, now: float) -> None:
         self._say(peer, Credit(round.number, round.block, 0, *upload.incoming.grant(now)))

@@ -218,6 +218,17 @@ class Rounds:
         unit="s",
         low=0,
     )
+    grace: bool = _key(
+        True,
+        "past its deadline a round stays open for those who are still at it, as long as nobody's training stands still "
+        "for its block",
+    )
+    quorum_lost: Literal["wait", "fewer", "stop"] = _key(
+        "wait",
+        "when for quorum_lost_s fewer clients than the quorum have been there: wait for them; close rounds with those "
+        "that are there, at least one contribution each; or stop the run, which can be resumed",
+    )
+    quorum_lost_s: float = _key(60.0, "how long the quorum may be missing before that (fewer, stop)", unit="s", low=0)
     weights: Literal["normalised", "tokens"] = _key(
         "normalised",
         "a client's weight in the mean delta: its tokens per step, and its delta per step (FedNova), so that one that "

@@ -63,6 +63,7 @@ from parablock.messages import (
     Start,
     Stopped,
     Terms,
+    Waiting,
     Welcome,
 )
 from parablock.roster import Roster
@@ -138,9 +139,7 @@ class Coordinator:
             case Tick():
                 self._tick(now)
             case Stop(reason):
-                for session in self._roster:
-                    self._send(session.peer, Stopped(reason))
-                self._over(complete=False, reason=reason)
+                self._stop(reason)
 
     def deadline(self) -> float | None:
         """When the next `Tick` is due, on the scale of `now`; None: not before another event.
@@ -215,6 +214,8 @@ class Coordinator:
                     self._collection.abstain(session, message)
                 case Landed() | Evaluated():
                     self._emit(Reported(session.name, message))
+                case Waiting(round):
+                    self._collection.waits(session, round, now)
                 case Leave():
                     self._send(peer, Goodbye("until the next time"))
                     self._remove(session, "left", message.reason)
@@ -320,6 +321,8 @@ class Coordinator:
                 self._leave_behind()
             if self._collection.complete:
                 self.phase = Phase.DRAINING
+            elif self._collection.hopeless:
+                self._stop(self._collection.hopeless)
         if self.phase is Phase.DRAINING and not self._roster:
             self._over(complete=True, reason="every round is committed and every client has left")
 
@@ -333,6 +336,7 @@ class Coordinator:
             self._distribution.resend(session, now)
             times.append(session.heard_at + network.timeout_s)
             times += [download.progress_at + network.resend_s for download in session.downloads.values()]
+        self._collection.reclaim()
         self._collection.stirred = True  # a deadline may have passed
         due = self._collection.deadline(now)
         self._due = min(times + ([] if due is None else [due]), default=math.inf)
@@ -365,6 +369,11 @@ class Coordinator:
         self._note(kind, session.name, text)
         if kind not in ("lost", "behind", "rejoining"):  # else the same process may come back, and go on with them
             self._collection.withdraw(session.name)
+
+    def _stop(self, reason: str) -> None:
+        for session in self._roster:
+            self._send(session.peer, Stopped(reason))
+        self._over(complete=False, reason=reason)
 
     def _over(self, *, complete: bool, reason: str) -> None:
         self.phase = Phase.OVER

@@ -15,6 +15,7 @@ The conversation, W a worker and B the broker:
                        B Rejected         a contribution was not counted, and why
     W Landed                              the block is in the model; what the round took
     W Evaluated                           a share of the held-out rows
+    W Waiting                             training stands still for a block that is not here yet
     W Heartbeat        B Heartbeat        alive, and where
     W Leave            B Goodbye          done, or interrupted
                        B Rejoin           the broker does not know this session (any more): join again
@@ -30,7 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the messages. Both sides must speak the same."""
 
 MAX_BLOCKS = 8192
@@ -182,6 +183,16 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Training stands still until what `round` makes of its block is here: to keep the round open has a price now.
+
+    Said when the wait begins, and again with each heartbeat until that round is known to be committed.
+    """
+
+    round: Round
+
+
+@dataclass(frozen=True)
 class Leave:
     reason: Reason
 
@@ -324,7 +335,9 @@ class Heartbeat:
     state: Name
 
 
-FromWorker = Hello | Join | Offer | Abstain | Landed | Evaluated | Leave | Probe | Chunk | Credit | Heartbeat
+FromWorker = (
+    Hello | Join | Offer | Abstain | Landed | Evaluated | Waiting | Leave | Probe | Chunk | Credit | Heartbeat
+)  # fmt: skip
 FromBroker = (
     Terms | Welcome | Refused | Start | Commit | Rejected | Rejoin | Goodbye | Stopped | Probed | Chunk | Credit
     | Heartbeat

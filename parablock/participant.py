@@ -45,6 +45,7 @@ from parablock.messages import (
     Start,
     Stopped,
     Terms,
+    Waiting,
     Welcome,
 )
 from parablock.participant_events import (
@@ -65,6 +66,7 @@ from parablock.participant_events import (
     SitOut,
     Started,
     Tick,
+    Wait,
     Withhold,
 )
 from parablock.transfer import Payload, TransferError
@@ -129,6 +131,7 @@ class Participant:
         self._start: Start | None = None
         self._turns: Turns | None = None
         self._where = Progress(-1, 0)
+        self._waits_for = -1  # training stands still for this round's block, unless it is committed
         self._heard_at = now
         self._said_at = now - 1e9  # the first Tick calls
         self._silent = False
@@ -178,6 +181,9 @@ class Participant:
                     self._send(message)
             case Progress():
                 self._where = event
+            case Wait(round):
+                self._waits_for = round
+                self._say_waiting()
             case Finish(reason):
                 self._finish(reason, now)
             case Tick():
@@ -431,8 +437,13 @@ class Participant:
             self._join(now)  # the Welcome was lost, or is on its way
         if self.state is State.TRAINING:
             self._contributions.abstain()
+            self._say_waiting()
         self._send(Heartbeat(now, self._where.round, self._where.step, self.state.value))
         self._said_at = now
+
+    def _say_waiting(self) -> None:
+        if self.state is State.TRAINING and self._waits_for >= self._commits.told:
+            self._send(Waiting(self._waits_for))
 
     def _finish(self, reason: str, now: float) -> None:
         if self.state in (State.CALLING, State.PREPARING) and not self._run:

@@ -87,6 +87,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Training stands still until the block of `round` has landed."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Finish:
     """Leave the run: it is done, or the user wants to end it."""
 
@@ -98,7 +105,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Received | Prepared | Contribute | Ready | Withhold | SitOut | Say | Progress | Finish | Tick
+Event = Received | Prepared | Contribute | Ready | Withhold | SitOut | Say | Progress | Wait | Finish | Tick
 
 
 # Effects

@@ -78,15 +78,17 @@ def config_of(
     fraction: float = 1.0,
     deadline_s: float = 0.0,
     window: int = 2048,
+    policy: dict[str, Any] | None = None,
     **top: Any,
 ) -> Any:
     """A config with short times: heartbeat 1 s, timeout 6 s, resend 3 s; chunks of 1024 bytes, two of them a window.
 
-    A round takes one step, unless `solver` says otherwise.
+    A round takes one step, unless `solver` says otherwise, and has no grace, unless `policy`, which is more of `round`,
+    says so.
     """
     network = {"chunk_bytes": 1024, "window_bytes": window, "heartbeat_s": 1.0, "timeout_s": 6.0, "resend_s": 3.0}
-    policy = {"clients": clients, "quorum": quorum, "fraction": fraction, "deadline_s": deadline_s}
-    tree = {"rounds": rounds, "network": network, "round": policy, "solver": {"steps": 1}, **top}
+    round = {"clients": clients, "quorum": quorum, "fraction": fraction, "deadline_s": deadline_s, "grace": False}
+    tree = {"rounds": rounds, "network": network, "round": round | (policy or {}), "solver": {"steps": 1}, **top}
     return settings.from_dict(tree)
 
 
@@ -175,6 +177,7 @@ class Process:
     dismissed: dict[int, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     gone: worker.Gone | None = None
+    stands_for: tuple[int, State] = (-1, State.CALLING)  # what it has last said that it waits for
 
     @property
     def peer(self) -> bytes:
@@ -225,12 +228,16 @@ class Process:
         config = self.network.config
         done = self.position >= config.rounds
         target = config.rounds + config.delay if done else self.position
-        if self.position < 0 or not self.participant.may_train(target + config.together - 1):
+        if self.position < 0:
+            return
+        if not self.participant.may_train(target + config.together - 1):
+            self.stand_still(target + config.together - 1)
             return
         turn = None if done else self.network.turn(self)
         if turn is not None and turn.trains and self._astray():
             target += config.delay
             if not self.participant.may_train(target):
+                self.stand_still(target)
                 return
         arrival = config.mode == "parablock" and config.pipeline.land == "arrival"
         through = target if arrival else max(target - config.delay - 1, self.given)
@@ -254,6 +261,17 @@ class Process:
                 active = self.network.block(self.position)
                 self.network.after(seconds / 2, lambda: self.land(lambda arrived: arrived.block != active), self)
             self.network.after(seconds, lambda: self.contribute(self.position, made), self)
+
+    def stand_still(self, wanted: int) -> None:
+        """Wait for what `wanted` builds on; said once."""
+        round = (
+            min(wanted, self.network.config.rounds + self.network.config.in_flight) - self.network.config.in_flight - 1
+        )
+        if self.stands_for != (round, self.participant.state):
+            self.stands_for = round, self.participant.state
+            for effect in self.participant.handle(worker.Wait(round), self.network.now):
+                assert isinstance(effect, worker.Send)
+                self.network.carry(self, effect.envelope, up=True)
 
     def _astray(self) -> bool:
         """Whether the guard holds back the round that the loop is at; the same whenever it is asked."""
@@ -704,7 +722,8 @@ class Network:
             if process.dead:
                 continue
             assert process.gone is not None, f"{process.name} is still {process.participant.state}"
-            forgotten = {note.client for note in self.notes if note.kind in ("lost", "behind")}
+            # Or else it was killed while it left, which the broker has heard after it had come back.
+            forgotten = {note.client for note in self.notes if note.kind in ("lost", "behind", "left")}
             if process.gone.end is End.LOST and process.name in forgotten:
                 assert self.over_at < self.now - 60.0
                 continue  # out of touch at the end, for so long that the broker went without it

@@ -53,6 +53,7 @@ from parablock.messages import (
     Start,
     Stopped,
     Terms,
+    Waiting,
     Welcome,
 )
 from parablock.sessions import ALLOWED, SessionState
@@ -346,7 +347,7 @@ def test_what_only_a_broker_says_breaks_the_protocol(desk: Desk, message: Messag
     (refused,) = desk.say("a", message)
     reason = f"broke the protocol: {type(message).__name__} from a session that is active"
     assert refused == Refused(f"the worker {reason}")
-    assert desk.of(Note) == [Note("dropped", "a", reason)]
+    assert desk.of(Note)[0] == Note("dropped", "a", reason)
     assert desk.coordinator.clients == ["b"]
 
 
@@ -594,6 +595,151 @@ def test_a_straggler_is_told_that_the_round_has_closed() -> None:
     ]
 
 
+@pytest.fixture
+def kind() -> Desk:
+    """Three clients, of whom a and b have contributed to round 0, one chunk of c's is in, and the deadline passes."""
+    desk = Desk(clients=3, quorum=2, deadline_s=5.0, policy={"grace": True})
+    desk.gather("a", "b", "c")
+    desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5))
+    desk.chunk("c", 0, 0, 0, 1024)
+    desk.upload("a")
+    desk.upload("b")
+    desk.asked.clear()
+    desk.handle(Tick(), after_s=5.0)
+    return desk
+
+
+def test_in_the_time_of_grace_what_is_there_goes_out_and_counts_when_somebody_waits(kind: Desk) -> None:
+    assert kind.counting == ["a", "b"]
+    kind.work()
+    assert not kind.of(Committed), "c may still come"
+    assert kind.say("a", Waiting(-1)) == [], "for an earlier one"
+    assert not kind.asked
+    kind.say("a", Waiting(0))
+    assert [type(asked) for asked in kind.asked] == [Store], "all of it is down already"
+    kind.work()
+    (committed,) = kind.of(Committed)
+    assert (committed.contributors, committed.late) == (("a", "b"), 1)
+    assert "the deadline of 5 s has passed with 2 contributions, and a would wait" in committed.reason
+
+
+def test_in_the_time_of_grace_the_last_one_still_counts(kind: Desk) -> None:
+    kind.work()
+    kind.chunk("c", 0, 0, 1024, 176)
+    assert kind.counting == ["a", "b", "c"]
+    kind.work()
+    (committed,) = kind.of(Committed)
+    assert committed.contributors == ("a", "b", "c")
+    assert "3 of 3 clients have answered" in committed.reason
+
+
+def test_who_waited_before_the_deadline_is_remembered_and_a_newcomer_is_not_counted() -> None:
+    desk = Desk(clients=3, quorum=2, deadline_s=5.0, policy={"grace": True})
+    desk.gather("a", "b", "c")
+    desk.hello("d")
+    desk.join("d")
+    desk.say("d", Waiting(0))
+    desk.upload("a")
+    desk.upload("b")
+    desk.handle(Tick(), after_s=5.0)
+    desk.work()
+    assert not desk.of(Committed), "d takes part from a later round on"
+    desk.say("b", Waiting(0))
+    desk.work()
+    desk.upload("a", 1)
+    desk.upload("b", 1)
+    desk.say("b", Waiting(1))
+    desk.handle(Tick(), after_s=4.9)
+    assert not desk.of(Store), "the deadline holds for those who are at it"
+    desk.handle(Tick(), after_s=0.1)
+    desk.work()
+    assert desk.of(Committed)[0].contributors == ("a", "b")
+
+
+def test_an_upload_that_is_withheld_is_reclaimed_and_the_round_goes_on() -> None:
+    """By a client that is heard from: its place and its bytes are not held for ever."""
+    desk = Desk(clients=2, quorum=1)
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))
+    desk.chunk("b", 0, 0, 0, 1024)
+    for _ in range(5):
+        desk.handle(Tick(), after_s=1.0)
+        desk.say("a", Heartbeat(0.0, 1, 0, "training"))
+        desk.say("b", Heartbeat(0.0, 1, 0, "training"))
+        desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))  # which is no progress
+    desk.work()
+    assert not desk.of(Committed)
+    due = desk.coordinator.deadline()
+    assert due is not None
+    assert due <= desk.now + 1.0
+    desk.say("b", Heartbeat(0.0, 1, 0, "training"))
+    desk.now += 1.0
+    desk.say("b", Heartbeat(0.0, 1, 0, "training"))
+    desk.handle(Tick())
+    reason = "nothing more of the contribution came for 6 s"
+    assert Rejected(0, reason) in desk.to("b")
+    assert desk.of(Note) == [Note("stalled", "b", f"round 0: {reason}")]
+    assert desk.chunk("b", 0, 0, 1024, 176) == [], "too late"
+    assert kinds(desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))) == [Rejected]
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert (committed.contributors, committed.bytes_up) == (("a",), 1200)
+
+
+def test_an_upload_ahead_of_its_round_is_not_taken_for_withheld() -> None:
+    """All that it may send has come; the rest waits for its turn."""
+    desk = Desk(clients=2, window=1024)
+    desk.gather("a", "b")
+    desk.say("b", Offer(1, 1, 2000, 1, 1, 0.5))
+    desk.chunk("b", 1, 1, 0, 1024)
+    for _ in range(9):
+        desk.handle(Tick(), after_s=1.0)
+        for name in "ab":
+            desk.say(name, Heartbeat(0.0, 1, 0, "training"))
+    desk.commit("a", "b")
+    assert Credit(1, 1, 0, 1024, 2000) in desk.to("b"), "its turn has come"
+    for _ in range(5):
+        desk.handle(Tick(), after_s=1.0)
+        for name in "ab":
+            desk.say(name, Heartbeat(0.0, 1, 0, "training"))
+    assert [note.kind for note in desk.notes if note.kind == "stalled"] == []
+    assert desk.chunk("b", 1, 1, 1024, 976) == [Credit(1, 1, 0, 2000, 2000)]
+
+
+def test_a_lost_quorum_stops_the_run_once_it_has_lasted() -> None:
+    desk = Desk(clients=2, policy={"quorum_lost": "stop", "quorum_lost_s": 3.0})
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.say("b", Leave("interrupted"))
+    desk.handle(Tick(), after_s=2.9)
+    assert not desk.of(Over)
+    due = desk.coordinator.deadline()
+    assert due is not None
+    assert due <= desk.now + 0.1 + 1e-6
+    desk.handle(Tick(), after_s=0.2)
+    reason = "round 0: 1 of at least 2 clients are there, for 3 s; the run stops (round.quorum_lost)"
+    assert desk.of(Note) == [Note("quorum", "", reason)]
+    assert desk.to("a") == [Stopped(reason)]
+    assert desk.of(Over) == [Over(False, reason)]
+    assert not desk.asked, "no partial commit"
+
+
+def test_a_lost_quorum_that_is_back_in_time_changes_nothing() -> None:
+    desk = Desk(clients=2, policy={"quorum_lost": "stop", "quorum_lost_s": 3.0})
+    desk.gather("a", "b")
+    desk.say("b", Leave("interrupted"))
+    desk.handle(Tick(), after_s=2.0)
+    desk.hello("b", token="0the")
+    desk.join("b")
+    assert [note.text for note in desk.of(Note) if note.kind == "quorum"] == [
+        "round 0: 2 clients are there again, at least 2 are needed"
+    ]
+    desk.handle(Tick(), after_s=3.0)
+    assert not desk.of(Over)
+    desk.commit("a", "b")
+
+
 def test_a_deadline_that_has_passed_is_not_due_again() -> None:
     desk = Desk(clients=2, quorum=2, deadline_s=1.0)
     desk.gather("a", "b")
@@ -730,7 +876,8 @@ def test_a_worker_that_the_quorum_needs_begins_at_once(desk: Desk) -> None:
     desk.commit("a", "b")
     desk.say("b", Leave("interrupted"))
     assert desk.to("b") == [Goodbye("until the next time")]
-    assert desk.of(Note) == [Note("left", "b", "interrupted")]
+    quorum = Note("quorum", "", "round 1: 1 of at least 2 clients are there; rounds wait")
+    assert desk.of(Note) == [Note("left", "b", "interrupted"), quorum]
     desk.upload("a", round=1)
     assert not desk.asked, "one of two waits for the other"
     desk.hello("c")

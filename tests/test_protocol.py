@@ -263,12 +263,64 @@ def test_a_straggler_is_told_and_skips_to_where_the_others_are() -> None:
     assert network.over_at < 40.0
 
 
+def with_an_uneven_one(seconds: tuple[float, float], mode: str = "parablock", grace: bool = True) -> Network:
+    """a and b train for a second, c as it comes; the deadline is short."""
+    habits = {"a": STEADY, "b": STEADY, "c": Habits(seconds=seconds)}
+    config = config_of(3, rounds=12, deadline_s=0.05, mode=mode, policy={"grace": grace})
+    return ended(Network(config, habits))
+
+
+def test_where_waiting_costs_nothing_the_slow_one_is_still_counted() -> None:
+    """It is up to half a second slower than the others, who have a second until they need the block."""
+    strict, kind = (with_an_uneven_one((0.5, 1.5), grace=grace) for grace in (False, True))
+    assert contributors(strict).count("abc") < 3
+    assert contributors(kind)[:-1] == ["abc"] * 11, "nothing is trained after the last round: it has no slack"
+    assert kind.over_at < strict.over_at + 0.2
+
+
+def test_where_waiting_costs_something_the_deadline_holds() -> None:
+    """c takes longer than all the slack there is; and in the synchronous mode there is none."""
+    slow = with_an_uneven_one((3.0, 3.0))
+    assert contributors(slow)[:2] == ["ab", "ab"]
+    assert slow.over_at < with_an_uneven_one((3.0, 3.0), grace=False).over_at + 0.5
+    outcomes = [with_an_uneven_one((0.5, 1.5), "fedbcd", grace) for grace in (False, True)]
+    assert contributors(outcomes[0]) == contributors(outcomes[1])
+    assert "ab" in contributors(outcomes[1])
+
+
 def test_a_round_waits_for_the_quorum_and_a_newcomer_restores_it() -> None:
     faults = Faults(incidents=(Incident("kill", "b", at=4.2, lasts=30.0),))
     network = ended(Network(config_of(2, rounds=6), {"a": STEADY, "b": STEADY}, faults))
     assert network.over_at > 34.0, "without b there is no quorum"
     assert contributors(network) == ["ab"] * 6
     assert network.processes[-1].trained[0] == network.starts["b"][-1].next, "it begins with the round at hand"
+
+
+def test_a_quorum_that_does_not_come_back_is_done_without_where_that_is_the_policy() -> None:
+    faults = Faults(incidents=(Incident("kill", "b", at=4.2, lasts=0.0, returns=False),))
+    policy = {"quorum_lost": "fewer", "quorum_lost_s": 5.0}
+    network = ended(Network(config_of(2, rounds=8, policy=policy), {"a": STEADY, "b": STEADY}, faults))
+    names = contributors(network)
+    assert set(names) == {"ab", "a"}
+    assert names == sorted(names, reverse=True), "no round before it was given up has closed without the quorum"
+    assert "only 1 of at least 2 clients are there" in network.committed[-1].reason
+    told = [note.text for note in network.notes if note.kind == "quorum"]
+    assert len(told) == 2, "that it is missing, and that it is done without"
+    assert network.over_at == pytest.approx(4.2 + 6.0 + 5.0 + 5.0, abs=2.0)
+
+
+def test_a_quorum_that_does_not_come_back_stops_the_run_where_that_is_the_policy() -> None:
+    faults = Faults(incidents=(Incident("kill", "b", at=4.2, lasts=0.0, returns=False),))
+    policy = {"quorum_lost": "stop", "quorum_lost_s": 5.0}
+    network = Network(config_of(2, rounds=8, policy=policy), {"a": STEADY, "b": STEADY}, faults).run()
+    assert network.over is not None
+    assert not network.over.complete
+    assert "1 of at least 2 clients are there, for 5 s; the run stops" in network.over.reason
+    gone = network.process("a").gone
+    assert gone is not None
+    assert (gone.end, "the run stops" in gone.reason) == (End.LOST, True)
+    assert set(contributors(network)) == {"ab"}, "nothing was committed in part"
+    assert network.over_at < 4.2 + 6.0 + 5.0 + 1.0
 
 
 def test_a_death_that_leaves_a_quorum_holds_the_others_up_for_the_timeout_only() -> None:
@@ -418,7 +470,7 @@ def test_a_message_of_an_earlier_broker_changes_nothing() -> None:
 def history(seed: int, mode: str = "") -> Network:
     """A run in which much goes wrong; all of it follows from `seed`, but for a mode that is asked for. Whoever dies
     comes back."""
-    rng = random.Random(seed)
+    rng, policy = random.Random(seed), random.Random(f"policy/{seed}")
     names = "abcd"[: rng.randint(1, 4)]
     rounds = rng.randint(3, 9)
     mode = mode or rng.choice(["parablock", "parablock", "parablock", "fedbcd", "fedcybgd"])
@@ -432,6 +484,7 @@ def history(seed: int, mode: str = "") -> Network:
         quorum=rng.randint(0, most),
         fraction=fraction,
         deadline_s=rng.choice([0.0, 0.0, 1.0, 3.0]),
+        policy={"grace": policy.random() < 0.5, "quorum_lost": policy.choice(["wait", "fewer"]), "quorum_lost_s": 8.0},
         mode=mode,
         schedule={"order": rng.choice(orders if mode != "fedcybgd" else ["cyclic", "descending"])},
         solver=VARYING if mode == "parablock" else {"steps": 1},
