@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from parablock import feedback
-from parablock.aggregation import PIECE, STATE, server_move, unfit, weighted_mean
+from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit, weighted_mean
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
 from parablock.transfer import Encoded
@@ -87,7 +87,8 @@ class GlobalBlocks:
         part = up.part(fold.index)
         numel = part.stop - part.start
         deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
-        weights = [contribution.weight for contribution in fold.contributions]
+        decay = self._config.round.late_decay
+        weights = [decayed(each.weight, decay, each.missed) for each in fold.contributions]
         steps = [contribution.steps for contribution in fold.contributions]
         values = mean = attempt.values[part]
         before = {name: vector[part] for name, vector in self._state.get(fold.block, {}).items()}

@@ -12,8 +12,9 @@ import math
 from typing import TYPE_CHECKING
 
 from parablock.coordinator_events import Committed, Effect, Fold, Note, Store
+from parablock.late import LateContributions
 from parablock.layout import Layout
-from parablock.messages import Credit, Rejected
+from parablock.messages import Credit, Late, Rejected
 from parablock.quorum import Quorum
 from parablock.rounds import Attempt, Round, RoundState, Upload, decide
 from parablock.transfer import Incoming, TransferError
@@ -63,6 +64,9 @@ class Collection:
         self._due_by = due_by
         self._rounds: dict[int, Round] = {}
         self._quorum = Quorum(config.round, config.quorum)
+        self._overdue = LateContributions()
+        self._came_late = 0  # contributions to closed rounds that were offered since the last commit
+        self._late_bytes = 0  # that came of those since
         self._late: set[str] = set()  # were not in time for their last round; nobody's chunks wait for them
 
     @property
@@ -92,21 +96,12 @@ class Collection:
         """Raises TransferError for one that cannot be."""
         assert session.start is not None
         if offer.round < self.next_round:
-            if offer.round not in session.downloads:  # else the commit is on its way, and says what became of it
-                self._say(session.peer, Rejected(offer.round, "the round was closed before the contribution came"))
+            self._offer_late(session, offer, now)
             return
         if offer.round > self.next_round + self._config.in_flight or offer.round >= self._config.rounds:
             raise TransferError(f"a contribution to round {offer.round} while round {self.next_round} is open")
         round = self._round(offer.round)
-        layout = Layout.up(self._config, self._manifest.blocks[round.block].numel)
-        if (offer.block, offer.nbytes) != (round.block, layout.nbytes):
-            raise TransferError(
-                f"round {offer.round} trains block {round.block} of {layout.nbytes} bytes; "
-                f"got block {offer.block} of {offer.nbytes} bytes"
-            )
-        fewest, most = self._config.solver.step_bounds
-        if not fewest <= offer.steps <= most:  # where steps count in the mean, others' shares depend on them
-            raise TransferError(f"a round takes {fewest} to {most} optimizer steps; got {offer.steps}")
+        layout = self._fits(offer, round.block)
         upload = round.uploads.get(session.name)
         resumed = upload is not None and upload.session == session.token
         reason = None
@@ -132,10 +127,84 @@ class Collection:
             self.stirred = True
         elif upload.offer != offer:
             raise TransferError(f"a second, different contribution to round {offer.round}")
-        self._grant(session.peer, round, upload, now)
+        self._grant(session.peer, upload, now)
+
+    def _fits(self, offer: Offer, block: int) -> Layout:
+        """How a contribution to a round of `block` is laid out. Raises TransferError for one that is not of such."""
+        layout = Layout.up(self._config, self._manifest.blocks[block].numel)
+        if (offer.block, offer.nbytes) != (block, layout.nbytes):
+            raise TransferError(
+                f"round {offer.round} trains block {block} of {layout.nbytes} bytes; "
+                f"got block {offer.block} of {offer.nbytes} bytes"
+            )
+        fewest, most = self._config.solver.step_bounds
+        if not fewest <= offer.steps <= most:  # where steps count in the mean, others' shares depend on them
+            raise TransferError(f"a round takes {fewest} to {most} optimizer steps; got {offer.steps}")
+        return layout
+
+    def _offer_late(self, session: Session, offer: Offer, now: float) -> None:
+        """To a round that is closed. Raises TransferError for one that cannot be."""
+        name, held = session.name, self._overdue.held(session.name)
+        into = self._overdue.counted_in(name, offer.round)
+        if into is not None:
+            self._say(session.peer, Late(offer.round, into))
+            return
+        if held is not None and held.round == offer.round and held.upload.session == session.token:
+            if held.upload.offer != offer:
+                raise TransferError(f"a second, different contribution to round {offer.round}")
+            self._say(session.peer, Late(offer.round, -1))
+            self._grant(session.peer, held.upload, now)
+            return
+        missed = self._overdue.claim(name, offer.block, offer.round)
+        if missed is None:
+            if offer.round not in session.downloads:  # else the commit is on its way, and says what became of it
+                self._say(session.peer, Rejected(offer.round, "the round was closed before the contribution came"))
+            return
+        layout = self._fits(offer, offer.block)
+        self._came_late += 1
+        incoming = Incoming(offer.nbytes, layout.chunk_bytes, self._config.network.window_bytes)
+        upload = Upload(session.token, offer, incoming, now)
+        reason = self._hold(name, upload, missed)
+        if reason is not None:
+            self._say(session.peer, Rejected(offer.round, reason))
+            return
+        self._say(session.peer, Late(offer.round, -1))
+        self._grant(session.peer, upload, now)
+
+    def _hold(self, client: str, upload: Upload, missed: int) -> str | None:
+        """Keep a contribution that missed its round for the next one of its block, or say why not."""
+        offer, held, reason = upload.offer, self._overdue.held(client), None
+        if self._config.round.late == "discard":
+            reason = "the round was closed before the contribution came"
+        elif held is not None:
+            reason = f"one late contribution of each client is kept, and that to round {held.round} is"
+        else:
+            self._overdue.hold(client, upload, missed)
+        then = f"may count in the next round of block {offer.block}" if reason is None else f"not counted: {reason}"
+        self._emit(Note("late", client, f"round {offer.round}: {then}"))
+        return reason
+
+    def _chunk_late(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> None:
+        """Of a round that is closed. Raises TransferError for one that cannot be."""
+        held = self._overdue.held(session.name)
+        if held is None or held.upload.session != session.token:
+            return
+        upload = held.upload
+        if (held.round, upload.offer.block) != (chunk.round, chunk.block):
+            return
+        taken = upload.incoming.take(chunk.offset, payload)
+        if taken:
+            upload.pieces.append(payload)
+            self._late_bytes += payload.nbytes
+            self.stirred = self.stirred or upload.incoming.done
+        if not taken or upload.incoming.owes_grant(now):
+            self._grant(session.peer, upload, now)
 
     def chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> None:
         """Raises TransferError for one that cannot be."""
+        if chunk.round < self.next_round:
+            self._chunk_late(session, chunk, payload, now)
+            return
         round = self._rounds.get(chunk.round)
         upload = round.uploads.get(session.name) if round is not None else None
         if round is None or upload is None or upload.session != session.token or chunk.block != round.block:
@@ -151,7 +220,7 @@ class Collection:
             if round.attempt is not None and round.attempt.take(session.name, len(upload.pieces) - 1):
                 self._fold(round, len(upload.pieces) - 1)
         if not taken or upload.incoming.owes_grant(now):
-            self._grant(session.peer, round, upload, now)
+            self._grant(session.peer, upload, now)
 
     def abstain(self, session: Session, abstain: Abstain) -> None:
         last = min(self.next_round + self._config.in_flight, self._config.rounds - 1)
@@ -195,6 +264,9 @@ class Collection:
         for round in self._rounds.values():
             if client in round.uploads and client not in round.done:
                 round.drop(client)
+        held = self._overdue.held(client)
+        if held is not None and not held.upload.incoming.done:
+            self._overdue.drop(held)
 
     # Folds
 
@@ -216,12 +288,19 @@ class Collection:
             return  # of an attempt that was given up; if they are in another one, that finds it again
         if round.state is RoundState.CLOSING:
             round.move("reopen")
-        for name in sorted(reasons):
-            round.drop(name)
-            round.out.add(name)
-            self._emit(Note("rejected", name, f"round {round.number}: {reasons[name]}"))
+        late = {each.label: each for each in round.attempt.late}
+        round.attempt = None
+        for part in sorted(reasons):
+            name, number = part, round.number
+            if part in late:
+                name, number = late[part].client, late[part].round
+                self._overdue.drop(late[part])
+            else:
+                round.drop(name)
+                round.out.add(name)
+            self._emit(Note("rejected", name, f"round {number}: {reasons[part]}"))
             for session in self._roster.named(name):
-                self._say(session.peer, Rejected(round.number, reasons[name]))
+                self._say(session.peer, Rejected(number, reasons[part]))
         if not round.done:
             round.first_done_at = None
         self.stirred = True
@@ -248,8 +327,12 @@ class Collection:
                 assert round.attempt is not None
                 if round.attempt.complete:
                     round.move("store")
-                    for upload in round.uploads.values():  # all is folded, for good: the disk may take its time
-                        upload.pieces.clear()
+                    kept = self._config.round.late == "fold"
+                    for name, upload in round.uploads.items():  # all is folded, for good: the disk may take its time
+                        if name in round.attempt.clients or not kept:
+                            upload.pieces.clear()
+                    for late in round.attempt.late:
+                        late.upload.pieces.clear()
                     self._emit(Store(round.number, round.block, round.attempt.number))
             return
 
@@ -268,7 +351,7 @@ class Collection:
         decision = decide(round, members, present, self._quorum, policy, now, standing)
         if not decision.close:
             expected = self._expected(round, now)
-            if expected and (round.attempt is None or round.attempt.clients != expected):
+            if expected:
                 self._begin(round, expected, now)
             return False
         round.move("close")
@@ -276,7 +359,7 @@ class Collection:
         counted = tuple(sorted(round.done))
         if not counted:
             self._commit(round, None, now)
-        elif round.attempt is None or round.attempt.clients != counted:
+        else:
             self._begin(round, counted, now)
         return True
 
@@ -309,13 +392,17 @@ class Collection:
         return tuple(sorted(voters))
 
     def _begin(self, round: Round, clients: tuple[str, ...], now: float) -> None:
-        """Fold the contributions of `clients`, from the first chunk on; every active session is sent what comes."""
+        """Fold the contributions of `clients`, and late ones that are complete, from the first chunk on, unless that is
+        being done; every active session is sent what comes."""
+        late = self._overdue.ready(round.block)
+        if round.attempt is not None and (round.attempt.clients, round.attempt.late) == (clients, late):
+            return
         round.attempts += 1
         shipment = self._distribution.shipment(round.number, round.block, round.attempts)
         count = Layout.up(self._config, self._manifest.blocks[round.block].numel).count
         held = [len(round.uploads[name].pieces) for name in clients]
         missing = [sum(pieces <= index for pieces in held) for index in range(count)]
-        round.attempt = Attempt(clients, missing, shipment)
+        round.attempt = Attempt(clients, late, missing, shipment)
         for session in self._roster.active():
             self._distribution.ship(session, shipment, now)
         for index, lacking in enumerate(missing):
@@ -330,38 +417,70 @@ class Collection:
     def _commit(self, round: Round, values: Buffer | None, now: float) -> None:
         round.move("commit")
         attempt = round.attempt
-        counted = attempt.clients if values is not None and attempt is not None else ()
         base = self._distribution.base(round.block)
+        counted: tuple[str, ...] = ()
+        parts: tuple[str, ...] = ()
         if values is not None and attempt is not None:
+            counted, parts = attempt.clients, attempt.parts
             shipment = attempt.shipment
-            self._distribution.keep(shipment, counted, values)
+            self._distribution.keep(shipment, parts, values)
         else:
             shipment = self._distribution.nothing(round.number, round.block)
         late = sorted(set(round.uploads) - set(counted))
+        self._settle_late(round, parts)
         here, members = self._roster.members(round.number), self._members(round)
         self._late = (self._late & (here - members)) | (members - set(counted) - round.out)
         ahead = round.number + self._config.in_flight + 1
         self._agenda.decide(ahead, self._roster.present())
         active = self._roster.active()
         for session in active:
-            if session.name in late:
-                reason = f"the round was closed before all of it came: {round.why}"
-                self._say(session.peer, Rejected(round.number, reason))
             turns = self._agenda.turns(ahead, session.name)
-            self._distribution.announce(session, shipment, base, counted, now, turns)
+            self._distribution.announce(session, shipment, base, parts, now, turns)
         weights = {name: round.uploads[name].offer.weight for name in counted}
         loss = None
         if counted:
             loss = sum(round.uploads[name].offer.loss * weights[name] for name in counted) / sum(weights.values())
-        bytes_up = sum(upload.incoming.held for upload in round.uploads.values())
+        bytes_up = self._late_bytes + sum(upload.incoming.held for upload in round.uploads.values())
         bytes_down = shipment.payload.nbytes * len(active)
-        reason = f"{len(counted)} contributions; {round.why}"
-        self._emit(Committed(round.number, round.block, counted, len(late), loss, bytes_up, bytes_down, reason))
+        folded = parts[len(counted) :]
+        reason = f"{len(counted)} contributions{f' and {len(folded)} late' if folded else ''}; {round.why}"
+        missed = len(late) + self._came_late
+        self._emit(Committed(round.number, round.block, counted, missed, loss, bytes_up, bytes_down, reason, folded))
+        self._came_late = self._late_bytes = 0
         del self._rounds[round.number]
         self.next_round = round.number + 1
         self.stirred = True
         if self.next_round in self._rounds:
             self._resume(self._rounds[self.next_round], now)
+
+    def _settle_late(self, round: Round, parts: tuple[str, ...]) -> None:
+        """A round is closed: what counted late in it has counted, what else there is late of its block goes, and those
+        on their way to the round itself are late from now on. parts: all that was counted."""
+        attempt, decay = round.attempt, self._config.round.late_decay
+        for late in attempt.late if attempt is not None and parts else ():
+            self._overdue.count(late, round.number)
+            text = f"round {late.round}: counted in round {round.number}, its tokens by {decay:g}^{late.missed}"
+            self._emit(Note("folded", late.client, text))
+            self._tell(late.client, Late(late.round, round.number))
+        owed = (self._members(round) | round.uploads.keys()) - round.out - set(parts)
+        for late in self._overdue.close(round.number, round.block, owed, empty=not parts):
+            reason = f"round {round.number}, the next one of its block, was closed before all of it came"
+            self._emit(Note("late", late.client, f"round {late.round}: not counted: {reason}"))
+            self._tell(late.client, Rejected(late.round, reason))
+        for name in sorted(round.uploads.keys() - set(parts)):
+            missed = self._overdue.claim(name, round.block, round.number)
+            assert missed == 1
+            upload = round.uploads[name]
+            refused = self._hold(name, upload, missed)
+            if refused is None:
+                self._tell(name, Late(round.number, -1))
+            else:
+                self._tell(name, Rejected(round.number, f"{refused}: {round.why}"))
+
+    def _tell(self, client: str, message: FromBroker) -> None:
+        for session in self._roster.active():
+            if session.name == client:
+                self._say(session.peer, message)
 
     def _resume(self, round: Round, now: float) -> None:
         """Its turn has come: contributions that are ahead of it may come whole."""
@@ -390,7 +509,7 @@ class Collection:
         """Let every contribution that is under way go on."""
         for session, upload in self._under_way(round):
             upload.progress_at = now
-            self._grant(session.peer, round, upload, now)
+            self._grant(session.peer, upload, now)
 
     def _under_way(self, round: Round) -> list[tuple[Session, Upload]]:
         """What live clients have begun to send, and not sent all of."""
@@ -405,8 +524,8 @@ class Collection:
         """When an upload will have made no progress for too long, if its sender is heard from by then."""
         return max(upload.progress_at, session.since) + self._config.network.timeout_s
 
-    def _grant(self, peer: bytes, round: Round, upload: Upload, now: float) -> None:
-        self._say(peer, Credit(round.number, round.block, 0, *upload.incoming.grant(now)))
+    def _grant(self, peer: bytes, upload: Upload, now: float) -> None:
+        self._say(peer, Credit(upload.offer.round, upload.offer.block, 0, *upload.incoming.grant(now)))
 
     def _round(self, number: int) -> Round:
         if number not in self._rounds:

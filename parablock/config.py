@@ -223,6 +223,18 @@ class Rounds:
         "past its deadline a round stays open for those who are still at it, as long as nobody's training stands still "
         "for its block",
     )
+    late: Literal["discard", "fold"] = _key(
+        "discard",
+        "what becomes of a contribution that misses its round: nothing, or it is part of the next round's mean that "
+        "trains its block, if all of it has come by then; of each client one is kept at a time, at the broker",
+    )
+    late_decay: float = _key(
+        0.5,
+        "what a late contribution's tokens count for, times this again for each round of its block that it missed "
+        "(fold)",
+        above=0,
+        high=1,
+    )
     quorum_lost: Literal["wait", "fewer", "stop"] = _key(
         "wait",
         "when for quorum_lost_s fewer clients than the quorum have been there: wait for them; close rounds with those "
@@ -650,6 +662,11 @@ def _check_fedcybgd(config: Config) -> None:
         raise ConfigError(
             f"round.quorum = {policy.quorum} can never be reached with mode = fedcybgd, in which one client trains "
             "in each round; set it to 1, or to 0"
+        )
+    if policy.late == "fold":
+        raise ConfigError(
+            "round.late = fold does not go with mode = fedcybgd, in which a round is one client's alone; "
+            "set round.late to discard"
         )
     if order not in ("cyclic", "descending"):
         raise ConfigError(

@@ -41,7 +41,10 @@ class Folded:
 
 @dataclass(frozen=True)
 class Unfit:
-    """The other answer to `Fold`: contributions that must not be counted, and why. Nothing was folded."""
+    """The other answer to `Fold`: contributions that must not be counted, by `Contribution.client`, and why.
+
+    Nothing was folded.
+    """
 
     round: int
     attempt: int
@@ -110,8 +113,10 @@ class Store:
 
 @dataclass(frozen=True)
 class Committed:
-    """A round is closed. loss: weighted mean over the contributors (None without any).
+    """A round is closed. loss: weighted mean over the contributors (None without any), without what counts late.
 
+    late: contributions that missed their round: this one, where they were on their way, or an earlier one, where they
+    were offered since the commit before. folded_late: what was counted beside the contributors', as CLIENT@ROUND.
     bytes_up: payload of what came, counted or not. bytes_down: of the new block to all, without what was sent of
     attempts that were given up.
     """
@@ -124,6 +129,7 @@ class Committed:
     bytes_up: int
     bytes_down: int
     reason: str
+    folded_late: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

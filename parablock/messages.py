@@ -13,6 +13,7 @@ The conversation, W a worker and B the broker:
                        B Chunk ...        the new block comes down, as far as it is made; W Credit ...
                        B Commit           the round is closed, and what came of this attempt is the new block
                        B Rejected         a contribution was not counted, and why
+                       B Late             it missed its round, and may count, or has counted, in a later one
     W Landed                              the block is in the model; what the round took
     W Evaluated                           a share of the held-out rows
     W Waiting                             training stands still for a block that is not here yet
@@ -249,6 +250,7 @@ class Start:
 class Commit:
     """A round is closed. `contributors` were counted (0: the block stays as it was); `counted`: this worker too.
 
+    What counts late, of an earlier round, is among the former and has no part in the latter.
     attempt: whose chunks are the new block. 0: those of a transfer in full, in float32. With a lossy codec the chunks
     of any other attempt hold the change since round `base`, the one that made the block's version before (−1: none).
     blocks, trains: as in Start, of the round that comes rounds in flight + 1 after this one.
@@ -269,6 +271,17 @@ class Commit:
 class Rejected:
     round: Round
     reason: Reason
+
+
+@dataclass(frozen=True)
+class Late:
+    """A contribution that missed its round (`round.late = "fold"`). into: the round that it has counted in; −1: it is
+    still taken, and counts in the next round of its block if all of it has come by then. If it does not, Rejected says
+    so.
+    """
+
+    round: Round
+    into: Round
 
 
 @dataclass(frozen=True)
@@ -339,7 +352,7 @@ FromWorker = (
     Hello | Join | Offer | Abstain | Landed | Evaluated | Waiting | Leave | Probe | Chunk | Credit | Heartbeat
 )  # fmt: skip
 FromBroker = (
-    Terms | Welcome | Refused | Start | Commit | Rejected | Rejoin | Goodbye | Stopped | Probed | Chunk | Credit
+    Terms | Welcome | Refused | Start | Commit | Rejected | Late | Rejoin | Goodbye | Stopped | Probed | Chunk | Credit
     | Heartbeat
 )  # fmt: skip
 Message = FromWorker | FromBroker

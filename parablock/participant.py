@@ -37,6 +37,7 @@ from parablock.messages import (
     Heartbeat,
     Hello,
     Join,
+    Late,
     Leave,
     Offer,
     Refused,
@@ -94,6 +95,7 @@ EXPECTED: dict[type[Any], frozenset[State]] = {
     Chunk: frozenset({State.JOINING, State.WAITING, State.TRAINING}),
     Credit: frozenset({State.TRAINING}),
     Rejected: frozenset({State.TRAINING}),
+    Late: frozenset({State.TRAINING}),
     Heartbeat: frozenset(State) - {State.GONE},
     Rejoin: frozenset({State.PREPARING, State.JOINING, State.WAITING, State.TRAINING}),
     Goodbye: frozenset({State.LEAVING}),
@@ -161,6 +163,7 @@ class Participant:
                 self._timing.timeout = event.config.network.timeout_s
                 self._timing.resend = event.config.network.resend_s
                 self._versions = self._versions or [0] * len(event.manifest.blocks)
+                self._contributions.keeps_late = event.config.round.late == "fold"
                 self._turns = self._turns or Turns(event.config, len(event.manifest.blocks))
                 if self.state is State.PREPARING:
                     self._join(now)
@@ -212,6 +215,10 @@ class Participant:
         assert self._turns is not None
         return self._turns.turn(round)
 
+    def wants(self, round: int) -> bool:
+        """Whether a contribution to `round` may still be of use."""
+        return round >= self.told or self._contributions.keeps_late
+
     @property
     def told(self) -> int:
         """The first round that is not known to be committed; one before it need not be trained any more."""
@@ -252,6 +259,8 @@ class Participant:
                     self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
             case Rejected(round, reason):
                 self._contributions.dismiss(round, reason)
+            case Late(round, into):
+                self._contributions.deferred(round, into, now)
             case Refused(reason):
                 self._gone(End.REFUSED, reason)
             case Stopped(reason):
@@ -393,14 +402,14 @@ class Participant:
 
     def _contribute(self, event: Contribute, now: float) -> None:
         self._passed(event.round)
-        if event.round < self._commits.told:
-            self._contributions.late(event.round)
-            return
         assert self._prepared is not None
         payload = Payload.of(Layout.up(self._config, self._prepared.manifest.blocks[event.block].numel))
         offer = Offer(event.round, event.block, payload.nbytes, event.weight, event.steps, event.loss)
         window, live = self._config.network.window_bytes, self.state is State.TRAINING
-        self._contributions.offer(offer, payload, window, now, live=live)
+        if event.round < self._commits.told:
+            self._contributions.late(offer, payload, window, now, live=live)
+        else:
+            self._contributions.offer(offer, payload, window, now, live=live)
 
     # Time
 

@@ -186,6 +186,22 @@ class Dismissed:
 
 
 @dataclass(frozen=True)
+class Deferred:
+    """The contribution to a round, which was dismissed, may still count in a later round of its block."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of a contribution that was late. into: the round that it has counted in; −1: none, and why."""
+
+    round: int
+    into: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something that the user of this worker should read."""
 
@@ -206,4 +222,4 @@ class Gone:
     reason: str
 
 
-Effect = Send | Prepare | Started | Took | Dropped | Arrived | Uploaded | Dismissed | Notice | Gone
+Effect = Send | Prepare | Started | Took | Dropped | Arrived | Uploaded | Dismissed | Deferred | Settled | Notice | Gone

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from parablock.config import Rounds
+    from parablock.late import Late
     from parablock.messages import Offer
     from parablock.quorum import Quorum
     from parablock.sessions import Shipment
@@ -63,16 +64,23 @@ class Upload:
 class Attempt:
     """A fold of the contributions of `clients`, in roster order, chunk by chunk; what it makes leaves at once.
 
+    late: complete ones of earlier rounds that count after those, in roster order too.
     missing: for each chunk, how many of the clients have not sent it yet.
     """
 
     clients: tuple[str, ...]
+    late: tuple[Late, ...]
     missing: list[int]
     shipment: Shipment
 
     @property
     def number(self) -> int:
         return self.shipment.attempt
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of all that it counts, in the order of the fold."""
+        return (*self.clients, *(late.label for late in self.late))
 
     def take(self, client: str, index: int) -> bool:
         """A client's chunk has come; true if it was the last one that was missing."""
@@ -120,10 +128,11 @@ class Round:
     def contributions(self, index: int) -> tuple[Contribution, ...]:
         """Chunk `index` of every contribution that the attempt counts, in its order."""
         assert self.attempt is not None
-        uploads = [self.uploads[client] for client in self.attempt.clients]
+        counted = [(self.uploads[client], 0) for client in self.attempt.clients]
+        counted += [(late.upload, late.missed) for late in self.attempt.late]
         return tuple(
-            Contribution(client, upload.offer.weight, upload.offer.steps, upload.pieces[index])
-            for client, upload in zip(self.attempt.clients, uploads, strict=True)
+            Contribution(part, upload.offer.weight, upload.offer.steps, upload.pieces[index], missed)
+            for part, (upload, missed) in zip(self.attempt.parts, counted, strict=True)
         )
 
 

@@ -6,6 +6,7 @@ whole world knows rather than by what the machines say of themselves:
 
     rounds are committed in order and once, and the fold has each client once, in roster order, only if it takes part;
     what is folded is what one process of that client made for that round, byte for byte;
+    a contribution counts once, in its own round or in a later one of its block, and its client is told no otherwise;
     what is committed is what the server optimizer and the codec's feedback make of it, by their formulas, bit for bit;
     what arrives is what was committed, byte for byte, once per process, and every model holds it bit for bit;
     a chunk that goes down is encoded once, and the one message shared by all who get it;
@@ -22,6 +23,7 @@ import random
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -134,6 +136,12 @@ class Habits:
     base: str = BASE
 
 
+def part_of(label: str, round: int) -> tuple[str, int]:
+    """Whose a part of a round's mean is, and for which round it was made."""
+    client, late, made_for = label.partition("@")
+    return client, int(made_for) if late else round
+
+
 class Sent(NamedTuple):
     """A message that was sent, whether or not it arrived. up: by the client, else to it."""
 
@@ -175,6 +183,8 @@ class Process:
     trained: list[int] = field(default_factory=list)
     uploaded: list[int] = field(default_factory=list)
     dismissed: dict[int, str] = field(default_factory=dict)
+    deferred: list[int] = field(default_factory=list)
+    settled: dict[int, tuple[int, str]] = field(default_factory=dict)  # by round: in which it counted late, or why not
     notices: list[str] = field(default_factory=list)
     gone: worker.Gone | None = None
     stands_for: tuple[int, State] = (-1, State.CALLING)  # what it has last said that it waits for
@@ -211,6 +221,13 @@ class Process:
                 case worker.Dismissed(round, reason):
                     assert round not in self.dismissed, "told twice"
                     self.dismissed[round] = reason
+                case worker.Deferred(round):
+                    assert round not in self.deferred, "told twice"
+                    self.deferred.append(round)
+                case worker.Settled(round, into, reason):
+                    assert round not in self.settled, "told twice"
+                    assert into < 0 or self.network.counted.get((self.name, round)) == into
+                    self.settled[round] = into, reason
                 case worker.Notice(text):
                     self.notices.append(text)
                 case worker.Gone():
@@ -354,7 +371,7 @@ class Formula:
         self._state: dict[int, dict[str, Vector]] = {}
         self._residuals: dict[int, Vector] = {}
 
-    def move(self, block: int, deltas: list[Vector], weights: list[int], steps: list[int]) -> bytes:
+    def move(self, block: int, deltas: list[Vector], weights: list[Fraction], steps: list[int]) -> bytes:
         """What the block becomes when these contributions are counted, in this order."""
         mean = weighted_mean(deltas, weights, steps)
         move, self._state[block] = server_move(self._config.server, mean, self._state.get(block, {}))
@@ -394,6 +411,7 @@ class Network:
         # The ledger: what has happened, by round.
         self.committed: list[events.Committed] = []
         self.values: list[bytes | None] = []  # what each round made of its block
+        self.counted: dict[tuple[str, int], int] = {}  # by client and round it was made for: in which it counted
         self.made: dict[tuple[str, int], list[Made]] = defaultdict(list)
         self.folds: list[events.Fold] = []
         self.folder = Folder()
@@ -558,7 +576,8 @@ class Network:
         commit = self.committed[arrived.round]
         assert arrived.round not in process.arrived, "a round has arrived twice"
         process.arrived.add(arrived.round)
-        assert (arrived.block, arrived.contributors) == (commit.block, len(commit.contributors))
+        assert arrived.block == commit.block
+        assert arrived.contributors == len(commit.contributors) + len(commit.folded_late)
         assert arrived.counted == (process.name in commit.contributors)
         if self.layout(arrived).codec.lossless:
             content = b"".join(chunks) if arrived.contributors else None
@@ -633,22 +652,31 @@ class Network:
         return min(times if closes is None else [*times, closes], default=None)
 
     def _fold(self, fold: events.Fold) -> None:
-        names = [contribution.client for contribution in fold.contributions]
+        parts = [part_of(contribution.client, fold.round) for contribution in fold.contributions]
         assert fold.round == len(self.committed), "folding out of order"
         assert fold.block == self.block(fold.round)
-        assert names == sorted(set(names)), "the fold has each client once, in roster order"
-        for contribution in fold.contributions:
-            assert min(start.round for start in self.starts[contribution.client]) <= fold.round, "no member"
+        own, late = ([name for name, made_for in parts if (made_for == fold.round) is own] for own in (True, False))
+        assert own, "a late one is no mean by itself"
+        assert [name for name, _ in parts] == own + late
+        for names in (own, late):
+            assert names == sorted(set(names)), "the fold has each client once, in roster order"
+        for contribution, (name, made_for) in zip(fold.contributions, parts, strict=True):
+            visits = [number for number in range(made_for, fold.round) if self.block(number) == fold.block]
+            assert contribution.missed == len(visits)
+            assert made_for == fold.round or visits[0] == made_for, "of another block"
+            assert (name, made_for) not in self.counted, "counted twice"
+            assert min(start.round for start in self.starts[name]) <= made_for, "no member"
             if self.config.announced:
-                assert self.told[contribution.client, fold.round].trains, "not drawn for this round"
-            made = self.made[contribution.client, fold.round]
+                assert self.told[name, made_for].trains, "not drawn for this round"
+            made = self.made[name, made_for]
             sent = [(m.chunks[fold.index], m.weight, m.steps) for m in made]
             counted = (bytes(contribution.payload), contribution.weight, contribution.steps)
             assert counted in sent, "a mixed contribution"
         if self.folds and (self.folds[-1].round, self.folds[-1].attempt) == (fold.round, fold.attempt):
             before = self.folds[-1]
             assert fold.index == before.index + 1, "the chunks of an attempt are folded in order, each once"
-            assert names == [contribution.client for contribution in before.contributions]
+            assert fold.contributions[0].client == before.contributions[0].client
+            assert parts == [part_of(contribution.client, fold.round) for contribution in before.contributions]
         else:
             assert fold.index == 0, "an attempt begins with the first chunk"
         self.folds.append(fold)
@@ -679,7 +707,9 @@ class Network:
             assert isinstance(event, events.Stored)
             fold = self.folds[-1]
             assert (event.round, event.attempt) == (commit.round, fold.attempt) == (fold.round, fold.attempt)
-            assert commit.contributors == tuple(contribution.client for contribution in fold.contributions)
+            counted = tuple(contribution.client for contribution in fold.contributions)
+            assert (*commit.contributors, *commit.folded_late) == counted
+            self.counted.update((part_of(part, commit.round), commit.round) for part in counted)
             values = bytes(event.values)
             assert self.folder.stored[commit.block] == values, "announced before it was stored"
             before = self._formula.content(commit.block)
@@ -704,7 +734,8 @@ class Network:
             np.concatenate([layout.codec.decode(c.payload, n) for c, n in zip(client, numels, strict=True)])
             for client in chunks
         ]
-        weights = [contribution.weight for contribution in last.contributions]
+        decay = self.config.round.late_decay
+        weights = [contribution.weight * Fraction(decay) ** contribution.missed for contribution in last.contributions]
         steps = [contribution.steps for contribution in last.contributions]
         return self._formula.move(last.block, deltas, weights, steps)
 
@@ -730,4 +761,6 @@ class Network:
             assert process.gone.end is End.DONE, process.gone
             assert {block: made for block, (made, _) in process.blocks.items()} == latest
             assert all(content == self.values[made] for made, content in process.blocks.values())
+            for round, (into, reason) in process.settled.items():
+                assert into >= 0 or (process.name, round) not in self.counted, f"round {round}: {reason}"
             assert not process.buffers, "what will not be completed is held for ever"

@@ -277,9 +277,9 @@ def test_an_impossible_credit_ends_the_session(seat: Seat) -> None:
     assert "the broker broke the protocol: credit of 0 held, up to 9999" in gone.reason
 
 
-def test_a_contribution_to_a_closed_round_is_not_sent(seat: Seat) -> None:
+def test_a_contribution_to_a_closed_round_is_told_and_not_sent(seat: Seat) -> None:
     seat.hear(Commit(0, 0, 0, -1, 0, 0, False))
-    assert seat.contribute(0) == []
+    assert seat.contribute(0) == [Offer(0, 0, 1200, 7, 1, 0.5)], "the broker counts it as late"
     assert seat.of(Dismissed) == [Dismissed(0, "the round was closed before the contribution was ready")]
 
 

@@ -484,7 +484,13 @@ def history(seed: int, mode: str = "") -> Network:
         quorum=rng.randint(0, most),
         fraction=fraction,
         deadline_s=rng.choice([0.0, 0.0, 1.0, 3.0]),
-        policy={"grace": policy.random() < 0.5, "quorum_lost": policy.choice(["wait", "fewer"]), "quorum_lost_s": 8.0},
+        policy={
+            "grace": policy.random() < 0.5,
+            "quorum_lost": policy.choice(["wait", "fewer"]),
+            "quorum_lost_s": 8.0,
+            "late": policy.choice(["discard", "fold"] if mode != "fedcybgd" else ["discard"]),
+            "late_decay": policy.choice([1.0, 0.5]),
+        },
         mode=mode,
         schedule={"order": rng.choice(orders if mode != "fedcybgd" else ["cyclic", "descending"])},
         solver=VARYING if mode == "parablock" else {"steps": 1},
@@ -544,6 +550,8 @@ def outcome(seed: int, mode: str = "") -> Counter[str]:
     seen["sits out"] += sum(not turn.trains for turn in network.told.values())
     seen["makes up for others"] += network.made_up
     seen["late"] += sum(committed.late for committed in network.committed)
+    seen["folded late"] += sum(len(committed.folded_late) for committed in network.committed)
+    seen["settled"] += sum(len(process.settled) for process in network.processes)
     seen["empty"] += sum(not committed.contributors for committed in network.committed)
     seen["behind a start"] += sum(start.pending != () for starts in network.starts.values() for start in starts)
     return seen
@@ -575,5 +583,6 @@ def test_the_histories_are_as_bad_as_they_say() -> None:
     seen = sum((outcome(seed) for seed in range(60)), Counter[str]())
     expected = {"lost", "rejoining", "rejected", "abstained", "Rejoin", "Rejected", "Abstain", "dead", "late", "empty"}
     expected |= {"dismissed", "skipped", "behind a start", "folded anew", "in full", "sits out", "makes up for others"}
+    expected |= {"folded late", "settled", "quorum", "Waiting", "Late"}
     assert {what for what in expected if not seen[what]} == set()
     assert seen[Start.__name__] > 60

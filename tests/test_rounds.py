@@ -25,7 +25,7 @@ def upload(*, chunks: int, weight: int = 1, fill: bytes = b"\1") -> Upload:
 
 
 def attempt_of(*clients: str, missing: tuple[int, int] = (0, 0)) -> Attempt:
-    return Attempt(clients, list(missing), Shipment("run-1", 1, 0, 0, 1, Payload(16, 8)))
+    return Attempt(clients, (), list(missing), Shipment("run-1", 1, 0, 0, 1, Payload(16, 8)))
 
 
 def round_of(done: str = "", begun: str = "", out: str = "", first_done_at: float | None = None) -> Round:
