@@ -1,7 +1,7 @@
 """A worker's contributions: what it has trained and the broker may not have, kept until the round is closed.
 
 Where late ones may count in a later round (`keeps_late`), they are kept until the broker has said what became of them,
-and leave after those that are in time.
+and leave after those that are in time. What an earlier process has kept is as good as what this one has trained.
 
 Sends each within its credit, sends again what was not confirmed, and remembers for which rounds the worker has nothing
 to give. What the broker counts it says by commits, which are the participant's business.
@@ -17,9 +17,10 @@ from parablock.participant_events import Deferred, Dismissed, Settled, Uploaded
 from parablock.transfer import Outgoing, Payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from parablock.messages import FromWorker
+    from parablock.participant_events import Held
     from parablock.transfer import Encoded
     from parablock.wire import Buffer
 
@@ -37,6 +38,7 @@ class _Upload:
     progress_at: float
     uploaded: bool = False  # the broker has said that it holds all of it
     late: bool = False
+    dismissed: bool = False  # it is known not to have counted in its round
     deferred: bool = False  # the broker has said that it may count late
 
     @property
@@ -58,6 +60,22 @@ class Contributions:
         self._withheld: dict[int, Abstain] = {}  # by round
         self._passed = 0  # rounds before it will not be trained by us any more
 
+    @property
+    def position(self) -> int:
+        """The first round that was neither trained nor passed."""
+        return self._passed
+
+    def restore(self, held: Iterable[Held], position: int, window_bytes: int, now: float) -> None:
+        """Take over what an earlier process has kept; it is offered after the next start."""
+        self._passed = position
+        self._window_bytes = window_bytes
+        for each in sorted(held, key=lambda each: each.offer.round):
+            assert each.payload.complete, f"of the contribution to round {each.offer.round} a part was kept"
+            assert each.offer.round < position, f"a contribution to round {each.offer.round}, kept at {position}"
+            outgoing = Outgoing(each.payload, 0)
+            self._uploads[each.offer.round] = _Upload(each.offer, each.payload, outgoing, now, now)
+            self._unsettled.add(each.offer.round)
+
     def offer(self, offer: Offer, payload: Payload, window_bytes: int, now: float, *, live: bool) -> None:
         """A round was trained. live: the broker listens; else it is offered after the next start."""
         self._keep(offer, payload, window_bytes, now, live=live, late=False)
@@ -76,7 +94,7 @@ class Contributions:
     def _keep(self, offer: Offer, payload: Payload, window_bytes: int, now: float, *, live: bool, late: bool) -> None:
         self._passed = max(self._passed, offer.round + 1)
         self._window_bytes = window_bytes
-        upload = _Upload(offer, payload, Outgoing(payload, window_bytes), now, now, late=late)
+        upload = _Upload(offer, payload, Outgoing(payload, window_bytes), now, now, late=late, dismissed=late)
         self._uploads[offer.round] = upload
         if live:
             self._repeat(upload, now)
@@ -120,11 +138,17 @@ class Contributions:
         self._passed = max(self._passed, round)
 
     def credit(self, credit: Credit, now: float) -> None:
-        """Raises TransferError for an impossible one."""
+        """Raises TransferError for an impossible one.
+
+        That it holds all of one which is not even made yet the broker says where an earlier process of ours has sent
+        one: that counts, and this one need not be sent.
+        """
         upload = self._uploads.get(credit.round)
         if upload is None or (upload.offer.block, 0) != (credit.block, credit.attempt) or upload.outgoing.done:
             return
-        if upload.outgoing.credit(credit.held, credit.until):
+        if not upload.payload.complete and credit.held == credit.until == upload.outgoing.nbytes:
+            upload.outgoing.settle()
+        elif upload.outgoing.credit(credit.held, credit.until):
             upload.progress_at = now
         if upload.outgoing.done and not upload.uploaded and not upload.late:
             upload.uploaded = True
@@ -140,6 +164,8 @@ class Contributions:
         if round in self._unsettled:
             self._unsettled.remove(round)
             self._emit(Dismissed(round, "the round was closed without it"))
+            if round in self._uploads:
+                self._uploads[round].dismissed = True
 
     def deferred(self, round: int, into: int, now: float) -> None:
         """The broker takes a late contribution, or has counted it in the round `into`."""
@@ -151,7 +177,7 @@ class Contributions:
             self._unsettled.discard(round)
             self._emit(Settled(round, into, ""))
         elif not upload.deferred:
-            upload.late = upload.deferred = True
+            upload.late = upload.dismissed = upload.deferred = True
             self._emit(Deferred(round))
             upload.outgoing.rewind()  # what came while the round was being closed was not taken
             self._repeat(upload, now)
@@ -172,7 +198,7 @@ class Contributions:
         if round in self._unsettled:
             self._unsettled.remove(round)
             self._emit(Dismissed(round, reason))
-        elif upload is not None and upload.late:
+        elif upload is not None and upload.dismissed:
             self._emit(Settled(round, -1, reason))
 
     def abstain(self) -> None:

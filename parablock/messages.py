@@ -116,6 +116,8 @@ class Join:
     """The worker has loaded everything; the digests say what.
 
     versions: per block, the number of the round that made it plus one; 0 for the base model's.
+    position: the first round that it has neither trained nor passed, in this process or in one before it that has kept
+    what it had; −1: it has not begun.
     """
 
     manifest: Digest
@@ -123,6 +125,7 @@ class Join:
     tokenizer: Digest
     rows: Count
     versions: Annotated[tuple[Annotated[int, Whole(0, 2**31)], ...], Items(MAX_BLOCKS)]
+    position: Round
 
 
 @dataclass(frozen=True)
