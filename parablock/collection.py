@@ -188,6 +188,8 @@ class Collection:
             reason = "the round was closed before the contribution came"
         elif held is not None:
             reason = f"one late contribution of each client is kept, and that to round {held.round} is"
+        elif len(self._manifest.blocks) > 1 and self._overdue.has_part(client, offer.round):
+            reason = "one that was late before has counted in that round; it is the next block's turn"
         else:
             self._overdue.hold(client, upload, missed)
         then = f"may count in the next round of block {offer.block}" if reason is None else f"not counted: {reason}"

@@ -6,8 +6,9 @@
 
 Who is owed is settled by the close of a round: those who were waited for and are not in it. From there each step is
 taken once, so that nothing counts twice, in its own round and later, or after any number of resends. Of each client one
-is held at a time, which is the most that late ones cost in memory: a block a client. A broker that begins anew knows of
-none. With `round.late = "discard"` nothing is held, and a late offer is only counted.
+is held at a time, which is the most that late ones cost in memory: a block a client; a client that is late each time
+has its blocks counted in turn (`has_part`). A broker that begins anew knows of none. With `round.late = "discard"`
+nothing is held, and a late offer is only counted.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ class LateContributions:
         """In which later round the client's contribution to `round` has counted, as far as is known."""
         mine, into = self._counted.get(client, (-1, -1))
         return into if mine == round else None
+
+    def has_part(self, client: str, round: int) -> bool:
+        """Whether something late of the client has counted in `round`, as far as is known."""
+        return self._counted.get(client, (-1, -1))[1] == round
 
     def held(self, client: str) -> Late | None:
         return self._held.get(client)

@@ -78,7 +78,7 @@ def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
     versions = {}
     for entry, values in journal:
         if values is not None:
-            made = entry.block, entry.round, entry.base, entry.contributors, memoryview(values)
+            made = entry.block, entry.round, entry.base, entry.counted, memoryview(values)
             versions[entry.block] = SavedVersion(*made)
     last = json.loads(json.dumps(dataclasses.asdict(journal[-1][0])))
     return Saved(
@@ -410,13 +410,18 @@ class Network:
     """See the module. `run` until everything has ended; then look at `coordinator`, `processes` and the ledger."""
 
     def __init__(
-        self, config: settings.Config, clients: dict[str, Habits], faults: Faults | None = None, seed: int = 0
+        self,
+        config: settings.Config,
+        clients: dict[str, Habits],
+        faults: Faults | None = None,
+        seed: int = 0,
+        sizes: Iterable[int] = SIZES,
     ) -> None:
         self.now = 0.0
         self.config = config
         self.rng = random.Random(seed)
         self.faults = faults or Faults()
-        self.manifest = manifest_of()
+        self.manifest = manifest_of(sizes)
         self.told: dict[tuple[str, int], Turn] = {}  # by client and round, what the broker has said of it
         self.made_up = 0  # how often one that was not drawn was asked to train all the same
         self._schedule = Schedule.of(config, len(self.manifest.blocks))
