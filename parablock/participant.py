@@ -188,7 +188,7 @@ class Participant:
                 if self.state is State.TRAINING:
                     self._send(message)
             case Progress():
-                self._where = event
+                self._where, self._waits_for = event, -1
             case Wait(round):
                 self._waits_for = round
                 self._say_waiting()

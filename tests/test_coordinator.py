@@ -485,6 +485,29 @@ def test_an_impossible_chunk_breaks_the_protocol(block: int, offset: int, nbytes
     assert desk.join("a") == [Rejoin("the broker does not know this session; say Hello again")]
 
 
+def test_a_lost_acknowledgement_is_repeated_and_the_update_counts_once(desk: Desk) -> None:
+    """a does not hear that its contribution is held, and sends all of it again, also while it is folded and after."""
+
+    def again() -> list[Message]:
+        said = desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
+        for offset, nbytes in ((0, 1024), (1024, 176)):
+            said += desk.chunk("a", 0, 0, offset, nbytes, fill=1)
+        return said
+
+    desk.upload("a", fill=1)
+    assert again() == [Credit(0, 0, 0, 1200, 1200)] * 3
+    desk.upload("b")
+    assert again() == [], "the commit will say it"
+    folds = [asked for asked in desk.asked if isinstance(asked, Fold)]
+    assert [(fold.attempt, [part.client for part in fold.contributions]) for fold in folds] == [(1, ["a", "b"])] * 2
+    desk.work()
+    assert desk.of(Committed)[0].contributors == ("a", "b")
+    assert again() == [], "the commit is on its way"
+    desk.confirm("a", 0)
+    assert again() == [Rejected(0, "the round was closed before the contribution came")]
+    assert desk.commit("a", "b", round=1).contributors == ("a", "b")
+
+
 def test_a_chunk_without_its_offer_is_passed_over(desk: Desk) -> None:
     assert desk.chunk("a", 0, 0, 0, 1024) == []
     desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))
@@ -742,6 +765,43 @@ def test_a_lost_quorum_stops_the_run_once_it_has_lasted() -> None:
     assert desk.to("a") == [Stopped(reason)]
     assert desk.of(Over) == [Over(False, reason)]
     assert not desk.asked, "no partial commit"
+
+
+def test_a_round_that_is_being_stored_is_committed_whole_before_the_quorum_is_given_up() -> None:
+    desk = Desk(clients=2, policy={"quorum_lost": "stop", "quorum_lost_s": 0.0})
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.upload("b")
+    desk.say("b", Leave("interrupted"))
+    assert not desk.of(Over)
+    desk.work()
+    assert [committed.contributors for committed in desk.of(Committed)] == [("a", "b")]
+    (over,) = desk.of(Over)
+    assert over.reason.startswith("round 1: 1 of at least 2 clients are there, for 0 s; the run stops")
+    assert desk.to("a").index(Stopped(over.reason)) > kinds(desk.to("a")).index(Commit)
+
+
+def test_with_fewer_than_the_quorum_rounds_go_on_and_it_is_told_once() -> None:
+    desk = Desk(clients=3, quorum=3, policy={"quorum_lost": "fewer", "quorum_lost_s": 3.0})
+    desk.gather("a", "b", "c")
+    desk.upload("a")
+    desk.upload("b")
+    desk.say("c", Leave("interrupted"))
+    desk.work()
+    assert not desk.of(Committed)
+    desk.handle(Tick(), after_s=3.0)
+    desk.work()
+    for round in (1, 2):
+        committed = desk.commit("a", "b", round=round)
+        assert committed.contributors == ("a", "b")
+        assert "only 2 of at least 3 clients are there" in committed.reason
+    assert [note.kind for note in desk.notes].count("quorum") == 2, "that it is missing, and that it is done without"
+    desk.gather("c")
+    assert desk.notes[-1].text == "round 3: 3 clients are there again, at least 3 are needed"
+    desk.upload("a", 3)
+    desk.upload("b", 3)
+    desk.work()
+    assert not desk.of(Committed), "from now on all three are waited for"
 
 
 def test_a_lost_quorum_that_is_back_in_time_changes_nothing() -> None:

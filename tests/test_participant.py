@@ -28,6 +28,7 @@ from parablock.messages import (
     Start,
     Stopped,
     Terms,
+    Waiting,
     Welcome,
 )
 from parablock.participant import EXPECTED, Participant, State
@@ -54,6 +55,7 @@ from parablock.participant_events import (
     Tick,
     Took,
     Uploaded,
+    Wait,
     Withhold,
 )
 from parablock.transfer import Encoded
@@ -275,6 +277,28 @@ def test_an_impossible_credit_ends_the_session(seat: Seat) -> None:
     (gone,) = seat.of(Gone)
     assert gone.end is End.REFUSED
     assert "the broker broke the protocol: credit of 0 held, up to 9999" in gone.reason
+
+
+def test_that_training_stands_still_is_said_at_once_and_until_it_need_not(seat: Seat) -> None:
+    assert seat.handle(Wait(1)) == [Waiting(1)]
+    assert kinds(seat.handle(Tick(), after_s=1.0)) == [Waiting, Heartbeat]
+    seat.land(0)
+    assert kinds(seat.handle(Tick(), after_s=1.0)) == [Waiting, Heartbeat], "that was another round"
+    seat.land(1)
+    assert kinds(seat.handle(Tick(), after_s=1.0)) == [Heartbeat]
+
+
+def test_who_trains_does_not_wait(seat: Seat) -> None:
+    seat.handle(Wait(1))
+    seat.handle(Progress(2, 1))
+    assert kinds(seat.handle(Tick(), after_s=1.0)) == [Heartbeat]
+
+
+def test_that_training_stands_still_a_new_session_hears_of(seat: Seat) -> None:
+    seat.hear(Rejoin("who are you?"))
+    assert seat.handle(Wait(1)) == [], "nobody listens"
+    seat.hear(Terms("{}"), Welcome(2))
+    assert Waiting(1) in seat.hear(Start(0, 2, 0, ()))
 
 
 def test_a_contribution_to_a_closed_round_is_told_and_not_sent(seat: Seat) -> None:
