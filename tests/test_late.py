@@ -437,12 +437,12 @@ def test_the_slow_one_is_counted_late_each_time_once_and_hears_of_it(mode: str, 
 def test_one_of_the_whole_model_counts_two_visits_late() -> None:
     """Every round trains the one block that there is."""
     network = with_a_slow_one("parablock", late_decay=0.5)
-    assert max(contribution.missed for fold in network.folds for contribution in fold.contributions) == 1
+    assert max(contribution.missed for fold in network.broker.folds for contribution in fold.contributions) == 1
     habits = {"a": STEADY, "b": STEADY, "c": Habits(seconds=(2.6, 2.8))}
     config = config_of(3, rounds=16, deadline_s=0.1, mode="fedbcd", policy=FOLD)
     network = Network(config, habits, sizes=(300,)).run()
     network.check_ended()
-    assert max(contribution.missed for fold in network.folds for contribution in fold.contributions) >= 2
+    assert max(contribution.missed for fold in network.broker.folds for contribution in fold.contributions) >= 2
 
 
 @pytest.mark.parametrize("seed", range(6))
