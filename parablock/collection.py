@@ -12,9 +12,9 @@ import math
 from typing import TYPE_CHECKING
 
 from parablock.coordinator_events import Committed, Effect, Fold, Note, Store
-from parablock.late import LateContributions
+from parablock.latecomers import Latecomers
 from parablock.layout import Layout
-from parablock.messages import Credit, Late, Rejected
+from parablock.messages import Credit, Rejected
 from parablock.quorum import Quorum
 from parablock.rounds import Attempt, Round, RoundState, Upload, decide
 from parablock.saved import Entry
@@ -66,9 +66,7 @@ class Collection:
         self._due_by = due_by
         self._rounds: dict[int, Round] = {}
         self._quorum = Quorum(config.round, config.quorum)
-        self._overdue = LateContributions()
-        self._came_late = 0  # contributions to closed rounds that were offered since the last commit
-        self._late_bytes = 0  # that came of those since
+        self._latecomers = Latecomers(config, len(manifest.blocks), roster, self._fits, say, emit)
         self._late: set[str] = set()  # were not in time for their last round; nobody's chunks wait for them
 
     def restore(self, saved: Saved) -> None:
@@ -103,7 +101,7 @@ class Collection:
         """Raises TransferError for one that cannot be."""
         assert session.start is not None
         if offer.round < self.next_round:
-            self._offer_late(session, offer, now)
+            self._latecomers.offer(session, offer, now)
             return
         if offer.round > self.next_round + self._config.in_flight or offer.round >= self._config.rounds:
             raise TransferError(f"a contribution to round {offer.round} while round {self.next_round} is open")
@@ -150,72 +148,10 @@ class Collection:
             raise TransferError(f"a round takes {fewest} to {most} optimizer steps; got {offer.steps}")
         return layout
 
-    def _offer_late(self, session: Session, offer: Offer, now: float) -> None:
-        """To a round that is closed. Raises TransferError for one that cannot be."""
-        name, held = session.name, self._overdue.held(session.name)
-        into = self._overdue.counted_in(name, offer.round)
-        if into is not None:
-            self._say(session.peer, Late(offer.round, into))
-            return
-        if held is not None and held.round == offer.round:
-            resumed = held.upload.session == session.token
-            if resumed and held.upload.offer != offer:
-                raise TransferError(f"a second, different contribution to round {offer.round}")
-            if resumed or held.upload.incoming.done:  # else an earlier process of this name was about to send one
-                self._say(session.peer, Late(offer.round, -1))
-                self._grant(session.peer, held.upload, now)
-                return
-        missed = self._overdue.claim(name, offer.block, offer.round)
-        if missed is None:
-            if offer.round not in session.downloads:  # else the commit is on its way, and says what became of it
-                self._say(session.peer, Rejected(offer.round, "the round was closed before the contribution came"))
-            return
-        layout = self._fits(offer, offer.block)
-        self._came_late += 1
-        incoming = Incoming(offer.nbytes, layout.chunk_bytes, self._config.network.window_bytes)
-        upload = Upload(session.token, offer, incoming, now)
-        reason = self._hold(name, upload, missed)
-        if reason is not None:
-            self._say(session.peer, Rejected(offer.round, reason))
-            return
-        self._say(session.peer, Late(offer.round, -1))
-        self._grant(session.peer, upload, now)
-
-    def _hold(self, client: str, upload: Upload, missed: int) -> str | None:
-        """Keep a contribution that missed its round for the next one of its block, or say why not."""
-        offer, held, reason = upload.offer, self._overdue.held(client), None
-        if self._config.round.late == "discard":
-            reason = "the round was closed before the contribution came"
-        elif held is not None:
-            reason = f"one late contribution of each client is kept, and that to round {held.round} is"
-        elif len(self._manifest.blocks) > 1 and self._overdue.has_part(client, offer.round):
-            reason = "one that was late before has counted in that round; it is the next block's turn"
-        else:
-            self._overdue.hold(client, upload, missed)
-        then = f"may count in the next round of block {offer.block}" if reason is None else f"not counted: {reason}"
-        self._emit(Note("late", client, f"round {offer.round}: {then}"))
-        return reason
-
-    def _chunk_late(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> None:
-        """Of a round that is closed. Raises TransferError for one that cannot be."""
-        held = self._overdue.held(session.name)
-        if held is None or held.upload.session != session.token:
-            return
-        upload = held.upload
-        if (held.round, upload.offer.block) != (chunk.round, chunk.block):
-            return
-        taken = upload.incoming.take(chunk.offset, payload)
-        if taken:
-            upload.pieces.append(payload)
-            self._late_bytes += payload.nbytes
-            self.stirred = self.stirred or upload.incoming.done
-        if not taken or upload.incoming.owes_grant(now):
-            self._grant(session.peer, upload, now)
-
     def chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> None:
         """Raises TransferError for one that cannot be."""
         if chunk.round < self.next_round:
-            self._chunk_late(session, chunk, payload, now)
+            self.stirred = self._latecomers.chunk(session, chunk, payload, now) or self.stirred
             return
         round = self._rounds.get(chunk.round)
         upload = round.uploads.get(session.name) if round is not None else None
@@ -276,9 +212,7 @@ class Collection:
         for round in self._rounds.values():
             if client in round.uploads and client not in round.done:
                 round.drop(client)
-        held = self._overdue.held(client)
-        if held is not None and not held.upload.incoming.done:
-            self._overdue.drop(held)
+        self._latecomers.withdraw(client)
 
     # Folds
 
@@ -304,16 +238,14 @@ class Collection:
         late = {each.label: each for each in round.attempt.late}
         round.attempt = None
         for part in sorted(reasons):
-            name, number = part, round.number
             if part in late:
-                name, number = late[part].client, late[part].round
-                self._overdue.drop(late[part])
-            else:
-                round.drop(name)
-                round.out.add(name)
-            self._emit(Note("rejected", name, f"round {number}: {reasons[part]}"))
-            for session in self._roster.named(name):
-                self._say(session.peer, Rejected(number, reasons[part]))
+                self._latecomers.unfit(late[part], reasons[part])
+                continue
+            round.drop(part)
+            round.out.add(part)
+            self._emit(Note("rejected", part, f"round {round.number}: {reasons[part]}"))
+            for session in self._roster.named(part):
+                self._say(session.peer, Rejected(round.number, reasons[part]))
         if not round.done:
             round.first_done_at = None
         self.stirred = True
@@ -396,7 +328,7 @@ class Collection:
     def _begin(self, round: Round, clients: tuple[str, ...], now: float) -> None:
         """Fold the contributions of `clients`, and late ones that are complete, from the first chunk on, unless that is
         being done; every active session is sent what comes."""
-        late = self._overdue.ready(round.block)
+        late = self._latecomers.ready(round.block)
         if round.attempt is not None and (round.attempt.clients, round.attempt.late) == (clients, late):
             return
         round.attempts += 1
@@ -434,6 +366,7 @@ class Collection:
             self._agenda.moved(round.number, round.block, attempt.moved)
         self._agenda.decide(round.number + self._config.in_flight + 1, self._roster.present())
         nbytes = attempt.shipment.payload.nbytes if attempt is not None else 0
+        came_late, late_bytes = self._latecomers.take_counts()
         round.entry = Entry(
             round=round.number,
             block=round.block,
@@ -444,8 +377,8 @@ class Collection:
             steps=tuple(offer.steps for offer in offers),
             losses=tuple(offer.loss for offer in offers),
             moved=attempt.moved if attempt is not None else 0.0,
-            late=len(round.uploads.keys() - set(counted)) + self._came_late,
-            bytes_up=sum(upload.incoming.held for upload in round.uploads.values()) + self._late_bytes,
+            late=len(round.uploads.keys() - set(counted)) + came_late,
+            bytes_up=sum(upload.incoming.held for upload in round.uploads.values()) + late_bytes,
             bytes_down=nbytes * len(self._roster.active()),
             reason=f"{len(counted)} contributions{f' and {len(folded)} late' if folded else ''}; {round.why}",
             agenda=self._agenda.snapshot(),
@@ -453,7 +386,6 @@ class Collection:
             tardy=tuple(sorted(self._late)),
             folded_late=folded,
         )
-        self._came_late = self._late_bytes = 0
         self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
 
     def _commit(self, round: Round, values: Buffer | None, now: float) -> None:
@@ -466,7 +398,7 @@ class Collection:
             self._distribution.keep(shipment, entry.counted, values)
         else:
             shipment = self._distribution.nothing(round.number, round.block)
-        self._settle_late(round, entry.counted)
+        self._latecomers.settle(round, self._members(round), entry.counted)
         for session in self._roster.active():
             turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)
             self._distribution.announce(session, shipment, entry.base, entry.counted, now, turns)
@@ -488,35 +420,6 @@ class Collection:
         self.stirred = True
         if self.next_round in self._rounds:
             self._resume(self._rounds[self.next_round], now)
-
-    def _settle_late(self, round: Round, parts: tuple[str, ...]) -> None:
-        """A round is closed: what counted late in it has counted, what else there is late of its block goes, and those
-        on their way to the round itself are late from now on. parts: all that was counted."""
-        attempt, decay = round.attempt, self._config.round.late_decay
-        for late in attempt.late if attempt is not None and parts else ():
-            self._overdue.count(late, round.number)
-            text = f"round {late.round}: counted in round {round.number}, its tokens by {decay:g}^{late.missed}"
-            self._emit(Note("folded", late.client, text))
-            self._tell(late.client, Late(late.round, round.number))
-        owed = (self._members(round) | round.uploads.keys()) - round.out - set(parts)
-        for late in self._overdue.close(round.number, round.block, owed, empty=not parts):
-            reason = f"round {round.number}, the next one of its block, was closed before all of it came"
-            self._emit(Note("late", late.client, f"round {late.round}: not counted: {reason}"))
-            self._tell(late.client, Rejected(late.round, reason))
-        for name in sorted(round.uploads.keys() - set(parts)):
-            missed = self._overdue.claim(name, round.block, round.number)
-            assert missed == 1
-            upload = round.uploads[name]
-            refused = self._hold(name, upload, missed)
-            if refused is None:
-                self._tell(name, Late(round.number, -1))
-            else:
-                self._tell(name, Rejected(round.number, f"{refused}: {round.why}"))
-
-    def _tell(self, client: str, message: FromBroker) -> None:
-        for session in self._roster.active():
-            if session.name == client:
-                self._say(session.peer, message)
 
     def _resume(self, round: Round, now: float) -> None:
         """Its turn has come: contributions that are ahead of it may come whole."""

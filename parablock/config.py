@@ -338,7 +338,12 @@ class Network:
         16 << 20, "bytes that a receiver grants ahead of what it holds, per transfer", unit="bytes", low=1 << 10
     )
     heartbeat_s: float = _key(2.0, "each side says that it is alive this often", unit="s", above=0)
-    timeout_s: float = _key(30.0, "silence after which the other side is taken for gone", unit="s", above=0)
+    timeout_s: float = _key(
+        30.0,
+        "silence after which the other side is taken for gone, and an upload of which nothing more comes is dropped",
+        unit="s",
+        above=0,
+    )
     resend_s: float = _key(15.0, "a transfer without progress for this long is resumed", unit="s", above=0)
 
 
