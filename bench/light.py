@@ -32,7 +32,7 @@ from broker.__main__ import loop_factory
 from parablock import config as settings
 from parablock import messages
 from parablock.allocator import keep_freed_memory
-from parablock.participant_events import Contribute, Prepared, Say
+from parablock.participant_events import Contribute, Prepared, Say, Wait
 from workers.executor import SWITCH_INTERVAL_S
 from workers.link import Link, SessionEnded
 
@@ -115,7 +115,10 @@ class LightClient:
         link.prepared(Prepared(config, self._manifest, synthetic.WEIGHTS, synthetic.TOKENIZER, 1), self._host)
         round = 0
         while True:
-            await link.until(partial(self._ready, min(round, config.rounds)))
+            upcoming = min(round, config.rounds)
+            if not self._ready(upcoming):
+                link.handle(Wait(upcoming - config.in_flight - 1))
+            await link.until(partial(self._ready, upcoming))
             await self._take()
             if link.started is not None:  # the first start, or a new one for a client that fell behind
                 round, link.started = max(round, link.started.round), None

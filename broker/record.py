@@ -195,6 +195,7 @@ class Record:
             "bytes_down": committed.bytes_down,
             "contributors": list(committed.contributors),
             "late": committed.late,
+            "folded_late": len(committed.folded_late),
             "staleness": fmean(landed.staleness for landed in trained) if trained else None,
             "steps": fmean(landed.steps for landed in trained) if trained else None,
             "drift": fmean(landed.drift for landed in trained) if trained else None,

@@ -38,12 +38,16 @@ STATE: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Contribution:
-    """One chunk of a client's delta, encoded, as it came off the wire. weight: tokens, in so many steps."""
+    """One chunk of a client's delta, encoded, as it came off the wire. weight: tokens, in so many steps.
+
+    missed: rounds of the block that were closed without it; where there are any, client is its CLIENT@ROUND.
+    """
 
     client: str
     weight: int
     steps: int
     payload: Buffer
+    missed: int = 0
 
 
 def unfit(values: Vector) -> str | None:
@@ -54,7 +58,12 @@ def unfit(values: Vector) -> str | None:
     return None
 
 
-def shares(weights: Sequence[int], steps: Sequence[int] | None) -> list[float]:
+def decayed(weight: int, decay: float, missed: int) -> int | Fraction:
+    """n · d^m, exactly: what tokens count for that come m rounds of their block late. decay: d, in (0, 1]."""
+    return weight * Fraction(decay) ** missed if missed else weight
+
+
+def shares(weights: Sequence[int | Fraction], steps: Sequence[int] | None) -> list[float]:
     """What each delta is multiplied by in the mean. weights: tokens n_i of each client; steps: τ_i, which it took.
 
     without steps:  n_i / Σ_j n_j
@@ -64,17 +73,23 @@ def shares(weights: Sequence[int], steps: Sequence[int] | None) -> list[float]:
     steps, the mean is τ_eff times that of the deltas per step, weighted by tokens per step (FedNova, Wang et al., arXiv
     2007.07481). With equal steps the two are the same to the last bit, and a single share is exactly 1, since each is
     rounded once.
+
+    A late delta has its n_i decayed (`decayed`), so that its p_i is, while its τ_i stays what it was: it counts less in
+    the mean per step and in τ_eff alike.
     """
     if steps is None or len(set(steps)) == 1:
         total = sum(weights)
-        return [weight / total for weight in weights]
+        return [float(weight / total) for weight in weights]
     rates = [Fraction(weight, taken) for weight, taken in zip(weights, steps, strict=True)]
     scale = Fraction(sum(weights)) / sum(rates) ** 2
     return [float(scale * rate / taken) for rate, taken in zip(rates, steps, strict=True)]
 
 
 def weighted_mean(
-    deltas: Sequence[Vector], weights: Sequence[int], steps: Sequence[int] | None = None, out: Vector | None = None
+    deltas: Sequence[Vector],
+    weights: Sequence[int | Fraction],
+    steps: Sequence[int] | None = None,
+    out: Vector | None = None,
 ) -> Vector:
     """Δ̄ = Σ_i s_i · Δ_i in float32, folded in the order given; all of shape (numel,). weights, steps: as in `shares`.
 

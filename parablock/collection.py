@@ -8,12 +8,16 @@ when its turn has come, so that no more than the roster's contributions to one r
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from parablock.coordinator_events import Committed, Effect, Fold, Note, Store
+from parablock.latecomers import Latecomers
 from parablock.layout import Layout
 from parablock.messages import Credit, Rejected
+from parablock.quorum import Quorum
 from parablock.rounds import Attempt, Round, RoundState, Upload, decide
+from parablock.saved import Entry
 from parablock.transfer import Incoming, TransferError
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from parablock.manifest import Manifest
     from parablock.messages import Abstain, Chunk, FromBroker, Offer
     from parablock.roster import Roster
+    from parablock.saved import Saved
     from parablock.sessions import Session
     from parablock.transfer import Encoded
     from parablock.wire import Buffer
@@ -50,6 +55,7 @@ class Collection:
     ) -> None:
         self.next_round = 0  # the first that is not committed
         self.stirred = False
+        self.hopeless = ""  # why the run cannot go on, if it cannot
         self._config = config
         self._manifest = manifest
         self._agenda = agenda
@@ -59,7 +65,14 @@ class Collection:
         self._emit = emit
         self._due_by = due_by
         self._rounds: dict[int, Round] = {}
+        self._quorum = Quorum(config.round, config.quorum)
+        self._latecomers = Latecomers(config, len(manifest.blocks), roster, self._fits, say, emit)
         self._late: set[str] = set()  # were not in time for their last round; nobody's chunks wait for them
+
+    def restore(self, saved: Saved) -> None:
+        """Go on after the last round that was committed before the broker's restart."""
+        self.next_round = saved.next_round
+        self._late = set(saved.tardy)
 
     @property
     def complete(self) -> bool:
@@ -67,12 +80,20 @@ class Collection:
         return self.next_round == self._config.rounds
 
     def deadline(self, now: float) -> float | None:
-        """When the round at hand closes without those who are not there, if that is still to come."""
+        """When the round at hand must be looked at, though nothing comes: its deadline, the end of the patience with a
+        quorum that is missing, an upload that makes no progress. None: not before something comes.
+
+        What has passed was looked at, and passes only once.
+        """
+        dues = [self._quorum.due]
         round = self._rounds.get(self.next_round)
-        if not self._config.round.deadline_s or round is None or round.first_done_at is None:
-            return None
-        due = round.first_done_at + self._config.round.deadline_s
-        return due if due > now else None  # one that has passed was looked at, and passes only once
+        if round is not None:
+            if self._config.round.deadline_s and round.first_done_at is not None:
+                dues.append(round.first_done_at + self._config.round.deadline_s)
+            for session, upload in self._under_way(round) if round.state is RoundState.OPEN else ():
+                due = self._stalls_at(session, upload)
+                dues.append(due if due > now else now + self._config.network.resend_s)
+        return min((due for due in dues if now < due < math.inf), default=None)
 
     # Contributions
 
@@ -80,28 +101,17 @@ class Collection:
         """Raises TransferError for one that cannot be."""
         assert session.start is not None
         if offer.round < self.next_round:
-            if offer.round not in session.downloads:  # else the commit is on its way, and says what became of it
-                self._say(session.peer, Rejected(offer.round, "the round was closed before the contribution came"))
+            self._latecomers.offer(session, offer, now)
             return
         if offer.round > self.next_round + self._config.in_flight or offer.round >= self._config.rounds:
             raise TransferError(f"a contribution to round {offer.round} while round {self.next_round} is open")
         round = self._round(offer.round)
-        layout = Layout.up(self._config, self._manifest.blocks[round.block].numel)
-        if (offer.block, offer.nbytes) != (round.block, layout.nbytes):
-            raise TransferError(
-                f"round {offer.round} trains block {round.block} of {layout.nbytes} bytes; "
-                f"got block {offer.block} of {offer.nbytes} bytes"
-            )
-        fewest, most = self._config.solver.step_bounds
-        if not fewest <= offer.steps <= most:  # where steps count in the mean, others' shares depend on them
-            raise TransferError(f"a round takes {fewest} to {most} optimizer steps; got {offer.steps}")
+        layout = self._fits(offer, round.block)
         upload = round.uploads.get(session.name)
         resumed = upload is not None and upload.session == session.token
         reason = None
         if session.name in round.out:
             reason = "the client has abstained, or its contribution was refused before"
-        elif not resumed and session.name in round.done:
-            reason = "a contribution that an earlier process of this name sent is counted"
         elif not resumed and offer.round < session.start.round:
             reason = f"the client takes part from round {session.start.round} on"
         elif not resumed and not self._agenda.trains(offer.round, session.name):
@@ -111,19 +121,38 @@ class Collection:
             return
         if round.state is not RoundState.OPEN:
             return  # the commit will say that it is closed; if it is opened again, the offer will be repeated
+        if not resumed and session.name in round.done:  # an earlier process of this name has sent one: that counts
+            self._say(session.peer, Credit(offer.round, offer.block, 0, offer.nbytes, offer.nbytes))
+            return
         if upload is None or not resumed:
             window = self._config.network.window_bytes
             ahead = offer.round > self.next_round  # takes its first window now, the rest when its turn has come
             incoming = Incoming(offer.nbytes, layout.chunk_bytes, window, paused=ahead)
-            upload = Upload(session.token, offer, incoming)
+            upload = Upload(session.token, offer, incoming, now)
             round.begin(session.name, upload)
             self.stirred = True
         elif upload.offer != offer:
             raise TransferError(f"a second, different contribution to round {offer.round}")
-        self._grant(session.peer, round, upload, now)
+        self._grant(session.peer, upload, now)
+
+    def _fits(self, offer: Offer, block: int) -> Layout:
+        """How a contribution to a round of `block` is laid out. Raises TransferError for one that is not of such."""
+        layout = Layout.up(self._config, self._manifest.blocks[block].numel)
+        if (offer.block, offer.nbytes) != (block, layout.nbytes):
+            raise TransferError(
+                f"round {offer.round} trains block {block} of {layout.nbytes} bytes; "
+                f"got block {offer.block} of {offer.nbytes} bytes"
+            )
+        fewest, most = self._config.solver.step_bounds
+        if not fewest <= offer.steps <= most:  # where steps count in the mean, others' shares depend on them
+            raise TransferError(f"a round takes {fewest} to {most} optimizer steps; got {offer.steps}")
+        return layout
 
     def chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> None:
         """Raises TransferError for one that cannot be."""
+        if chunk.round < self.next_round:
+            self.stirred = self._latecomers.chunk(session, chunk, payload, now) or self.stirred
+            return
         round = self._rounds.get(chunk.round)
         upload = round.uploads.get(session.name) if round is not None else None
         if round is None or upload is None or upload.session != session.token or chunk.block != round.block:
@@ -133,12 +162,13 @@ class Collection:
         taken = upload.incoming.take(chunk.offset, payload)
         if taken:
             upload.pieces.append(payload)
+            upload.progress_at = now
             if upload.incoming.done:
                 self._done(round, session.name, now)
             if round.attempt is not None and round.attempt.take(session.name, len(upload.pieces) - 1):
                 self._fold(round, len(upload.pieces) - 1)
         if not taken or upload.incoming.owes_grant(now):
-            self._grant(session.peer, round, upload, now)
+            self._grant(session.peer, upload, now)
 
     def abstain(self, session: Session, abstain: Abstain) -> None:
         last = min(self.next_round + self._config.in_flight, self._config.rounds - 1)
@@ -154,20 +184,45 @@ class Collection:
             self._emit(Note("abstained", session.name, f"round {abstain.round}: {abstain.reason}"))
             self.stirred = True
 
+    def waits(self, session: Session, round: int, now: float) -> None:
+        """The client's training stands still until this round's block is there."""
+        session.waits_for = max(round, session.waits_for)
+        at_hand = self._rounds.get(self.next_round)
+        if at_hand is not None and self._passed(at_hand, now):
+            self.stirred = True
+
+    def reclaim(self) -> None:
+        """Let go of what was begun for the round at hand by a client that is heard, and does not go on with it.
+
+        Nobody waits for that any more, and what it held is free. A client that is not heard at all is lost, sooner.
+        """
+        round = self._rounds.get(self.next_round)
+        if round is None or round.state is not RoundState.OPEN:
+            return
+        for session, upload in self._under_way(round):
+            if session.heard_at >= self._stalls_at(session, upload):
+                reason = f"nothing more of the contribution came for {self._config.network.timeout_s:g} s"
+                round.drop(session.name)
+                round.out.add(session.name)
+                self._emit(Note("stalled", session.name, f"round {round.number}: {reason}"))
+                self._say(session.peer, Rejected(round.number, reason))
+
     def withdraw(self, client: str) -> None:
         """This process of the client will not go on with what it has begun. What is complete stays."""
         for round in self._rounds.values():
             if client in round.uploads and client not in round.done:
                 round.drop(client)
+        self._latecomers.withdraw(client)
 
     # Folds
 
-    def folded(self, number: int, attempt: int, chunk: Encoded) -> None:
-        """The next chunk of an attempt is made."""
+    def folded(self, number: int, attempt: int, chunk: Encoded, moved: float) -> None:
+        """The next chunk of an attempt is made. moved: as in `Folded`."""
         round = self._rounds.get(number)
         if round is None or round.attempt is None or round.attempt.number != attempt:
             return  # of an attempt that was given up
         shipment = round.attempt.shipment
+        round.attempt.moved = moved
         shipment.payload.append(chunk)
         self.stirred = self.stirred or shipment.payload.complete
         for session in self._roster:
@@ -180,67 +235,89 @@ class Collection:
             return  # of an attempt that was given up; if they are in another one, that finds it again
         if round.state is RoundState.CLOSING:
             round.move("reopen")
-        for name in sorted(reasons):
-            round.drop(name)
-            round.out.add(name)
-            self._emit(Note("rejected", name, f"round {round.number}: {reasons[name]}"))
-            for session in self._roster.named(name):
-                self._say(session.peer, Rejected(round.number, reasons[name]))
+        late = {each.label: each for each in round.attempt.late}
+        round.attempt = None
+        for part in sorted(reasons):
+            if part in late:
+                self._latecomers.unfit(late[part], reasons[part])
+                continue
+            round.drop(part)
+            round.out.add(part)
+            self._emit(Note("rejected", part, f"round {round.number}: {reasons[part]}"))
+            for session in self._roster.named(part):
+                self._say(session.peer, Rejected(round.number, reasons[part]))
         if not round.done:
             round.first_done_at = None
         self.stirred = True
         self._grant_all(round, now)  # what came while the round was closed was not taken
 
-    def stored(self, number: int, attempt: int, values: Buffer, moved: float, now: float) -> None:
-        """What the attempt has made is durable. moved: as in `Stored`."""
+    def stored(self, number: int, attempt: int, values: Buffer | None, now: float) -> None:
+        """The round's entry is durable, and what the attempt has made."""
         round = self._rounds[number]
-        assert round.attempt is not None
-        assert round.attempt.number == attempt
-        self._agenda.moved(number, round.block, moved)
+        assert round.state is RoundState.STORING
+        assert (round.attempt.number if round.attempt is not None else 0) == attempt
+        assert (values is None) == (attempt == 0)
         self._commit(round, values, now)
 
     def advance(self, now: float) -> None:
         """Begin to fold what can be folded, and close what can close."""
         self.stirred = False
-        while not self.complete:
-            round = self._round(self.next_round)
-            if round.state is RoundState.OPEN and not self._close(round, now):
-                return
-            if round.state is RoundState.COMMITTED:
-                continue  # nobody was counted
-            if round.state is RoundState.CLOSING:
-                assert round.attempt is not None
-                if round.attempt.complete:
-                    round.move("store")
-                    for upload in round.uploads.values():  # all is folded, for good: the disk may take its time
-                        upload.pieces.clear()
-                    self._emit(Store(round.number, round.block, round.attempt.number))
+        if self.complete:
             return
+        round = self._round(self.next_round)
+        if round.state is RoundState.OPEN and not self._close(round, now):
+            return
+        if round.state is RoundState.CLOSING and (round.attempt is None or round.attempt.complete):
+            self._store(round)
 
     def _close(self, round: Round, now: float) -> bool:
         """Whether an open round closes now."""
         members, present = self._members(round), self._roster.present()
-        decision = decide(round, members, present, self._config.quorum, self._config.round.deadline_s, now)
+        changed = self._quorum.look(len(present | members | round.done), now)
+        if changed is not None:
+            self._emit(Note("quorum", "", f"round {round.number}: {changed}"))
+        if self._quorum.given_up and self._config.round.quorum_lost == "stop":
+            self.hopeless = f"round {round.number}: {changed}"
+            return False
+        self._due_by(self._quorum.due)
+        policy = self._config.round
+        standing = self._standing(round) if self._passed(round, now) else frozenset()
+        decision = decide(round, members, present, self._quorum, policy, now, standing)
         if not decision.close:
-            expected = self._expected(round)
-            if expected and (round.attempt is None or round.attempt.clients != expected):
+            expected = self._expected(round, now)
+            if expected:
                 self._begin(round, expected, now)
             return False
         round.move("close")
         round.why = decision.reason
         counted = tuple(sorted(round.done))
         if not counted:
-            self._commit(round, None, now)
-        elif round.attempt is None or round.attempt.clients != counted:
+            round.attempt = None
+        else:
             self._begin(round, counted, now)
         return True
 
-    def _expected(self, round: Round) -> tuple[str, ...]:
+    def _standing(self, round: Round) -> frozenset[str]:
+        """Whose training stands still until the round's block is there: of those that take part in it."""
+        taking_part = self._roster.members(round.number)
+        waiting = {session.name for session in self._roster.active() if session.waits_for >= round.number}
+        return taking_part & waiting
+
+    def _passed(self, round: Round, now: float) -> bool:
+        """Whether the round's deadline has."""
+        deadline_s = self._config.round.deadline_s
+        return bool(deadline_s) and round.first_done_at is not None and now >= round.first_done_at + deadline_s
+
+    def _expected(self, round: Round, now: float) -> tuple[str, ...]:
         """Who will count, in roster order, as far as one can tell; empty as long as one of them has offered nothing.
 
-        Where rounds have a deadline, those who were late last time are expected to be late again.
+        Where rounds have a deadline, those who were late last time are expected to be late again. Past it only those
+        count who have answered: what they make leaves, so that it is there when somebody needs it, and is made anew if
+        another one is still in time.
         """
         voters = (self._members(round) | round.done) - round.out
+        if self._passed(round, now) and len(round.done) >= self._config.quorum:
+            return tuple(sorted(round.done))
         if self._config.round.deadline_s:
             in_time = voters - (self._late - round.done)
             voters = in_time if len(in_time) >= self._config.quorum else voters
@@ -249,13 +326,17 @@ class Collection:
         return tuple(sorted(voters))
 
     def _begin(self, round: Round, clients: tuple[str, ...], now: float) -> None:
-        """Fold the contributions of `clients`, from the first chunk on; every active session is sent what comes."""
+        """Fold the contributions of `clients`, and late ones that are complete, from the first chunk on, unless that is
+        being done; every active session is sent what comes."""
+        late = self._latecomers.ready(round.block)
+        if round.attempt is not None and (round.attempt.clients, round.attempt.late) == (clients, late):
+            return
         round.attempts += 1
         shipment = self._distribution.shipment(round.number, round.block, round.attempts)
         count = Layout.up(self._config, self._manifest.blocks[round.block].numel).count
         held = [len(round.uploads[name].pieces) for name in clients]
         missing = [sum(pieces <= index for pieces in held) for index in range(count)]
-        round.attempt = Attempt(clients, missing, shipment)
+        round.attempt = Attempt(clients, late, missing, shipment)
         for session in self._roster.active():
             self._distribution.ship(session, shipment, now)
         for index, lacking in enumerate(missing):
@@ -267,36 +348,73 @@ class Collection:
         parts = round.contributions(index)
         self._emit(Fold(round.number, round.block, round.attempt.number, index, parts))
 
-    def _commit(self, round: Round, values: Buffer | None, now: float) -> None:
-        round.move("commit")
+    def _store(self, round: Round) -> None:
+        """All is folded, for good, and the disk may take its time: settle what is to be said of the round."""
+        round.move("store")
         attempt = round.attempt
-        counted = attempt.clients if values is not None and attempt is not None else ()
-        base = self._distribution.base(round.block)
-        if values is not None and attempt is not None:
-            shipment = attempt.shipment
-            self._distribution.keep(shipment, counted, values)
-        else:
-            shipment = self._distribution.nothing(round.number, round.block)
-        late = sorted(set(round.uploads) - set(counted))
+        for name, upload in round.uploads.items():
+            if self._config.round.late == "discard" or (attempt is not None and name in attempt.clients):
+                upload.pieces.clear()
+        for late in attempt.late if attempt is not None else ():
+            late.upload.pieces.clear()
+        counted = attempt.clients if attempt is not None else ()
+        folded = attempt.parts[len(counted) :] if attempt is not None else ()
+        offers = [round.uploads[name].offer for name in counted]
         here, members = self._roster.members(round.number), self._members(round)
         self._late = (self._late & (here - members)) | (members - set(counted) - round.out)
-        ahead = round.number + self._config.in_flight + 1
-        self._agenda.decide(ahead, self._roster.present())
-        active = self._roster.active()
-        for session in active:
-            if session.name in late:
-                reason = f"the round was closed before all of it came: {round.why}"
-                self._say(session.peer, Rejected(round.number, reason))
-            turns = self._agenda.turns(ahead, session.name)
-            self._distribution.announce(session, shipment, base, counted, now, turns)
-        weights = {name: round.uploads[name].offer.weight for name in counted}
-        loss = None
-        if counted:
-            loss = sum(round.uploads[name].offer.loss * weights[name] for name in counted) / sum(weights.values())
-        bytes_up = sum(upload.incoming.held for upload in round.uploads.values())
-        bytes_down = shipment.payload.nbytes * len(active)
-        reason = f"{len(counted)} contributions; {round.why}"
-        self._emit(Committed(round.number, round.block, counted, len(late), loss, bytes_up, bytes_down, reason))
+        if attempt is not None:
+            self._agenda.moved(round.number, round.block, attempt.moved)
+        self._agenda.decide(round.number + self._config.in_flight + 1, self._roster.present())
+        nbytes = attempt.shipment.payload.nbytes if attempt is not None else 0
+        came_late, late_bytes = self._latecomers.take_counts()
+        round.entry = Entry(
+            round=round.number,
+            block=round.block,
+            attempt=attempt.number if attempt is not None else 0,
+            base=self._distribution.base(round.block),
+            contributors=counted,
+            weights=tuple(offer.weight for offer in offers),
+            steps=tuple(offer.steps for offer in offers),
+            losses=tuple(offer.loss for offer in offers),
+            moved=attempt.moved if attempt is not None else 0.0,
+            late=len(round.uploads.keys() - set(counted)) + came_late,
+            bytes_up=sum(upload.incoming.held for upload in round.uploads.values()) + late_bytes,
+            bytes_down=nbytes * len(self._roster.active()),
+            reason=f"{len(counted)} contributions{f' and {len(folded)} late' if folded else ''}; {round.why}",
+            agenda=self._agenda.snapshot(),
+            clients=tuple(self._roster.clients),
+            tardy=tuple(sorted(self._late)),
+            folded_late=folded,
+        )
+        self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
+
+    def _commit(self, round: Round, values: Buffer | None, now: float) -> None:
+        """It is durable: announce it."""
+        round.move("commit")
+        entry, attempt = round.entry, round.attempt
+        assert entry is not None
+        if values is not None and attempt is not None:
+            shipment = attempt.shipment
+            self._distribution.keep(shipment, entry.counted, values)
+        else:
+            shipment = self._distribution.nothing(round.number, round.block)
+        self._latecomers.settle(round, self._members(round), entry.counted)
+        for session in self._roster.active():
+            turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)
+            self._distribution.announce(session, shipment, entry.base, entry.counted, now, turns)
+        self._emit(
+            Committed(
+                round.number,
+                round.block,
+                entry.contributors,
+                entry.late,
+                entry.loss,
+                entry.bytes_up,
+                entry.bytes_down,
+                entry.reason,
+                entry.folded_late,
+            )
+        )
         del self._rounds[round.number]
         self.next_round = round.number + 1
         self.stirred = True
@@ -307,6 +425,7 @@ class Collection:
         """Its turn has come: contributions that are ahead of it may come whole."""
         for upload in round.uploads.values():  # also of clients that are away just now
             upload.incoming.paused = False
+            upload.progress_at = now
         self._grant_all(round, now)
         due = self.deadline(now)
         if due is not None:
@@ -320,20 +439,32 @@ class Collection:
             round.first_done_at = now
             if deadline_s and round.number == self.next_round:
                 self._due_by(now + deadline_s)
-        passed = bool(deadline_s) and now >= round.first_done_at + deadline_s
+        passed = self._passed(round, now)
         answered = len(round.done) + len(round.out) >= len(self._members(round))
         if passed or answered or client in self._late:  # a late one was not expected
             self.stirred = True  # else nobody need look
 
     def _grant_all(self, round: Round, now: float) -> None:
         """Let every contribution that is under way go on."""
-        for session in self._roster:
-            upload = round.uploads.get(session.name)
-            if upload is not None and upload.session == session.token and not upload.incoming.done:
-                self._grant(session.peer, round, upload, now)
+        for session, upload in self._under_way(round):
+            upload.progress_at = now
+            self._grant(session.peer, upload, now)
 
-    def _grant(self, peer: bytes, round: Round, upload: Upload, now: float) -> None:
-        self._say(peer, Credit(round.number, round.block, 0, *upload.incoming.grant(now)))
+    def _under_way(self, round: Round) -> list[tuple[Session, Upload]]:
+        """What live clients have begun to send, and not sent all of."""
+        found = [(session, round.uploads.get(session.name)) for session in self._roster]
+        return [
+            (session, upload)
+            for session, upload in found
+            if upload is not None and upload.session == session.token and not upload.incoming.done
+        ]
+
+    def _stalls_at(self, session: Session, upload: Upload) -> float:
+        """When an upload will have made no progress for too long, if its sender is heard from by then."""
+        return max(upload.progress_at, session.since) + self._config.network.timeout_s
+
+    def _grant(self, peer: bytes, upload: Upload, now: float) -> None:
+        self._say(peer, Credit(upload.offer.round, upload.offer.block, 0, *upload.incoming.grant(now)))
 
     def _round(self, number: int) -> Round:
         if number not in self._rounds:

@@ -218,6 +218,29 @@ class Rounds:
         unit="s",
         low=0,
     )
+    grace: bool = _key(
+        True,
+        "past its deadline a round stays open for those who are still at it, as long as nobody's training stands still "
+        "for its block",
+    )
+    late: Literal["discard", "fold"] = _key(
+        "discard",
+        "what becomes of a contribution that misses its round: nothing, or it is part of the next round's mean that "
+        "trains its block, if all of it has come by then; of each client one is kept at a time, at the broker",
+    )
+    late_decay: float = _key(
+        0.5,
+        "what a late contribution's tokens count for, times this again for each round of its block that it missed "
+        "(fold)",
+        above=0,
+        high=1,
+    )
+    quorum_lost: Literal["wait", "fewer", "stop"] = _key(
+        "wait",
+        "when for quorum_lost_s fewer clients than the quorum have been there: wait for them; close rounds with those "
+        "that are there, at least one contribution each; or stop the run, which can be resumed",
+    )
+    quorum_lost_s: float = _key(60.0, "how long the quorum may be missing before that (fewer, stop)", unit="s", low=0)
     weights: Literal["normalised", "tokens"] = _key(
         "normalised",
         "a client's weight in the mean delta: its tokens per step, and its delta per step (FedNova), so that one that "
@@ -315,7 +338,12 @@ class Network:
         16 << 20, "bytes that a receiver grants ahead of what it holds, per transfer", unit="bytes", low=1 << 10
     )
     heartbeat_s: float = _key(2.0, "each side says that it is alive this often", unit="s", above=0)
-    timeout_s: float = _key(30.0, "silence after which the other side is taken for gone", unit="s", above=0)
+    timeout_s: float = _key(
+        30.0,
+        "silence after which the other side is taken for gone, and an upload of which nothing more comes is dropped",
+        unit="s",
+        above=0,
+    )
     resend_s: float = _key(15.0, "a transfer without progress for this long is resumed", unit="s", above=0)
 
 
@@ -538,10 +566,15 @@ def _text_keys() -> frozenset[str]:
     return frozenset(key.path for key in keys() if key.kind == "text")
 
 
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def _build(cls: type[Any], tree: Any, prefix: str) -> Any:
     if not isinstance(tree, dict):
         raise ConfigError(f"{prefix.rstrip('.') or 'a config'} is a table of settings, got {tree!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # of the class itself, which is hashable
     fields = {item.name: item for item in dataclasses.fields(cls)}
     for name in tree:
         if name not in fields:
@@ -639,6 +672,11 @@ def _check_fedcybgd(config: Config) -> None:
         raise ConfigError(
             f"round.quorum = {policy.quorum} can never be reached with mode = fedcybgd, in which one client trains "
             "in each round; set it to 1, or to 0"
+        )
+    if policy.late == "fold":
+        raise ConfigError(
+            "round.late = fold does not go with mode = fedcybgd, in which a round is one client's alone; "
+            "set round.late to discard"
         )
     if order not in ("cyclic", "descending"):
         raise ConfigError(

@@ -1,5 +1,8 @@
 """A worker's contributions: what it has trained and the broker may not have, kept until the round is closed.
 
+Where late ones may count in a later round (`keeps_late`), they are kept until the broker has said what became of them,
+and leave after those that are in time. What an earlier process has kept is as good as what this one has trained.
+
 Sends each within its credit, sends again what was not confirmed, and remembers for which rounds the worker has nothing
 to give. What the broker counts it says by commits, which are the participant's business.
 """
@@ -10,13 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from parablock.messages import Abstain, Chunk, Credit, Offer
-from parablock.participant_events import Dismissed, Uploaded
+from parablock.participant_events import Deferred, Dismissed, Settled, Uploaded
 from parablock.transfer import Outgoing, Payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from parablock.messages import FromWorker
+    from parablock.participant_events import Held
     from parablock.transfer import Encoded
     from parablock.wire import Buffer
 
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Upload:
-    """A contribution. outgoing: its transfer in the present session. Times in seconds."""
+    """A contribution. outgoing: its transfer in the present session. late: its round is closed. Times in seconds."""
 
     offer: Offer
     payload: Payload
@@ -33,12 +37,21 @@ class _Upload:
     began: float
     progress_at: float
     uploaded: bool = False  # the broker has said that it holds all of it
+    late: bool = False
+    dismissed: bool = False  # it is known not to have counted in its round
+    deferred: bool = False  # the broker has said that it may count late
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the broker owes us a word on it."""
+        return self.late or not self.outgoing.done
 
 
 class Contributions:
     """say: sends a message, with its payload. emit: asks for an effect."""
 
-    def __init__(self, say: Say, emit: Callable[[Dismissed | Uploaded], None]) -> None:
+    def __init__(self, say: Say, emit: Callable[[Dismissed | Uploaded | Deferred | Settled], None]) -> None:
+        self.keeps_late = False
         self._say = say
         self._emit = emit
         self._window_bytes = 0  # until the first offer
@@ -47,13 +60,42 @@ class Contributions:
         self._withheld: dict[int, Abstain] = {}  # by round
         self._passed = 0  # rounds before it will not be trained by us any more
 
+    @property
+    def position(self) -> int:
+        """The first round that was neither trained nor passed."""
+        return self._passed
+
+    def restore(self, held: Iterable[Held], position: int, window_bytes: int, now: float) -> None:
+        """Take over what an earlier process has kept; it is offered after the next start."""
+        self._passed = position
+        self._window_bytes = window_bytes
+        for each in sorted(held, key=lambda each: each.offer.round):
+            assert each.payload.complete, f"of the contribution to round {each.offer.round} a part was kept"
+            assert each.offer.round < position, f"a contribution to round {each.offer.round}, kept at {position}"
+            outgoing = Outgoing(each.payload, 0)
+            self._uploads[each.offer.round] = _Upload(each.offer, each.payload, outgoing, now, now)
+            self._unsettled.add(each.offer.round)
+
     def offer(self, offer: Offer, payload: Payload, window_bytes: int, now: float, *, live: bool) -> None:
         """A round was trained. live: the broker listens; else it is offered after the next start."""
+        self._keep(offer, payload, window_bytes, now, live=live, late=False)
+        self._unsettled.add(offer.round)
+
+    def late(self, offer: Offer, payload: Payload, window_bytes: int, now: float, *, live: bool) -> None:
+        """A round was trained that had been closed by then: the broker hears of it, and may still want it."""
+        self._emit(Dismissed(offer.round, "the round was closed before the contribution was ready"))
+        if self.keeps_late:
+            self._keep(offer, payload, window_bytes, now, live=live, late=True)
+        else:
+            self._passed = max(self._passed, offer.round + 1)
+            if live:
+                self._say(offer, None)
+
+    def _keep(self, offer: Offer, payload: Payload, window_bytes: int, now: float, *, live: bool, late: bool) -> None:
         self._passed = max(self._passed, offer.round + 1)
         self._window_bytes = window_bytes
-        upload = _Upload(offer, payload, Outgoing(payload, window_bytes), now, now)
+        upload = _Upload(offer, payload, Outgoing(payload, window_bytes), now, now, late=late, dismissed=late)
         self._uploads[offer.round] = upload
-        self._unsettled.add(offer.round)
         if live:
             self._repeat(upload, now)
 
@@ -79,11 +121,6 @@ class Contributions:
         """A round was not for us to train, and will not be trained by us later."""
         self._passed = max(self._passed, round + 1)
 
-    def late(self, round: int) -> None:
-        """A round was trained that had been closed by then."""
-        self._passed = max(self._passed, round + 1)
-        self._emit(Dismissed(round, "the round was closed before the contribution was ready"))
-
     def start(self, round: int, next_round: int, told: int, now: float) -> None:
         """A session has started at `round`: offer what the broker may not have, and find what it need not wait for.
 
@@ -101,37 +138,68 @@ class Contributions:
         self._passed = max(self._passed, round)
 
     def credit(self, credit: Credit, now: float) -> None:
-        """Raises TransferError for an impossible one."""
+        """Raises TransferError for an impossible one.
+
+        That it holds all of one which is not even made yet the broker says where an earlier process of ours has sent
+        one: that counts, and this one need not be sent.
+        """
         upload = self._uploads.get(credit.round)
         if upload is None or (upload.offer.block, 0) != (credit.block, credit.attempt) or upload.outgoing.done:
             return
-        if upload.outgoing.credit(credit.held, credit.until):
+        if not upload.payload.complete and credit.held == credit.until == upload.outgoing.nbytes:
+            upload.outgoing.settle()
+        elif upload.outgoing.credit(credit.held, credit.until):
             upload.progress_at = now
-        if upload.outgoing.done and not upload.uploaded:
+        if upload.outgoing.done and not upload.uploaded and not upload.late:
             upload.uploaded = True
             self._emit(Uploaded(credit.round, upload.began, now))
         self._pump()
 
     def committed(self, round: int, *, counted: bool) -> None:
         """The round is closed, and so are those before it."""
-        self.forget(round + 1)
         if counted:
+            self._uploads.pop(round, None)
             self._unsettled.discard(round)
-        self.dismiss(round, "the round was closed without it")
+        self.forget(round + 1)
+        if round in self._unsettled:
+            self._unsettled.remove(round)
+            self._emit(Dismissed(round, "the round was closed without it"))
+            if round in self._uploads:
+                self._uploads[round].dismissed = True
+
+    def deferred(self, round: int, into: int, now: float) -> None:
+        """The broker takes a late contribution, or has counted it in the round `into`."""
+        upload = self._uploads.get(round)
+        if upload is None:
+            return  # said again
+        if into >= 0:
+            del self._uploads[round]
+            self._unsettled.discard(round)
+            self._emit(Settled(round, into, ""))
+        elif not upload.deferred:
+            upload.late = upload.dismissed = upload.deferred = True
+            self._emit(Deferred(round))
+            upload.outgoing.rewind()  # what came while the round was being closed was not taken
+            self._repeat(upload, now)
 
     def forget(self, next_round: int) -> None:
-        """Let go of what was kept for rounds before it."""
+        """Let go of what was kept for rounds before it; but for contributions that may count late."""
         for number in [number for number in self._uploads if number < next_round]:
-            del self._uploads[number]
+            if self.keeps_late:
+                self._uploads[number].late = True
+            else:
+                del self._uploads[number]
         for number in [number for number in self._withheld if number < next_round]:
             del self._withheld[number]
 
     def dismiss(self, round: int, reason: str) -> None:
         """The broker does not count our contribution to `round`, if there was one that we believed in."""
-        self._uploads.pop(round, None)
+        upload = self._uploads.pop(round, None)
         if round in self._unsettled:
             self._unsettled.remove(round)
             self._emit(Dismissed(round, reason))
+        elif upload is not None and upload.dismissed:
+            self._emit(Settled(round, -1, reason))
 
     def abstain(self) -> None:
         """Say again to which rounds there is nothing to give."""
@@ -139,13 +207,14 @@ class Contributions:
             self._say(abstain, None)
 
     def stalled_at(self, resend_s: float) -> list[float]:
-        """When each contribution that is on its way will have made no progress for `resend_s`."""
-        return [upload.progress_at + resend_s for upload in self._uploads.values() if not upload.outgoing.done]
+        """When each contribution that is on its way will have made no progress for `resend_s`, and when it is to be
+        asked what became of a late one."""
+        return [upload.progress_at + resend_s for upload in self._uploads.values() if upload.unanswered]
 
     def resend(self, resend_s: float, now: float) -> None:
         """Send again what was not confirmed for that long."""
         for upload in self._uploads.values():
-            if not upload.outgoing.done and now >= upload.progress_at + resend_s:
+            if upload.unanswered and now >= upload.progress_at + resend_s:
                 upload.outgoing.rewind()
                 self._repeat(upload, now)
 
@@ -155,9 +224,10 @@ class Contributions:
         self._pump()
 
     def _pump(self) -> None:
-        """Send what is ready, earlier rounds first, as they are needed first; a window at most is under way."""
+        """Send what is ready, earlier rounds first, as they are needed first, but late ones last; a window at most is
+        under way."""
         room = self._window_bytes - sum(upload.outgoing.under_way for upload in self._uploads.values())
-        for upload in self._uploads.values():
+        for upload in sorted(self._uploads.values(), key=lambda upload: upload.late):
             for offset, chunk in upload.outgoing.due(room):
                 room -= chunk.payload.nbytes
                 header = Chunk(upload.offer.round, upload.offer.block, 0, offset, chunk.checksum)

@@ -13,8 +13,10 @@ The conversation, W a worker and B the broker:
                        B Chunk ...        the new block comes down, as far as it is made; W Credit ...
                        B Commit           the round is closed, and what came of this attempt is the new block
                        B Rejected         a contribution was not counted, and why
+                       B Late             it missed its round, and may count, or has counted, in a later one
     W Landed                              the block is in the model; what the round took
     W Evaluated                           a share of the held-out rows
+    W Waiting                             training stands still for a block that is not here yet
     W Heartbeat        B Heartbeat        alive, and where
     W Leave            B Goodbye          done, or interrupted
                        B Rejoin           the broker does not know this session (any more): join again
@@ -30,7 +32,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the messages. Both sides must speak the same."""
 
 MAX_BLOCKS = 8192
@@ -114,6 +116,8 @@ class Join:
     """The worker has loaded everything; the digests say what.
 
     versions: per block, the number of the round that made it plus one; 0 for the base model's.
+    position: the first round that it has neither trained nor passed, in this process or in one before it that has kept
+    what it had; −1: it has not begun.
     """
 
     manifest: Digest
@@ -121,6 +125,7 @@ class Join:
     tokenizer: Digest
     rows: Count
     versions: Annotated[tuple[Annotated[int, Whole(0, 2**31)], ...], Items(MAX_BLOCKS)]
+    position: Round
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,16 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Training stands still until what `round` makes of its block is here: to keep the round open has a price now.
+
+    Said when the wait begins, and again with each heartbeat until that round is known to be committed.
+    """
+
+    round: Round
+
+
+@dataclass(frozen=True)
 class Leave:
     reason: Reason
 
@@ -238,6 +253,7 @@ class Start:
 class Commit:
     """A round is closed. `contributors` were counted (0: the block stays as it was); `counted`: this worker too.
 
+    What counts late, of an earlier round, is among the former and has no part in the latter.
     attempt: whose chunks are the new block. 0: those of a transfer in full, in float32. With a lossy codec the chunks
     of any other attempt hold the change since round `base`, the one that made the block's version before (−1: none).
     blocks, trains: as in Start, of the round that comes rounds in flight + 1 after this one.
@@ -258,6 +274,17 @@ class Commit:
 class Rejected:
     round: Round
     reason: Reason
+
+
+@dataclass(frozen=True)
+class Late:
+    """A contribution that missed its round (`round.late = "fold"`). into: the round that it has counted in; −1: it is
+    still taken, and counts in the next round of its block if all of it has come by then. If it does not, Rejected says
+    so.
+    """
+
+    round: Round
+    into: Round
 
 
 @dataclass(frozen=True)
@@ -324,9 +351,11 @@ class Heartbeat:
     state: Name
 
 
-FromWorker = Hello | Join | Offer | Abstain | Landed | Evaluated | Leave | Probe | Chunk | Credit | Heartbeat
+FromWorker = (
+    Hello | Join | Offer | Abstain | Landed | Evaluated | Waiting | Leave | Probe | Chunk | Credit | Heartbeat
+)  # fmt: skip
 FromBroker = (
-    Terms | Welcome | Refused | Start | Commit | Rejected | Rejoin | Goodbye | Stopped | Probed | Chunk | Credit
+    Terms | Welcome | Refused | Start | Commit | Rejected | Late | Rejoin | Goodbye | Stopped | Probed | Chunk | Credit
     | Heartbeat
 )  # fmt: skip
 Message = FromWorker | FromBroker

@@ -8,15 +8,20 @@ round may be trained. It opens no socket, reads no clock and touches no model: `
        └────────────────────────────── Rejoin (keeps what was prepared) ──────────────────┘                    ▾
     any state ──Refused, Stopped, out of patience──▸ GONE ◂──Goodbye───────────────────────────────────────────┘
 
+While it calls nobody, it waits longer from call to call, up to half a minute, each worker by chance a little less, so
+that not all of them call at once a broker that is back; as soon as that is heard, the next call comes as the first.
+
 What the broker may say in which state stands in `EXPECTED`; a message that does not fit is one that was delayed or
 repeated, and is passed over. Contributions are kept until their round is closed, and partly received blocks until
-they are superseded, so that a new greeting costs only what was not yet confirmed.
+they are superseded, so that a new greeting costs only what was not yet confirmed. A worker that was ended and begins
+again with what it has kept (`Kept`) goes on as if it were the same process.
 What goes up is in `parablock.contributions`, what comes down in `parablock.downloads`, what rounds ahead are in
 `parablock.agenda`.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -37,6 +42,7 @@ from parablock.messages import (
     Heartbeat,
     Hello,
     Join,
+    Late,
     Leave,
     Offer,
     Refused,
@@ -45,6 +51,7 @@ from parablock.messages import (
     Start,
     Stopped,
     Terms,
+    Waiting,
     Welcome,
 )
 from parablock.participant_events import (
@@ -54,6 +61,7 @@ from parablock.participant_events import (
     Event,
     Finish,
     Gone,
+    Kept,
     Notice,
     Prepare,
     Prepared,
@@ -65,6 +73,7 @@ from parablock.participant_events import (
     SitOut,
     Started,
     Tick,
+    Wait,
     Withhold,
 )
 from parablock.transfer import Payload, TransferError
@@ -92,6 +101,7 @@ EXPECTED: dict[type[Any], frozenset[State]] = {
     Chunk: frozenset({State.JOINING, State.WAITING, State.TRAINING}),
     Credit: frozenset({State.TRAINING}),
     Rejected: frozenset({State.TRAINING}),
+    Late: frozenset({State.TRAINING}),
     Heartbeat: frozenset(State) - {State.GONE},
     Rejoin: frozenset({State.PREPARING, State.JOINING, State.WAITING, State.TRAINING}),
     Goodbye: frozenset({State.LEAVING}),
@@ -102,12 +112,19 @@ EXPECTED: dict[type[Any], frozenset[State]] = {
 
 @dataclass
 class _Timing:
-    """Seconds. The first three hold before the broker has said its settings."""
+    """Seconds. The first three hold before the broker has said its settings.
+
+    call: to the second call, and from each to the next twice as long, but no longer than longest_call. unanswered: of
+    calls, before the user hears of it. say_leave: from one goodbye to the next, for `leave` altogether.
+    """
 
     heartbeat: float = 2.0
     timeout: float = 30.0
     resend: float = 5.0
     call: float = 1.0
+    longest_call: float = 30.0
+    unanswered: float = 2.0
+    say_leave: float = 1.0
     leave: float = 10.0
 
 
@@ -124,13 +141,18 @@ class Participant:
         self._prepared: Prepared | None = None
         self._versions: list[int] = []
         self._commits = Commits(0)
+        self._begun = False  # there is a position to go on from
         self._contributions = Contributions(self._send, self._emit)
         self._downloads = Downloads(self._send, self._emit, self._builds)
         self._start: Start | None = None
         self._turns: Turns | None = None
         self._where = Progress(-1, 0)
+        self._waits_for = -1  # training stands still for this round's block, unless it is committed
         self._heard_at = now
         self._said_at = now - 1e9  # the first Tick calls
+        self._jitter = random.Random(session)
+        self._calls = 0  # since the broker was last heard
+        self._call_after = 0.0  # seconds from the newest call, or whatever was said last, to the next one
         self._silent = False
         self._leaving_since = now
         self._leave = Leave("")
@@ -153,12 +175,15 @@ class Participant:
             case Received(envelope):
                 self._receive(envelope, now)
             case Prepared():
-                self._prepared = event
+                first, self._prepared = self._prepared is None, event
                 self._timing.heartbeat = event.config.network.heartbeat_s
                 self._timing.timeout = event.config.network.timeout_s
                 self._timing.resend = event.config.network.resend_s
-                self._versions = self._versions or [0] * len(event.manifest.blocks)
-                self._turns = self._turns or Turns(event.config, len(event.manifest.blocks))
+                self._contributions.keeps_late = event.config.round.late == "fold"
+                if first:
+                    self._versions = [0] * len(event.manifest.blocks)
+                    self._turns = Turns(event.config, len(event.manifest.blocks))
+                    self._resume(event.kept, now)
                 if self.state is State.PREPARING:
                     self._join(now)
             case Contribute():
@@ -177,16 +202,36 @@ class Participant:
                 if self.state is State.TRAINING:
                     self._send(message)
             case Progress():
-                self._where = event
+                self._where, self._waits_for = event, -1
+            case Wait(round):
+                self._waits_for = round
+                self._say_waiting()
             case Finish(reason):
                 self._finish(reason, now)
             case Tick():
                 self._tick(now)
 
+    def _resume(self, kept: Kept | None, now: float) -> None:
+        """Be the process that has kept this."""
+        if kept is None:
+            return
+        if kept.run != self._run:
+            self._notice(f"what was kept is of another run ({kept.run}); it is not used")
+            return
+        assert len(kept.versions) == len(self._versions), "kept of a model with other blocks"
+        self._versions = list(kept.versions)
+        # What is in the model was committed; and so was all that must land before the last round that was passed.
+        self._commits = Commits(max(0, *kept.versions, kept.position - self._config.in_flight - 1))
+        self._contributions.restore(kept.held, kept.position, self._config.network.window_bytes, now)
+        self._begun = True
+
     def deadline(self) -> float:
         """When the next `Tick` is due, on the scale of `now`."""
-        if self.state in (State.CALLING, State.LEAVING):
-            return self._said_at + self._timing.call
+        if self.state is State.CALLING:
+            times = [self._said_at + self._call_after, self._heard_at + self._patience_s]
+            return min(times if self._silent else [*times, self._heard_at + self._timing.unanswered])
+        if self.state is State.LEAVING:
+            return self._said_at + self._timing.say_leave
         times = [self._said_at + self._timing.heartbeat, self._heard_at + self._patience_s]
         if self.state is State.TRAINING:
             times += self._contributions.stalled_at(self._timing.resend)
@@ -206,6 +251,10 @@ class Participant:
         assert self._turns is not None
         return self._turns.turn(round)
 
+    def wants(self, round: int) -> bool:
+        """Whether a contribution to `round` may still be of use."""
+        return round >= self.told or self._contributions.keeps_late
+
     @property
     def told(self) -> int:
         """The first round that is not known to be committed; one before it need not be trained any more."""
@@ -218,9 +267,12 @@ class Participant:
         if self.state not in EXPECTED.get(type(message), frozenset()):
             return
         known = (envelope.run, envelope.epoch) == (self._run, self._epoch)
+        if envelope.run == self._run and envelope.epoch < self._epoch:
+            return  # said by the broker before it was restarted
         if not known and not isinstance(message, Terms | Rejoin | Refused | Stopped):
             return
         self._heard_at = now
+        self._calls = 0
         if self._silent:
             self._silent = False
             self._notice("the broker is back")
@@ -246,6 +298,8 @@ class Participant:
                     self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
             case Rejected(round, reason):
                 self._contributions.dismiss(round, reason)
+            case Late(round, into):
+                self._contributions.deferred(round, into, now)
             case Refused(reason):
                 self._gone(End.REFUSED, reason)
             case Stopped(reason):
@@ -277,10 +331,10 @@ class Participant:
     def _join(self, now: float) -> None:
         assert self._prepared is not None
         self.state = State.JOINING
-        digest = self._prepared.manifest.digest
-        self._send(
-            Join(digest, self._prepared.base, self._prepared.tokenizer, self._prepared.rows, tuple(self._versions))
-        )
+        digest, prepared = self._prepared.manifest.digest, self._prepared
+        position = self._contributions.position if self._begun else -1
+        versions = tuple(self._versions)
+        self._send(Join(digest, prepared.base, prepared.tokenizer, prepared.rows, versions, position))
         self._said_at = now
 
     def _take_start(self, start: Start, now: float) -> None:
@@ -297,8 +351,9 @@ class Participant:
         self._start = start
         self._commits.start(start)
         self._downloads.keep(self._commits.wanted)
-        self._emit(Started(start.round, start.clients, start.next))
+        self._emit(Started(max(start.round, self._contributions.position), start.clients, start.next))
         self._contributions.start(start.round, start.next, self._commits.told, now)
+        self._begun = True
         self._heartbeat(now)  # at once: the broker places our reports in time by it
 
     def _commit(self, commit: Commit, now: float) -> None:
@@ -387,14 +442,14 @@ class Participant:
 
     def _contribute(self, event: Contribute, now: float) -> None:
         self._passed(event.round)
-        if event.round < self._commits.told:
-            self._contributions.late(event.round)
-            return
         assert self._prepared is not None
         payload = Payload.of(Layout.up(self._config, self._prepared.manifest.blocks[event.block].numel))
         offer = Offer(event.round, event.block, payload.nbytes, event.weight, event.steps, event.loss)
         window, live = self._config.network.window_bytes, self.state is State.TRAINING
-        self._contributions.offer(offer, payload, window, now, live=live)
+        if event.round < self._commits.told:
+            self._contributions.late(offer, payload, window, now, live=live)
+        else:
+            self._contributions.offer(offer, payload, window, now, live=live)
 
     # Time
 
@@ -403,15 +458,14 @@ class Participant:
         if now >= self._heard_at + self._patience_s:
             self._gone(End.LOST, f"nothing heard from the broker for {self._patience_s:g} s")
             return
-        if quiet >= self._timing.timeout and not self._silent and self.state is not State.CALLING:
+        calling = self.state is State.CALLING
+        if not self._silent and now >= self._heard_at + (self._timing.unanswered if calling else self._timing.timeout):
             self._silent = True
-            self._notice(f"nothing heard from the broker for {quiet:.0f} s; waiting for it")
-        if self.state is State.CALLING and now >= self._said_at + self._timing.call:
-            if not self._silent and quiet >= 2 * self._timing.call:
-                self._silent = True
-                self._notice("the broker does not answer yet; waiting for it")
+            since = "the broker does not answer yet" if calling else f"nothing heard from the broker for {quiet:.0f} s"
+            self._notice(f"{since}; waiting for it")
+        if calling and now >= self._said_at + self._call_after:
             self._call(now)
-        elif self.state is State.LEAVING and now >= self._said_at + self._timing.call:
+        elif self.state is State.LEAVING and now >= self._said_at + self._timing.say_leave:
             if now >= self._leaving_since + self._timing.leave:
                 self._gone(End.DONE, "left the run (the broker did not answer)")
             else:
@@ -423,16 +477,25 @@ class Participant:
             self._contributions.resend(self._timing.resend, now)
 
     def _call(self, now: float) -> None:
+        """Say Hello, and settle when to say it again: exponential backoff, with half of each wait left to chance."""
         self._send(self._hello)
         self._said_at = now
+        longest = min(self._timing.call * 2.0**self._calls, self._timing.longest_call)
+        self._call_after = longest * self._jitter.uniform(0.5, 1.0)
+        self._calls = min(self._calls + 1, 10)
 
     def _heartbeat(self, now: float) -> None:
         if self.state is State.JOINING:
             self._join(now)  # the Welcome was lost, or is on its way
         if self.state is State.TRAINING:
             self._contributions.abstain()
+            self._say_waiting()
         self._send(Heartbeat(now, self._where.round, self._where.step, self.state.value))
         self._said_at = now
+
+    def _say_waiting(self) -> None:
+        if self.state is State.TRAINING and self._waits_for >= self._commits.told:
+            self._send(Waiting(self._waits_for))
 
     def _finish(self, reason: str, now: float) -> None:
         if self.state in (State.CALLING, State.PREPARING) and not self._run:

@@ -114,13 +114,12 @@ def headlines(config: Config, rounds: Sequence[Row], evaluations: Sequence[Row])
     remark = f"mean over {_rounds(len(steady))}"
     if len(steady) < len(rounds):
         remark += f", without the first {len(rounds) - len(steady)}"
-    late = int(np.nansum(column(rounds, "late"))) if rounds else 0
     return [
         ("Held-out loss", _change(evaluations, "eval_loss", "{:.3f}"), _rows_used(evaluations)),
         ("Held-out perplexity", _change(evaluations, "perplexity", "{:.2f}"), ""),
         ("Exact match", _change(evaluations, "exact_match", "{:.1f} %", 100), _answers_used(evaluations)),
         ("Training loss", _change(rounds, "loss", "{:.3f}"), "first and last round"),
-        ("Rounds", f"{len(rounds)} of {config.rounds}", f"{late} late contributions" if late else ""),
+        ("Rounds", f"{len(rounds)} of {config.rounds}", _late(rounds)),
         ("Round time", _mean(steady, "round_s"), remark),
         ("Compute", _mean(steady, "compute_s"), "the slowest client's, per round"),
         (
@@ -275,6 +274,12 @@ def _change(rows: Sequence[Row], key: str, form: str, scale: float = 1.0) -> str
         return NONE
     first, last = form.format(values[0]), form.format(values[-1])
     return f"{first} → {last}" if len(values) > 1 else first
+
+
+def _late(rounds: Sequence[Row]) -> str:
+    late, folded = (int(np.nansum(column(rounds, key))) for key in ("late", "folded_late"))
+    counted = f", {folded} of them counted in a later round" if folded else ""
+    return f"{late} late contributions{counted}" if late else ""
 
 
 def _mean(rows: Sequence[Row], key: str) -> str:

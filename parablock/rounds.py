@@ -1,7 +1,7 @@
 """One round at the broker: who has answered, what is held, what is folded of it, and whether it may close.
 
     OPEN ──close──▸ CLOSING ──store──▸ STORING ──commit──▸ COMMITTED
-      ▴                │  └───────────commit───────────────────▴       nobody was counted
+      ▴                │
       └────reopen──────┘     a contribution turned out unfit while it was folded
 
 Folding does not wait for the close: an `Attempt` folds chunk c as soon as it is in from everybody who is expected to
@@ -21,7 +21,11 @@ from parablock.aggregation import Contribution
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
+    from parablock.config import Rounds
+    from parablock.late import Late
     from parablock.messages import Offer
+    from parablock.quorum import Quorum
+    from parablock.saved import Entry
     from parablock.sessions import Shipment
     from parablock.transfer import Incoming
     from parablock.wire import Buffer
@@ -38,18 +42,21 @@ TRANSITIONS = {
     (RoundState.OPEN, "close"): RoundState.CLOSING,
     (RoundState.CLOSING, "reopen"): RoundState.OPEN,
     (RoundState.CLOSING, "store"): RoundState.STORING,
-    (RoundState.CLOSING, "commit"): RoundState.COMMITTED,
     (RoundState.STORING, "commit"): RoundState.COMMITTED,
 }
 
 
 @dataclass
 class Upload:
-    """A contribution that has begun to arrive. session: which process of the client sends it; no other may go on."""
+    """A contribution that has begun to arrive. session: which process of the client sends it; no other may go on.
+
+    progress_at: when the newest chunk came, or more was allowed to come; in seconds.
+    """
 
     session: str
     offer: Offer
     incoming: Incoming
+    progress_at: float
     pieces: list[Buffer] = field(default_factory=list)  # its chunks, encoded, uncopied
 
 
@@ -57,16 +64,24 @@ class Upload:
 class Attempt:
     """A fold of the contributions of `clients`, in roster order, chunk by chunk; what it makes leaves at once.
 
-    missing: for each chunk, how many of the clients have not sent it yet.
+    late: complete ones of earlier rounds that count after those, in roster order too. missing: for each chunk, how many
+    of the clients have not sent it yet. moved: see `coordinator_events.Folded`.
     """
 
     clients: tuple[str, ...]
+    late: tuple[Late, ...]
     missing: list[int]
     shipment: Shipment
+    moved: float = 0.0
 
     @property
     def number(self) -> int:
         return self.shipment.attempt
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of all that it counts, in the order of the fold."""
+        return (*self.clients, *(late.label for late in self.late))
 
     def take(self, client: str, index: int) -> bool:
         """A client's chunk has come; true if it was the last one that was missing."""
@@ -93,6 +108,7 @@ class Round:
     attempts: int = 0  # how many were begun
     attempt: Attempt | None = None  # the newest one
     why: str = ""  # the reason for which it was closed
+    entry: Entry | None = None  # what is said of it for good, from when it is stored
 
     def move(self, action: str) -> None:
         assert (self.state, action) in TRANSITIONS, f"round {self.number} is {self.state.value}, cannot {action}"
@@ -114,10 +130,11 @@ class Round:
     def contributions(self, index: int) -> tuple[Contribution, ...]:
         """Chunk `index` of every contribution that the attempt counts, in its order."""
         assert self.attempt is not None
-        uploads = [self.uploads[client] for client in self.attempt.clients]
+        counted = [(self.uploads[client], 0) for client in self.attempt.clients]
+        counted += [(late.upload, late.missed) for late in self.attempt.late]
         return tuple(
-            Contribution(client, upload.offer.weight, upload.offer.steps, upload.pieces[index])
-            for client, upload in zip(self.attempt.clients, uploads, strict=True)
+            Contribution(part, upload.offer.weight, upload.offer.steps, upload.pieces[index], missed)
+            for part, (upload, missed) in zip(self.attempt.parts, counted, strict=True)
         )
 
 
@@ -131,30 +148,47 @@ def decide(
     round: Round,
     members: AbstractSet[str],
     present: AbstractSet[str],
-    quorum: int,
-    deadline_s: float,
+    quorum: Quorum,
+    policy: Rounds,
     now: float,
+    standing: AbstractSet[str] = frozenset(),
 ) -> Decision:
     """Whether an open round closes at `now`.
 
     members: the live clients that shall contribute to it. present: those, and the live clients that sit it out or begin
-    with a later round.
+    with a later round. standing: whose training stands still until the round's block is there.
 
     A contribution of a client that has gone since still counts. A round in which every voter has answered closes
     even with fewer contributions than the quorum (none leaves the block as it was): enough clients are there, they
-    only have nothing to add, and waiting would not change it.
+    only have nothing to add, and waiting would not change it. Where the quorum was given up, one contribution is enough
+    and there must be one. Past its deadline a round waits on only where that holds up nobody (`round.grace`).
     """
     done = round.done
     voters = members | done
     waiting = voters - done - round.out
     there = len(present | voters)
-    if there < quorum:
-        return Decision(False, f"{there} of at least {quorum} clients are there")
+    needed, short = quorum.size, ""
+    if there < quorum.size:
+        if not quorum.given_up or policy.quorum_lost != "fewer":
+            return Decision(False, f"{there} of at least {quorum.size} clients are there")
+        if not done:
+            return Decision(False, f"{there} of at least {quorum.size} clients are there, and none has contributed")
+        needed, short = 1, f"; only {there} of at least {quorum.size} clients are there"
     if not waiting:
-        return Decision(True, f"{len(voters)} of {len(voters)} clients have answered")
-    if deadline_s and round.first_done_at is not None and now >= round.first_done_at + deadline_s:
-        if len(done) >= quorum:
-            return Decision(True, f"the deadline of {deadline_s:g} s has passed with {len(done)} contributions")
-        return Decision(False, f"the deadline has passed, but only {len(done)} of {quorum} contributions are in")
-    names = ", ".join(sorted(waiting)[:5]) + (" and others" if len(waiting) > 5 else "")
-    return Decision(False, f"waiting for {names}")
+        return Decision(True, f"{len(voters)} of {len(voters)} clients have answered{short}")
+    names = _named(waiting)
+    if not policy.deadline_s or round.first_done_at is None or now < round.first_done_at + policy.deadline_s:
+        return Decision(False, f"waiting for {names}")
+    if len(done) < needed:
+        return Decision(False, f"the deadline has passed, but only {len(done)} of {needed} contributions are in")
+    if policy.grace and not standing:
+        return Decision(
+            False, f"the deadline has passed, but nobody's training waits for the round, so {names} may come"
+        )
+    held_up = f", and {_named(standing)} would wait" if policy.grace else ""
+    passed = f"the deadline of {policy.deadline_s:g} s has passed with {len(done)} contributions"
+    return Decision(True, f"{passed}{held_up}{short}")
+
+
+def _named(clients: AbstractSet[str]) -> str:
+    return ", ".join(sorted(clients)[:5]) + (" and others" if len(clients) > 5 else "")

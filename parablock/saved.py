@@ -23,7 +23,8 @@ class Entry:
     attempt: the fold that made the block's new version; 0: nobody was counted, and the block stays as it was. base: the
     round that made the version before, −1 where none did. contributors: in roster order, with their weights, steps and
     losses. moved: root mean square of x' − x; 0 where the settings have no use for it. agenda: `Agenda.snapshot` after
-    this commit. clients: names on the roster. tardy: of those, who was not in time for their last round.
+    this commit. clients: names on the roster. tardy: of those, who was not in time for their last round. folded_late:
+    what was counted beside the contributors' own, as CLIENT@ROUND.
     """
 
     round: int
@@ -42,11 +43,25 @@ class Entry:
     agenda: Mapping[str, Any]
     clients: tuple[str, ...]
     tardy: tuple[str, ...]
+    folded_late: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Names of all that the block's new version is made of, in the order of the fold."""
+        return (*self.contributors, *self.folded_late)
+
+    @property
+    def loss(self) -> float | None:
+        """Weighted mean over the contributors; None without any."""
+        if not self.contributors:
+            return None
+        shares = zip(self.losses, self.weights, strict=True)
+        return sum(loss * weight for loss, weight in shares) / sum(self.weights)
 
 
 @dataclass(frozen=True)
 class SavedVersion:
-    """The newest version of a block that some round has made. counted: as `Entry.contributors`.
+    """The newest version of a block that some round has made. counted: as `Entry.counted`.
 
     values: the whole block, float32 bytes that nobody changes any more.
     """

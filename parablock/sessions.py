@@ -23,6 +23,7 @@ from parablock.messages import (
     Message,
     Offer,
     Start,
+    Waiting,
 )
 from parablock.wire import Envelope
 
@@ -49,6 +50,7 @@ ALLOWED: dict[type[Any], frozenset[SessionState]] = {
     Credit: frozenset({_ACTIVE}),
     Landed: frozenset({_ACTIVE}),
     Evaluated: frozenset({_ACTIVE}),
+    Waiting: frozenset({_ACTIVE}),
 }
 
 
@@ -111,7 +113,10 @@ class Download:
 
 @dataclass
 class Session:
-    """peer: the transport's address. token: tells one process of a name from the next. heard_at: in seconds."""
+    """peer: the transport's address. token: tells one process of a name from the next. since: when it greeted.
+
+    waits_for: its training stands still until this round's block is there. Times in seconds.
+    """
 
     peer: bytes
     name: str
@@ -120,3 +125,8 @@ class Session:
     state: SessionState = SessionState.GREETED
     start: Start | None = None  # said when it became active
     downloads: dict[int, Download] = field(default_factory=dict)  # by round
+    waits_for: int = -1
+    since: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.since = self.heard_at

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parablock.aggregation import PIECE, STATE, server_move, shares, unfit, weighted_mean
+from parablock.aggregation import PIECE, STATE, decayed, server_move, shares, unfit, weighted_mean
 from parablock.config import Server
 
 if TYPE_CHECKING:
@@ -141,6 +141,34 @@ def test_a_client_that_takes_four_times_the_steps_does_not_drag_the_mean() -> No
     normalised = weighted_mean([slow, fast], [100, 400], [8, 32])
     assert normalised[1] == normalised[0]
     assert normalised.tolist() == pytest.approx([1.25, 1.25]), "20 steps of an eighth, by half each"
+
+
+# Those that come late
+
+
+late_ones = st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 64), st.integers(0, 4)), min_size=1, max_size=6)
+
+
+@given(late_ones, st.floats(0.01, 1.0))
+def test_shares_of_late_ones_are_fednovas_with_tokens_that_decay(
+    clients: list[tuple[int, int, int]], decay: float
+) -> None:
+    """p_i = d^m_i n_i / τ_i over the sum of these, τ_eff = Σ p_i τ_i, and a share is τ_eff p_i / τ_i."""
+    steps = [tau for _, tau, _ in clients]
+    rates = [decay**missed * n / tau for n, tau, missed in clients]
+    p = [rate / math.fsum(rates) for rate in rates]
+    effective = math.fsum(share * tau for share, tau in zip(p, steps, strict=True))
+    expected = [effective * share / tau for share, tau in zip(p, steps, strict=True)]
+    weights = [decayed(n, decay, missed) for n, _, missed in clients]
+    assert shares(weights, steps) == pytest.approx(expected, rel=1e-12)
+    tokens = [decay**missed * n for n, _, missed in clients]
+    assert shares(weights, None) == pytest.approx([n / math.fsum(tokens) for n in tokens], rel=1e-12)
+
+
+def test_what_is_in_time_does_not_decay() -> None:
+    assert decayed(2**53 - 1, 0.3, 0) == 2**53 - 1
+    assert decayed(8, 0.5, 3) == 1
+    assert decayed(7, 1.0, 4) == 7
 
 
 # What must not be counted

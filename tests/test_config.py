@@ -347,6 +347,9 @@ def test_an_unknown_key_that_is_like_none_gets_no_guess() -> None:
         ("dtype", "Float32", "one of auto, float32, bfloat16, float16"),
         ("solver.optimizer", "adam", "one of adamw, sgd, adafactor"),
         ("solver.state", True, "one of reset, keep"),
+        ("round.late", "keep", "one of discard, fold"),
+        ("round.quorum_lost", "close", "one of wait, fewer, stop"),
+        ("round.grace", "yes", "true or false"),
         ("server.optimizer", "fedadam", "one of average, momentum, nesterov, adam, yogi"),
     ],
 )
@@ -408,6 +411,12 @@ def test_a_config_is_a_table(tree: Any) -> None:
             )
             for order in ("random", "importance")
         ),
+        (
+            {"mode": "fedcybgd", "round": {"late": "fold"}},
+            ["round.late = fold does not go with mode = fedcybgd", "set round.late to discard"],
+        ),
+        ({"round": {"late_decay": 0.0}}, ["round.late_decay must be a number above 0, at most 1", "got 0.0"]),
+        ({"round": {"quorum_lost_s": -1.0}}, ["round.quorum_lost_s must be a number at least 0", "got -1.0"]),
         ({"rounds": 4, "solver": {"warmup_rounds": 4}}, ["solver.warmup_rounds = 4 must be below rounds = 4"]),
         (
             {"network": {"timeout_s": 4.0, "heartbeat_s": 2.0}},
@@ -453,6 +462,8 @@ def test_settings_that_contradict_each_other_are_refused(tree: dict[str, Any], f
     "tree",
     [
         {"round": {"clients": 2, "quorum": 2}},
+        {"mode": "fedavg", "round": {"late": "fold", "late_decay": 1.0, "deadline_s": 5.0}},
+        {"round": {"quorum_lost": "stop", "quorum_lost_s": 0.0}},
         {"mode": "fedcybgd", "schedule": {"order": "descending"}},
         {"rounds": 4, "solver": {"warmup_rounds": 3}},
         {"network": {"window_bytes": 1 << 17, "chunk_bytes": 1 << 17}},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -53,12 +53,16 @@ from parablock.messages import (
     Start,
     Stopped,
     Terms,
+    Waiting,
     Welcome,
 )
 from parablock.sessions import ALLOWED, SessionState
 from parablock.transfer import Encoded
 from parablock.wire import Envelope
-from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of
+from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of, saved_of
+
+if TYPE_CHECKING:
+    from parablock.saved import Entry
 
 M = TypeVar("M")
 MANIFEST = manifest_of()
@@ -75,11 +79,21 @@ class Desk:
 
     def __init__(self, clients: int = 2, rounds: int = 6, **config: Any) -> None:
         self.config = config_of(clients, rounds, **config)
-        self.coordinator = Coordinator(self.config, MANIFEST, BASE, TOKENIZER, RUN, 1)
+        self.epoch = 1
+        self.coordinator = Coordinator(self.config, MANIFEST, BASE, TOKENIZER, RUN, self.epoch)
         self.now = 100.0
         self.effects: list[Effect] = []  # of the last event
         self.notes: list[Note] = []  # of all
         self.asked: list[Fold | Store] = []  # of the fold executor, and not answered yet
+        self.journal: list[tuple[Entry, bytes | None]] = []  # what was made durable
+
+    def restart(self) -> None:
+        """Another broker begins with what the one before has made durable."""
+        self.epoch += 1
+        saved = saved_of(self.journal)
+        self.coordinator = Coordinator(self.config, MANIFEST, BASE, TOKENIZER, RUN, self.epoch, saved)
+        self.asked.clear()
+        self.notes.clear()
 
     def handle(self, event: Event, after_s: float = 0.0) -> list[Effect]:
         self.now += after_s
@@ -89,11 +103,11 @@ class Desk:
         return self.effects
 
     def say(
-        self, name: str, message: Message, payload: bytes | None = None, run: str = RUN, epoch: int = 1
+        self, name: str, message: Message, payload: bytes | None = None, run: str = RUN, epoch: int | None = None
     ) -> list[Message]:
-        """A message from `name`; what is answered to it."""
+        """A message from `name`; what is answered to it. epoch: else that of the present broker."""
         view = None if payload is None else memoryview(payload)
-        self.handle(Received(peer_of(name), Envelope(run, epoch, message, view)))
+        self.handle(Received(peer_of(name), Envelope(run, self.epoch if epoch is None else epoch, message, view)))
         return self.to(name)
 
     def to(self, name: str) -> list[Message]:
@@ -105,8 +119,10 @@ class Desk:
     def hello(self, name: str, token: str = "") -> list[Message]:
         return self.say(name, Hello(name, token or f"{ord(name[0]):x}", PROTOCOL))
 
-    def join(self, name: str, versions: tuple[int, ...] = (0, 0, 0, 0), rows: int = 10) -> list[Message]:
-        return self.say(name, Join(MANIFEST.digest, BASE, TOKENIZER, rows, versions))
+    def join(
+        self, name: str, versions: tuple[int, ...] = (0, 0, 0, 0), rows: int = 10, position: int = -1
+    ) -> list[Message]:
+        return self.say(name, Join(MANIFEST.digest, BASE, TOKENIZER, rows, versions, position))
 
     def gather(self, *names: str) -> None:
         for name in names:
@@ -139,8 +155,9 @@ class Desk:
                 made = memoryview(bytes([fill]) * layout.chunk_nbytes(asked.index))
                 effects += self.handle(Folded(asked.round, asked.attempt, Encoded(made)))
             else:
-                values = memoryview(bytes([fill]) * NBYTES[asked.block])
-                effects += self.handle(Stored(asked.round, asked.attempt, values))
+                values = bytes([fill]) * NBYTES[asked.block] if asked.attempt else None
+                self.journal.append((asked.entry, values))
+                effects += self.handle(Stored(asked.round, asked.attempt, memoryview(values) if values else None))
         self.effects = effects
         return effects
 
@@ -217,12 +234,12 @@ def test_another_version_of_the_protocol_is_refused() -> None:
 @pytest.mark.parametrize(
     ("join", "says"),
     [
-        (Join("0", BASE, TOKENIZER, 1, (0,) * 4), "differs from the broker's in its blocks"),
-        (Join(MANIFEST.digest, "0", TOKENIZER, 1, (0,) * 4), "differs from the broker's in its weights;"),
-        (Join(MANIFEST.digest, BASE, "0", 1, (0,) * 4), "differs from the broker's in its tokenizer;"),
-        (Join(MANIFEST.digest, "0", "0", 1, (0,) * 4), "in its weights, its tokenizer; load the same model"),
-        (Join(MANIFEST.digest, BASE, TOKENIZER, 0, (0,) * 4), "no training rows"),
-        (Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 3), "versions of 3 blocks, the run has 4"),
+        (Join("0", BASE, TOKENIZER, 1, (0,) * 4, -1), "differs from the broker's in its blocks"),
+        (Join(MANIFEST.digest, "0", TOKENIZER, 1, (0,) * 4, -1), "differs from the broker's in its weights;"),
+        (Join(MANIFEST.digest, BASE, "0", 1, (0,) * 4, -1), "differs from the broker's in its tokenizer;"),
+        (Join(MANIFEST.digest, "0", "0", 1, (0,) * 4, -1), "in its weights, its tokenizer; load the same model"),
+        (Join(MANIFEST.digest, BASE, TOKENIZER, 0, (0,) * 4, -1), "no training rows"),
+        (Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 3, -1), "versions of 3 blocks, the run has 4"),
     ],
     ids=["manifest", "weights", "tokenizer", "weights and tokenizer", "rows", "versions"],
 )
@@ -346,7 +363,7 @@ def test_what_only_a_broker_says_breaks_the_protocol(desk: Desk, message: Messag
     (refused,) = desk.say("a", message)
     reason = f"broke the protocol: {type(message).__name__} from a session that is active"
     assert refused == Refused(f"the worker {reason}")
-    assert desk.of(Note) == [Note("dropped", "a", reason)]
+    assert desk.of(Note)[0] == Note("dropped", "a", reason)
     assert desk.coordinator.clients == ["b"]
 
 
@@ -468,6 +485,29 @@ def test_an_impossible_chunk_breaks_the_protocol(block: int, offset: int, nbytes
     assert desk.join("a") == [Rejoin("the broker does not know this session; say Hello again")]
 
 
+def test_a_lost_acknowledgement_is_repeated_and_the_update_counts_once(desk: Desk) -> None:
+    """a does not hear that its contribution is held, and sends all of it again, also while it is folded and after."""
+
+    def again() -> list[Message]:
+        said = desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
+        for offset, nbytes in ((0, 1024), (1024, 176)):
+            said += desk.chunk("a", 0, 0, offset, nbytes, fill=1)
+        return said
+
+    desk.upload("a", fill=1)
+    assert again() == [Credit(0, 0, 0, 1200, 1200)] * 3
+    desk.upload("b")
+    assert again() == [], "the commit will say it"
+    folds = [asked for asked in desk.asked if isinstance(asked, Fold)]
+    assert [(fold.attempt, [part.client for part in fold.contributions]) for fold in folds] == [(1, ["a", "b"])] * 2
+    desk.work()
+    assert desk.of(Committed)[0].contributors == ("a", "b")
+    assert again() == [], "the commit is on its way"
+    desk.confirm("a", 0)
+    assert again() == [Rejected(0, "the round was closed before the contribution came")]
+    assert desk.commit("a", "b", round=1).contributors == ("a", "b")
+
+
 def test_a_chunk_without_its_offer_is_passed_over(desk: Desk) -> None:
     assert desk.chunk("a", 0, 0, 0, 1024) == []
     desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))
@@ -509,6 +549,9 @@ def test_a_round_to_which_everybody_abstains_changes_nothing() -> None:
     desk.gather("a", "b")
     desk.say("a", Abstain(0, "diverged"))
     desk.say("b", Abstain(0, "diverged"))
+    assert not desk.of(Committed), "not before it is durable"
+    assert [(store.attempt, store.entry.contributors) for store in desk.of(Store)] == [(0, ())]
+    desk.work()
     (committed,) = desk.of(Committed)
     assert (committed.contributors, committed.loss, committed.bytes_down) == ((), None, 0)
     assert desk.to("a") == [Commit(0, 0, 0, -1, 0, 0, False)]
@@ -592,6 +635,188 @@ def test_a_straggler_is_told_that_the_round_has_closed() -> None:
     assert desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5)) == [
         Rejected(0, "the round was closed before the contribution came")
     ]
+
+
+@pytest.fixture
+def kind() -> Desk:
+    """Three clients, of whom a and b have contributed to round 0, one chunk of c's is in, and the deadline passes."""
+    desk = Desk(clients=3, quorum=2, deadline_s=5.0, policy={"grace": True})
+    desk.gather("a", "b", "c")
+    desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5))
+    desk.chunk("c", 0, 0, 0, 1024)
+    desk.upload("a")
+    desk.upload("b")
+    desk.asked.clear()
+    desk.handle(Tick(), after_s=5.0)
+    return desk
+
+
+def test_in_the_time_of_grace_what_is_there_goes_out_and_counts_when_somebody_waits(kind: Desk) -> None:
+    assert kind.counting == ["a", "b"]
+    kind.work()
+    assert not kind.of(Committed), "c may still come"
+    assert kind.say("a", Waiting(-1)) == [], "for an earlier one"
+    assert not kind.asked
+    kind.say("a", Waiting(0))
+    assert [type(asked) for asked in kind.asked] == [Store], "all of it is down already"
+    kind.work()
+    (committed,) = kind.of(Committed)
+    assert (committed.contributors, committed.late) == (("a", "b"), 1)
+    assert "the deadline of 5 s has passed with 2 contributions, and a would wait" in committed.reason
+
+
+def test_in_the_time_of_grace_the_last_one_still_counts(kind: Desk) -> None:
+    kind.work()
+    kind.chunk("c", 0, 0, 1024, 176)
+    assert kind.counting == ["a", "b", "c"]
+    kind.work()
+    (committed,) = kind.of(Committed)
+    assert committed.contributors == ("a", "b", "c")
+    assert "3 of 3 clients have answered" in committed.reason
+
+
+def test_who_waited_before_the_deadline_is_remembered_and_a_newcomer_is_not_counted() -> None:
+    desk = Desk(clients=3, quorum=2, deadline_s=5.0, policy={"grace": True})
+    desk.gather("a", "b", "c")
+    desk.hello("d")
+    desk.join("d")
+    desk.say("d", Waiting(0))
+    desk.upload("a")
+    desk.upload("b")
+    desk.handle(Tick(), after_s=5.0)
+    desk.work()
+    assert not desk.of(Committed), "d takes part from a later round on"
+    desk.say("b", Waiting(0))
+    desk.work()
+    desk.upload("a", 1)
+    desk.upload("b", 1)
+    desk.say("b", Waiting(1))
+    desk.handle(Tick(), after_s=4.9)
+    assert not desk.of(Store), "the deadline holds for those who are at it"
+    desk.handle(Tick(), after_s=0.1)
+    desk.work()
+    assert desk.of(Committed)[0].contributors == ("a", "b")
+
+
+def test_an_upload_that_is_withheld_is_reclaimed_and_the_round_goes_on() -> None:
+    """By a client that is heard from: its place and its bytes are not held for ever."""
+    desk = Desk(clients=2, quorum=1)
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))
+    desk.chunk("b", 0, 0, 0, 1024)
+    for _ in range(5):
+        desk.handle(Tick(), after_s=1.0)
+        desk.say("a", Heartbeat(0.0, 1, 0, "training"))
+        desk.say("b", Heartbeat(0.0, 1, 0, "training"))
+        desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))  # which is no progress
+    desk.work()
+    assert not desk.of(Committed)
+    due = desk.coordinator.deadline()
+    assert due is not None
+    assert due <= desk.now + 1.0
+    desk.say("b", Heartbeat(0.0, 1, 0, "training"))
+    desk.now += 1.0
+    desk.say("b", Heartbeat(0.0, 1, 0, "training"))
+    desk.handle(Tick())
+    reason = "nothing more of the contribution came for 6 s"
+    assert Rejected(0, reason) in desk.to("b")
+    assert desk.of(Note) == [Note("stalled", "b", f"round 0: {reason}")]
+    assert desk.chunk("b", 0, 0, 1024, 176) == [], "too late"
+    assert kinds(desk.say("b", Offer(0, 0, 1200, 1, 1, 0.5))) == [Rejected]
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert (committed.contributors, committed.bytes_up) == (("a",), 1200)
+
+
+def test_an_upload_ahead_of_its_round_is_not_taken_for_withheld() -> None:
+    """All that it may send has come; the rest waits for its turn."""
+    desk = Desk(clients=2, window=1024)
+    desk.gather("a", "b")
+    desk.say("b", Offer(1, 1, 2000, 1, 1, 0.5))
+    desk.chunk("b", 1, 1, 0, 1024)
+    for _ in range(9):
+        desk.handle(Tick(), after_s=1.0)
+        for name in "ab":
+            desk.say(name, Heartbeat(0.0, 1, 0, "training"))
+    desk.commit("a", "b")
+    assert Credit(1, 1, 0, 1024, 2000) in desk.to("b"), "its turn has come"
+    for _ in range(5):
+        desk.handle(Tick(), after_s=1.0)
+        for name in "ab":
+            desk.say(name, Heartbeat(0.0, 1, 0, "training"))
+    assert [note.kind for note in desk.notes if note.kind == "stalled"] == []
+    assert desk.chunk("b", 1, 1, 1024, 976) == [Credit(1, 1, 0, 2000, 2000)]
+
+
+def test_a_lost_quorum_stops_the_run_once_it_has_lasted() -> None:
+    desk = Desk(clients=2, policy={"quorum_lost": "stop", "quorum_lost_s": 3.0})
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.say("b", Leave("interrupted"))
+    desk.handle(Tick(), after_s=2.9)
+    assert not desk.of(Over)
+    due = desk.coordinator.deadline()
+    assert due is not None
+    assert due <= desk.now + 0.1 + 1e-6
+    desk.handle(Tick(), after_s=0.2)
+    reason = "round 0: 1 of at least 2 clients are there, for 3 s; the run stops (round.quorum_lost)"
+    assert desk.of(Note) == [Note("quorum", "", reason)]
+    assert desk.to("a") == [Stopped(reason)]
+    assert desk.of(Over) == [Over(False, reason)]
+    assert not desk.asked, "no partial commit"
+
+
+def test_a_round_that_is_being_stored_is_committed_whole_before_the_quorum_is_given_up() -> None:
+    desk = Desk(clients=2, policy={"quorum_lost": "stop", "quorum_lost_s": 0.0})
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.upload("b")
+    desk.say("b", Leave("interrupted"))
+    assert not desk.of(Over)
+    desk.work()
+    assert [committed.contributors for committed in desk.of(Committed)] == [("a", "b")]
+    (over,) = desk.of(Over)
+    assert over.reason.startswith("round 1: 1 of at least 2 clients are there, for 0 s; the run stops")
+    assert desk.to("a").index(Stopped(over.reason)) > kinds(desk.to("a")).index(Commit)
+
+
+def test_with_fewer_than_the_quorum_rounds_go_on_and_it_is_told_once() -> None:
+    desk = Desk(clients=3, quorum=3, policy={"quorum_lost": "fewer", "quorum_lost_s": 3.0})
+    desk.gather("a", "b", "c")
+    desk.upload("a")
+    desk.upload("b")
+    desk.say("c", Leave("interrupted"))
+    desk.work()
+    assert not desk.of(Committed)
+    desk.handle(Tick(), after_s=3.0)
+    desk.work()
+    for round in (1, 2):
+        committed = desk.commit("a", "b", round=round)
+        assert committed.contributors == ("a", "b")
+        assert "only 2 of at least 3 clients are there" in committed.reason
+    assert [note.kind for note in desk.notes].count("quorum") == 2, "that it is missing, and that it is done without"
+    desk.gather("c")
+    assert desk.notes[-1].text == "round 3: 3 clients are there again, at least 3 are needed"
+    desk.upload("a", 3)
+    desk.upload("b", 3)
+    desk.work()
+    assert not desk.of(Committed), "from now on all three are waited for"
+
+
+def test_a_lost_quorum_that_is_back_in_time_changes_nothing() -> None:
+    desk = Desk(clients=2, policy={"quorum_lost": "stop", "quorum_lost_s": 3.0})
+    desk.gather("a", "b")
+    desk.say("b", Leave("interrupted"))
+    desk.handle(Tick(), after_s=2.0)
+    desk.hello("b", token="0the")
+    desk.join("b")
+    assert [note.text for note in desk.of(Note) if note.kind == "quorum"] == [
+        "round 0: 2 clients are there again, at least 2 are needed"
+    ]
+    desk.handle(Tick(), after_s=3.0)
+    assert not desk.of(Over)
+    desk.commit("a", "b")
 
 
 def test_a_deadline_that_has_passed_is_not_due_again() -> None:
@@ -730,7 +955,8 @@ def test_a_worker_that_the_quorum_needs_begins_at_once(desk: Desk) -> None:
     desk.commit("a", "b")
     desk.say("b", Leave("interrupted"))
     assert desk.to("b") == [Goodbye("until the next time")]
-    assert desk.of(Note) == [Note("left", "b", "interrupted")]
+    quorum = Note("quorum", "", "round 1: 1 of at least 2 clients are there; rounds wait")
+    assert desk.of(Note) == [Note("left", "b", "interrupted"), quorum]
     desk.upload("a", round=1)
     assert not desk.asked, "one of two waits for the other"
     desk.hello("c")
@@ -782,7 +1008,7 @@ def test_another_process_of_the_name_begins_its_upload_anew(desk: Desk, way: str
     if way == "left":
         desk.say("a", Leave("interrupted"))
     other = b"a'"
-    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4)):
+    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4, -1)):
         desk.handle(Received(other, Envelope(RUN, 1, message)))
     payload = memoryview(bytes([2]) * 1024)
     desk.handle(Received(other, Envelope(RUN, 1, Chunk(0, 0, 0, 0, wire.checksum(payload)), payload)))
@@ -796,7 +1022,7 @@ def test_a_lost_process_leaves_no_half_upload_to_another(desk: Desk) -> None:
     desk.chunk("a", 0, 0, 0, 1024, fill=1)
     desk.handle(Tick(), after_s=6.0)
     other = b"a'"
-    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4)):
+    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4, -1)):
         desk.handle(Received(other, Envelope(RUN, 1, message)))
     tail = memoryview(bytes([2]) * 176)
     desk.handle(Received(other, Envelope(RUN, 1, Chunk(0, 0, 0, 1024, wire.checksum(tail)), tail)))
@@ -808,10 +1034,10 @@ def test_a_lost_process_leaves_no_half_upload_to_another(desk: Desk) -> None:
 def test_what_a_process_had_contributed_counts_though_it_has_died(desk: Desk) -> None:
     desk.upload("a", fill=1)
     desk.handle(Received(b"a'", Envelope("", 0, Hello("a", "0the", PROTOCOL))))
-    desk.handle(Received(b"a'", Envelope(RUN, 1, Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4))))
+    desk.handle(Received(b"a'", Envelope(RUN, 1, Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4, -1))))
     assert desk.to("a'")[-1] == Start(0, 2, 0, ())
     desk.handle(Received(b"a'", Envelope(RUN, 1, Offer(0, 0, 1200, 5, 1, 0.1))))
-    assert desk.to("a'") == [Rejected(0, "a contribution that an earlier process of this name sent is counted")]
+    assert desk.to("a'") == [Credit(0, 0, 0, 1200, 1200)], "the broker has one, and the commit will count it"
     desk.upload("b")
     (fold,) = desk.of(Fold)
     assert bytes(fold.contributions[0].payload[:1]) == b"\1"

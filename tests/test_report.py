@@ -244,6 +244,9 @@ def test_numbers_that_were_not_recorded_are_not_made_up() -> None:
     assert found["Held-out perplexity"] == found["Exact match"] == found["Sent up"] == report.NONE
     remarks = {name: remark for name, _, remark in report.headlines(settings(), [round_row(0, late=2)], [])}
     assert remarks["Rounds"] == "2 late contributions"
+    rows = [round_row(0, late=2, folded_late=0), round_row(1, late=1, folded_late=1)]
+    remarks = {name: remark for name, _, remark in report.headlines(settings(), rows, [])}
+    assert remarks["Rounds"] == "3 late contributions, 1 of them counted in a later round"
     assert remarks["Held-out loss"] == "not evaluated"
     assert remarks["Exact match"] == "no answers generated"
 

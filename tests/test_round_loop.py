@@ -13,7 +13,7 @@ from parablock.adaptive_steps import AdaptiveSteps
 from parablock.agenda import Turn
 from parablock.config import Config, from_dict
 from parablock.messages import Landed as LandedMessage
-from parablock.participant_events import Arrived, Contribute, Event, Say, SitOut, Started, Withhold
+from parablock.participant_events import Arrived, Contribute, Event, Say, SitOut, Started, Wait, Withhold
 from tests.network import manifest_of
 from workers.lag import LoopLag
 from workers.rounds import RoundLoop
@@ -35,8 +35,10 @@ class Participant:
     def turn(self, round: int) -> Turn | None:
         return Turn(round % 4, NAMES[self.turns[round]]) if round < len(self.turns) else None
 
-    def may_train(self, _round: int) -> bool:
-        return True
+    late: set[int] = field(default_factory=set)  # rounds that may be trained only once they were waited for
+
+    def may_train(self, round: int) -> bool:
+        return round not in self.late
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Link:
     heard: list[Event] = field(default_factory=list)
 
     async def until(self, condition: Callable[[], bool]) -> None:
+        if not condition():
+            self.participant.late.clear()
         assert condition()
 
     def handle(self, event: Event) -> None:
@@ -130,6 +134,20 @@ def test_a_client_trains_its_rounds_and_passes_the_others_by() -> None:
 def test_to_sit_out_is_no_waiting_for_the_link(turns: str, tables: dict[str, Any], rounds: list[int]) -> None:
     _, link = run(turns, round={"fraction": 0.5, "clients": 4}, **tables)
     assert waited(link) == rounds
+
+
+def test_that_it_stands_still_is_said_when_it_begins_to() -> None:
+    """Of the round whose block it waits for; where that is in hand nothing is said."""
+    config: Config = from_dict({"rounds": 5})
+    participant = Participant("TTTTT", late={3})
+    link = Link(participant, Started(0, 4, 0))
+    setup = SimpleNamespace(config=config, manifest=manifest_of(), held_out=None)
+    loop = RoundLoop(setup, link, call, Trainer(participant), LoopLag())  # type: ignore[arg-type]
+    asyncio.run(loop.run())
+    (at,) = [place for place, event in enumerate(link.heard) if isinstance(event, Wait)]
+    assert link.heard[at] == Wait(1)
+    trained = [event.round for event in link.heard[:at] if isinstance(event, Contribute)]
+    assert trained == [0, 1, 2], "round 3 builds on the block of round 1"
 
 
 # The guard

@@ -6,7 +6,9 @@ import itertools
 
 import pytest
 
+from parablock import config
 from parablock.messages import Offer
+from parablock.quorum import Quorum
 from parablock.rounds import TRANSITIONS, Attempt, Decision, Round, RoundState, Upload, decide
 from parablock.sessions import Shipment
 from parablock.transfer import Encoded, Incoming, Payload
@@ -14,7 +16,7 @@ from parablock.transfer import Encoded, Incoming, Payload
 
 def upload(*, chunks: int, weight: int = 1, fill: bytes = b"\1") -> Upload:
     """A contribution of two chunks, of which so many are in."""
-    upload = Upload("5e55", Offer(0, 0, 16, weight, 1, 0.5), Incoming(16, 8, 1024))
+    upload = Upload("5e55", Offer(0, 0, 16, weight, 1, 0.5), Incoming(16, 8, 1024), 0.0)
     for index in range(chunks):
         piece = memoryview((fill + bytes([index])) * 4)
         assert upload.incoming.take(8 * index, piece)
@@ -23,7 +25,7 @@ def upload(*, chunks: int, weight: int = 1, fill: bytes = b"\1") -> Upload:
 
 
 def attempt_of(*clients: str, missing: tuple[int, int] = (0, 0)) -> Attempt:
-    return Attempt(clients, list(missing), Shipment("run-1", 1, 0, 0, 1, Payload(16, 8)))
+    return Attempt(clients, (), list(missing), Shipment("run-1", 1, 0, 0, 1, Payload(16, 8)))
 
 
 def round_of(done: str = "", begun: str = "", out: str = "", first_done_at: float | None = None) -> Round:
@@ -63,18 +65,83 @@ def test_when_a_round_closes_and_why(
     members: str, later: str, done: str, begun: str, out: str, now: float, close: bool, reason: str
 ) -> None:
     round = round_of(done, begun, out, first_done_at=100.0 if done else None)
-    decision = decide(round, set(members), set(members + later), 2, 10.0, now)
+    policy = config.Rounds(deadline_s=10.0, grace=False)
+    decision = decide(round, set(members), set(members + later), Quorum(policy, 2), policy, now)
     assert decision.close is close
     assert reason in decision.reason
 
 
 def test_without_a_deadline_a_round_waits_for_ever() -> None:
     round = round_of("ab", first_done_at=100.0)
-    assert decide(round, set("abc"), set("abc"), 2, 0.0, 1e9) == Decision(False, "waiting for c")
+    policy = config.Rounds()
+    assert decide(round, set("abc"), set("abc"), Quorum(policy, 2), policy, 1e9) == Decision(False, "waiting for c")
 
 
 def test_the_deadline_counts_from_the_first_complete_contribution() -> None:
-    assert decide(round_of(begun="ab"), set("abc"), set("abc"), 1, 10.0, 1e9).reason == "waiting for a, b, c"
+    policy = config.Rounds(deadline_s=10.0)
+    decision = decide(round_of(begun="ab"), set("abc"), set("abc"), Quorum(policy, 1), policy, 1e9)
+    assert decision.reason == "waiting for a, b, c"
+
+
+GRACE = {
+    "nobody stands still": (True, "", False, "nobody's training waits for the round, so c may come"),
+    "one stands still": (True, "b", True, "has passed with 2 contributions, and b would wait"),
+    "no grace": (False, "", True, "has passed with 2 contributions"),
+}
+
+
+@pytest.mark.parametrize(("grace", "standing", "close", "reason"), GRACE.values(), ids=GRACE.keys())
+def test_past_its_deadline_a_round_waits_on_where_that_costs_nothing(
+    grace: bool, standing: str, close: bool, reason: str
+) -> None:
+    policy = config.Rounds(deadline_s=10.0, grace=grace)
+    round = round_of("ab", first_done_at=100.0)
+    before = decide(round, set("abc"), set("abc"), Quorum(policy, 2), policy, 109.9, set("ab"))
+    assert before == Decision(False, "waiting for c"), "whoever waits, until the deadline it does"
+    decision = decide(round, set("abc"), set("abc"), Quorum(policy, 2), policy, 110.0, set(standing))
+    assert decision.close is close
+    assert decision.reason.endswith(reason)
+
+
+# quorum 3 of policy "fewer", given up: (members, done, out, now) → (close, reason)
+FEWER = {
+    "all that are there have answered": (
+        "ab",
+        "ab",
+        "",
+        101,
+        True,
+        "2 of 2 clients have answered; only 2 of at least 3",
+    ),
+    "one is still at it": ("ab", "a", "", 101, False, "waiting for b"),
+    "one is still at it, past the deadline": ("ab", "a", "", 110, True, "with 1 contributions; only 2 of at least 3"),
+    "nobody has contributed": (
+        "ab",
+        "",
+        "ab",
+        101,
+        False,
+        "2 of at least 3 clients are there, and none has contributed",
+    ),
+    "nobody is there, and one had contributed": ("", "a", "", 101, True, "1 of 1 clients have answered; only 1"),
+}
+
+
+@pytest.mark.parametrize(("members", "done", "out", "now", "close", "reason"), FEWER.values(), ids=FEWER.keys())
+def test_with_fewer_than_the_quorum_a_round_closes_only_with_a_contribution(
+    members: str, done: str, out: str, now: float, close: bool, reason: str
+) -> None:
+    policy = config.Rounds(deadline_s=10.0, grace=False, quorum_lost="fewer", quorum_lost_s=5.0)
+    quorum = Quorum(policy, 3)
+    round = round_of(done, out=out, first_done_at=100.0 if done else None)
+    patient = decide(round, set(members), set(members), quorum, policy, now)
+    assert not patient.close
+    assert "of at least 3 clients are there" in patient.reason
+    quorum.look(len(members), 90.0)
+    quorum.look(len(members), 95.0)
+    decision = decide(round, set(members), set(members), quorum, policy, now)
+    assert decision.close is close
+    assert reason in decision.reason
 
 
 def test_transitions_are_those_of_the_table_and_no_others() -> None:

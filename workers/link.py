@@ -22,6 +22,7 @@ from parablock.participant import Participant
 from parablock.participant_events import (
     Arrived,
     Contribute,
+    Deferred,
     Dismissed,
     Dropped,
     End,
@@ -35,6 +36,7 @@ from parablock.participant_events import (
     Ready,
     Received,
     Send,
+    Settled,
     Started,
     Tick,
     Took,
@@ -113,7 +115,7 @@ class Link:
     def contribute(self, contribution: Contribute, delta: Leaving) -> None:
         """Send a delta, which may still be on its way from the device."""
         assert self._outbox is not None
-        wanted = contribution.round >= self.participant.told
+        wanted = self.participant.wants(contribution.round)
         self.handle(contribution)
         if not wanted:
             return  # nothing of it is sent, so nothing is encoded, and no residual moves
@@ -144,6 +146,12 @@ class Link:
                     self.uploads[round] = (began, ended)
                 case Dismissed(round, reason):
                     log.warning("the contribution to round %d was not counted: %s", round, reason)
+                case Deferred(round):
+                    log.info("the contribution to round %d may still count in the next round of its block", round)
+                case Settled(round, into, reason) if into < 0:
+                    log.warning("the late contribution to round %d was not counted after all: %s", round, reason)
+                case Settled(round, into):
+                    log.info("the late contribution to round %d was counted in round %d", round, into)
                 case Notice(text):
                     log.info("%s", text)
                 case Gone():

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from parablock import messages
 from parablock.adaptive_steps import AdaptiveSteps
-from parablock.participant_events import Contribute, Progress, Say, SitOut, Withhold
+from parablock.participant_events import Contribute, Progress, Say, SitOut, Wait, Withhold
 from parablock.scores import total
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ class RoundLoop:
         began = time.monotonic()
         while True:
             landing = min(round - delay, config.rounds) - 1
+            if not self._ready(landing):
+                self._link.handle(Wait(landing))
             await self._link.until(partial(self._ready, landing))
             if self._link.started is None:
                 break
