@@ -91,6 +91,12 @@ def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
     )
 
 
+@functools.lru_cache(maxsize=50_000)
+def _read(envelope: wire.Envelope) -> wire.Envelope:
+    """What the other side reads of a message without a payload: many are said again and again, in all histories."""
+    return wire.decode([bytes(frame) for frame in wire.encode(envelope)])
+
+
 @functools.cache
 def _config(text: str) -> settings.Config:
     return settings.from_dict(json.loads(text))
@@ -564,8 +570,7 @@ class Network:
         for incident in self.faults.incidents:
             self._incidents[incident.kind, incident.victim].append(incident)
         self._traps = [incident for incident in self._incidents["kill", "broker"] if incident.point]
-        self._crossed: dict[wire.Envelope | int, wire.Envelope] = {}  # messages before and after the codec
-        self._kept_alive: list[wire.Envelope] = []  # so that no two of these share an id
+        self._crossed: dict[int, tuple[wire.Envelope, wire.Envelope]] = {}  # chunks before and after the codec, by id
         self._heap: list[tuple[float, int, Any, Callable[[], None]]] = []
         self._count = 0
         self._handled = 0  # events of the broker
@@ -628,7 +633,9 @@ class Network:
         self.after(max(due - self.now, 0.0), tick, whose)
 
     def _befalls(self, kind: str, victim: str, moment: float) -> list[Incident]:
-        incidents = self._incidents.get((kind, victim), ())
+        incidents = self._incidents.get((kind, victim))
+        if not incidents:
+            return []
         return [incident for incident in incidents if incident.at <= moment < incident.at + incident.lasts]
 
     def _thaws_at(self, victim: str) -> float:
@@ -785,11 +792,11 @@ class Network:
 
     def _through_codec(self, envelope: wire.Envelope) -> wire.Envelope:
         """What the other side reads. Each message is encoded and decoded once, however often it is sent."""
-        key = envelope if envelope.payload is None else id(envelope)
-        if key not in self._crossed:
-            self._crossed[key] = wire.decode([bytes(frame) for frame in wire.encode(envelope)])
-            self._kept_alive.append(envelope)
-        return self._crossed[key]
+        if envelope.payload is None:
+            return _read(envelope)
+        if id(envelope) not in self._crossed:
+            self._crossed[id(envelope)] = envelope, wire.decode([bytes(frame) for frame in wire.encode(envelope)])
+        return self._crossed[id(envelope)][1]
 
     # The broker
 

@@ -433,6 +433,46 @@ def test_a_download_that_was_cut_goes_on_where_it_was() -> None:
     assert contributors(network) == ["ab"] * 6
 
 
+@pytest.mark.parametrize("point", ["", *POINTS])
+@pytest.mark.parametrize("down", ["float32", "int8"])
+def test_a_broker_that_dies_at_any_point_of_a_commit_costs_no_contribution(point: str, down: str) -> None:
+    """After it is back clients train on within 5 s, and nothing is trained twice."""
+    faults = Faults(incidents=(Incident("kill", "broker", at=4.2, lasts=3.0, point=point),))
+    config = config_of(2, rounds=8, codec={"down": down}, server={"optimizer": "yogi"})
+    network = ended(Network(config, {"a": STEADY, "b": STEADY}, faults))
+    assert network.broker.epoch == 2
+    assert network.crashed == ([point] if point else [])
+    assert contributors(network) == ["ab"] * 8
+    assert all(process.trained == list(range(8)) for process in network.processes)
+    assert not any(process.dismissed for process in network.processes)
+    clean = ended(Network(config, {"a": STEADY, "b": STEADY}))
+    assert network.values == clean.values, "the model is that of an undisturbed run"
+    assert network.over_at < clean.over_at + 3.0 + 5.0
+
+
+@pytest.mark.parametrize("at", [4.3, 4.9, 5.02])
+def test_a_worker_that_is_killed_goes_on_from_what_it_has_kept(at: float) -> None:
+    """It trains no round again that it has contributed to, and gets only the blocks that have changed since."""
+    faults = Faults(incidents=(Incident("kill", "b", at=at, lasts=4.0, kept=True),))
+    network = ended(Network(config_of(2, rounds=8), {"a": STEADY, "b": STEADY}, faults))
+    assert contributors(network) == ["ab"] * 8
+    before, after = (process for process in network.processes if process.name == "b")
+    assert after.kept is not None
+    assert after.trained[0] == after.kept.position
+    assert len(before.trained) + len(after.trained) <= 9, (
+        "that one which was being trained, or encoded, is trained anew"
+    )
+    assert len(network.starts["b"][-1].pending) <= 2
+
+
+def test_a_full_disk_delays_the_run_and_loses_nothing() -> None:
+    faults = Faults(incidents=(Incident("disk", "broker", at=4.2, lasts=5.0),))
+    network = ended(Network(config_of(2, rounds=8), {"a": STEADY, "b": STEADY}, faults))
+    assert network.retries >= 3
+    assert contributors(network) == ["ab"] * 8
+    assert all(process.trained == list(range(8)) for process in network.processes)
+
+
 def test_a_broker_that_stops_sends_its_workers_away() -> None:
     network = Network(config_of(2, rounds=50), {"a": STEADY, "b": STEADY})
     network.after(5.0, lambda: network.handle(broker.Stop("interrupted (SIGTERM)")))
