@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import dataclasses
 import json
 import logging
 import sys
@@ -18,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from bench import synthetic, usage
 from broker.__main__ import loop_factory, tune
+from broker.opening import begin
 from broker.server import Broker
 from broker.socket import RouterSocket
 from parablock import config as settings
 from parablock.block_file import BLOCK, BlockWriter, Label
 from parablock.block_versions import BlockVersions
-from parablock.run_folder import RunFolder
+from parablock.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,10 +34,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Vector = npt.NDArray[np.float32]
+    from broker.opening import Opened
+    from parablock.journal import Row
 
-ENDPOINT = "endpoint"
-"""The file in the run's folder that says where the broker listens, as soon as it does."""
+    Vector = npt.NDArray[np.float32]
 
 
 class MeteredVersions(BlockVersions):
@@ -80,9 +83,15 @@ class _DiscardingWriter(_MeteredWriter):
         self._stored.append({"round": self._round, "began": now, "ended": now, "cpu_s": usage.cpu_s()})
 
 
-async def _serve(config: settings.Config, base: Any, folder: RunFolder, socket: RouterSocket) -> bool:
-    broker = Broker(config, base, folder, socket, "bench", time.time_ns())
-    return (await broker.run()).complete
+class _ForgetfulJournal(Journal):
+    """Keeps no rows either."""
+
+    def append(self, row: Row) -> None:
+        self._take(row, "")
+
+
+async def _serve(opened: Opened, socket: RouterSocket) -> bool:
+    return (await Broker(opened, socket).run()).complete
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,13 +113,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     socket = RouterSocket(config.network.bind)
     memory = usage.Memory()
     base = synthetic.base(manifest)
-    with RunFolder.create(options.out, config) as folder:
-        folder.blocks = versions = MeteredVersions(folder.blocks.folder)
-        versions.discards = options.discard
-        folder.write_manifest(manifest, synthetic.WEIGHTS)
-        (options.out / ENDPOINT).write_text(socket.endpoint + "\n", encoding="utf-8")
+    opened = begin(config, options.out, base)
+    opened.folder.blocks = versions = MeteredVersions(opened.folder.blocks.folder)
+    if options.discard:
+        versions.discards = True
+        opened.journal.close()
+        opened = dataclasses.replace(opened, journal=_ForgetfulJournal.open(opened.journal.path))
+    with contextlib.closing(opened):
+        opened.write_endpoint(socket.endpoint)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            complete = runner.run(_serve(config, base, folder, socket))
+            complete = runner.run(_serve(opened, socket))
         report = {"stored": versions.stored, "peak_bytes": memory.peak()}
     options.report.write_text(json.dumps(report), encoding="utf-8")
     return 0 if complete else 1

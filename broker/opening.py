@@ -1,6 +1,6 @@
 """The opening of a run's folder by the broker that will serve it: a new run's, or one that goes on where it ended.
 
-    begin     config, manifest, the base model's blocks as version 0, then the journal: the folder is a run's from then on
+    begin     settings, manifest, the base model's blocks as version 0, and then the journal, which makes it a run
     resume    lock, journal, settings that agree, then the newest intact version of each block
 
 What a resumed broker needs is all in the folder, so that it imports neither torch nor transformers, and needs no base
@@ -19,10 +19,10 @@ import json
 import os
 import platform
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from broker.blocks import BaseModel
 from parablock import config as settings
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class Opened:
     """A run that is ready to be served. base: its blocks as they are now. stored: the same with the server's state.
 
-    said: what was put right.
+    rows: of metrics.jsonl. ended: the newest time in events.jsonl, in seconds. said: what was put right.
     """
 
     config: Config
@@ -49,7 +49,9 @@ class Opened:
     journal: Journal
     base: BaseModel
     stored: list[StoredBlock]
-    said: list[str]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    ended: float = 0.0
+    said: list[str] = field(default_factory=list)
 
     @property
     def resumed(self) -> bool:
@@ -67,18 +69,19 @@ class Opened:
         In the same boot of the same machine it is what it was; else the record goes on where it ended.
         """
         boot = boot_id()
-        ended = max((row["time_s"] or 0.0 for row in self.folder.read_events()), default=0.0)
         for _, life in sorted(self.journal.incarnations.items(), reverse=True):
-            if boot and life.boot == boot and life.clock + ended <= now:
+            if boot and life.boot == boot and life.clock + self.ended <= now:
                 return life.clock
-        return now - ended
+        return now - self.ended
 
     def begin_epoch(self, began: float) -> int:
         """Make durable that this broker serves the run; its epoch. Raises OSError where the disk refuses."""
         config = json.dumps(settings.to_dict(self.config))
-        return self.journal.begin_epoch(
-            Incarnation(config, utc_now(), os.getpid(), platform.node(), boot_id(), began)
-        )
+        return self.journal.begin_epoch(Incarnation(config, utc_now(), os.getpid(), platform.node(), boot_id(), began))
+
+    def write_endpoint(self, endpoint: str) -> None:
+        """Say where the broker listens. Raises OSError where the disk refuses."""
+        (self.folder.path / ENDPOINT).write_text(endpoint + "\n", encoding="utf-8")
 
     def close(self) -> None:
         self.journal.close()
@@ -96,7 +99,7 @@ def begin(config: Config, out: Path, base: BaseModel) -> Opened:
         stored.append(StoredBlock(Label(index, 0, base.manifest.digest), {BLOCK: values}, ""))
         folder.blocks.save(stored[index].label, stored[index].tensors)
     facts = Facts(run, base.manifest.digest, base.weights, base.tokenizer, utc_now())
-    return Opened(config, folder, Journal.create(folder.path / JOURNAL, facts), base, stored, [])
+    return Opened(config, folder, Journal.create(folder.path / JOURNAL, facts), base, stored)
 
 
 def resume(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Opened:
@@ -119,6 +122,8 @@ def resume(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Op
             raise RunFolderError(
                 f"{folder.path} holds the manifest of another model than its journal is about; restore the right one"
             )
+        rows = folder.read_metrics()
+        ended = max((float(event["time_s"] or 0.0) for event in folder.read_events()), default=0.0)
         said = _adopt(folder, journal)
         stored, repairs = _repaired(folder, journal, config)
         if config != own:
@@ -132,7 +137,7 @@ def resume(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Op
         for vector in block.tensors.values():
             vector.flags.writeable = False
     base = BaseModel(manifest, journal.facts.base, journal.facts.tokenizer, [block.values for block in stored])
-    return Opened(config, folder, journal, base, stored, said + repairs)
+    return Opened(config, folder, journal, base, stored, rows, ended, said + repairs)
 
 
 def last_endpoint(path: Path) -> str | None:
@@ -180,8 +185,9 @@ def _adopt(folder: RunFolder, journal: Journal) -> list[str]:
     newest = max((listed[-1] for listed in folder.blocks.listed().values()), default=0)
     if newest > journal.next_round:
         raise JournalError(
-            f"{journal.path} ends with round {journal.next_round - 1}, and there are blocks that round {newest - 1} made: "
-            "it has lost rows, or is an old copy; `parablock verify RUN --rebuild` makes it anew from what is intact"
+            f"{journal.path} ends with round {journal.next_round - 1}, and there are blocks that round {newest - 1} "
+            "made: it has lost rows, or is an old copy; `parablock verify RUN --rebuild` makes it anew from what is "
+            "intact"
         )
     return said
 
