@@ -81,7 +81,10 @@ class Opened:
 
     def write_endpoint(self, endpoint: str) -> None:
         """Say where the broker listens. Raises OSError where the disk refuses."""
-        (self.folder.path / ENDPOINT).write_text(endpoint + "\n", encoding="utf-8")
+        path = self.folder.path / ENDPOINT
+        temporary = path.with_name(f".{ENDPOINT}.partial")
+        temporary.write_text(endpoint + "\n", encoding="utf-8")
+        temporary.replace(path)
 
     def close(self) -> None:
         self.journal.close()

@@ -263,6 +263,8 @@ def entry_from_json(text: str) -> Entry:
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     # The disk's thread appends, whichever thread has opened it. Transactions are begun and ended here, not by sqlite3.
     place = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    if read_only and not path.with_name(path.name + "-wal").exists():  # nobody writes: nothing need be written to read
+        place += "&immutable=1"
     connection = sqlite3.connect(place, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
     try:
         connection.execute("PRAGMA synchronous = FULL")
