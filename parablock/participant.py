@@ -207,6 +207,11 @@ class Participant:
         return self._turns.turn(round)
 
     @property
+    def run(self) -> str:
+        """The run's id, as the terms said it."""
+        return self._run
+
+    @property
     def told(self) -> int:
         """The first round that is not known to be committed; one before it need not be trained any more."""
         return self._commits.told
@@ -297,7 +302,7 @@ class Participant:
         self._start = start
         self._commits.start(start)
         self._downloads.keep(self._commits.wanted)
-        self._emit(Started(start.round, start.clients, start.next))
+        self._emit(Started(start.round, start.clients, start.next, start.pending))
         self._contributions.start(start.round, start.next, self._commits.told, now)
         self._heartbeat(now)  # at once: the broker places our reports in time by it
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
-    from parablock.messages import Evaluated, Landed
-    from parablock.transfer import Encoded
+    from parablock.messages import Evaluated, Landed, Offer
+    from parablock.transfer import Encoded, Payload
     from parablock.wire import Buffer, Envelope
 
 # Events
@@ -24,6 +24,27 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A contribution that an earlier process of this worker has finished. payload: complete."""
+
+    offer: Offer
+    payload: Payload
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an earlier process of this worker has left of a run. versions: by block, as in `Join`.
+
+    position: the first round that it had neither trained nor passed, −1 where that is not known.
+    """
+
+    run: str
+    versions: tuple[int, ...]
+    position: int
+    held: tuple[Held, ...]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Model and data are loaded, as the terms said."""
 
@@ -32,6 +53,7 @@ class Prepared:
     base: str
     tokenizer: str
     rows: int
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -118,11 +140,12 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Started:
-    """Train from `round` on. `next`: rounds before it that are still guessed will not be told any more."""
+    """Train from `round` on. next: of rounds before it that are still guessed only the `pending` ones will be told."""
 
     round: int
     clients: int
     next: int
+    pending: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _view(values: Vector) -> memoryview:
     assert values.flags.c_contiguous, "vectors are contiguous"
     if not values.size:
         return memoryview(b"")  # which cannot be cast
-    return memoryview(values.astype(values.dtype.newbyteorder("<"), copy=False)).cast("B")
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).data.cast("B")
 
 
 def _header(vectors: Mapping[str, Vector], sums: Mapping[str, str], facts: Mapping[str, Any]) -> bytes:
