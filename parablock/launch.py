@@ -27,6 +27,7 @@ from parablock.run_folder import (
     LOGS,
     METRICS,
     PARTITION_PLOT,
+    WORKERS,
     RunFolder,
     RunFolderError,
 )
@@ -217,6 +218,7 @@ class Launch:
             command = [sys.executable, "-P", "-m", "workers", "--broker", endpoint, "--name", name]
             command += [f"--data={self._config.data.train}", f"--eval={self._config.data.eval}"]
             command += ["--shard", f"{index}/{self._count}", "--threads", str(self._threads), "--device", self._device]
+            command += ["--state", str(self._out / WORKERS / name)]
             if self._config.trust_remote_code:
                 command.append("--trust-remote-code")
             if self._config.eval.task:  # told to nobody but a broker on this machine
