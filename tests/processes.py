@@ -109,6 +109,12 @@ class Processes:
         overrides = [f"--set={key}={value}" for key, value in settings.items()]
         self.broker = Process("broker", ["--out", str(self.out), *overrides], self.broker_log)
 
+    def resume(self, **settings: object) -> None:
+        """Another broker in the place of the one that has ended."""
+        assert self.broker.poll() is not None
+        overrides = [f"--set={key}={value}" for key, value in settings.items()]
+        self.broker = Process("broker", ["--resume", str(self.out), *overrides], self.broker_log)
+
     def __enter__(self) -> Self:
         return self
 
