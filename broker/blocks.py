@@ -42,7 +42,7 @@ class BaseModel:
 class _Attempt:
     """A block in the making. state, residual: as they will be, where the settings have them.
 
-    squares: of x' − x, summed up over what is made, where the settings want them.
+    made: elements so far. squares: of x' − x, summed up over those, where the settings want them.
     """
 
     round: int
@@ -50,6 +50,7 @@ class _Attempt:
     values: Vector
     state: dict[str, Vector]  # the server optimizer's, by name
     residual: Vector | None
+    made: int = 0
     squares: float = 0.0
 
 
@@ -111,24 +112,18 @@ class GlobalBlocks:
             # Likewise. A second moment that has overflowed gives finite values: its block would stand still for ever.
             if any(unfit(made) is not None for made in (values, *state.values())):
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
+        attempt.made += numel
         attempt.squares += squares
         for name, vector in state.items():
             attempt.state[name][part] = vector
-        return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload)), fold.block, x.size, values)
+        moved = math.sqrt(attempt.squares / x.size) if attempt.made == x.size else 0.0
+        return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload), moved), fold.block, x.size, values)
 
     def values(self, store: Store) -> Vector:
         """The whole block that the attempt has made, shape (numel,), which nobody changes any more."""
         values = self._complete(store).values
         values.flags.writeable = False
         return values
-
-    def moved(self, store: Store) -> float:
-        """How far the attempt moves the block: the root mean square of x' − x over its elements.
-
-        0 where the settings have no use for it.
-        """
-        attempt = self._complete(store)
-        return math.sqrt(attempt.squares / attempt.values.size)
 
     def settle(self, store: Store) -> None:
         """What the attempt has made counts from now on."""

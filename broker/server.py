@@ -64,18 +64,18 @@ _ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoini
 
 @dataclass(frozen=True)
 class _Kept:
-    """A block that is to be made durable, or was. trouble: why it is not yet. moved: as in `Stored`."""
+    """A block that is to be made durable, or was. trouble: why it is not yet. values: None where nobody was counted."""
 
     store: Store
-    values: Vector
-    moved: float
+    values: Vector | None
     trouble: OSError | None = None
 
 
 def _commit(store: BlockStore, kept: _Kept) -> _Kept:
     """On the disk's thread."""
     try:
-        store.commit(kept.store, kept.values)
+        if kept.values is not None:
+            store.commit(kept.store, kept.values)
     except OSError as error:
         return dataclasses.replace(kept, trouble=error)
     return kept
@@ -111,6 +111,7 @@ class Broker:
         """Raises whatever failed in a callback of the loop or in a fold: a bug of ours ends the broker, loudly."""
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: self._fail(context))
         self._view.start()
+        self._handle(Tick())
         try:
             over = await self._over
         except Exception:
@@ -158,7 +159,7 @@ class Broker:
                     self._folding.setdefault(effect.round, now)
                     self._fold.put(partial(self._blocks.fold, effect))
                 case Store():
-                    self._keep(_Kept(effect, self._blocks.values(effect), self._blocks.moved(effect)))
+                    self._keep(_Kept(effect, self._blocks.values(effect) if effect.attempt else None))
                 case Committed():
                     self._folding.pop(effect.round, None)
                     self._record.committed(effect, self._coordinator.members(effect.round), now)
@@ -211,9 +212,12 @@ class Broker:
             self.say(f"cannot store round {store.round}: {kept.trouble}; trying again in {_DISK_RETRY_S:g} s")
             asyncio.get_running_loop().call_later(_DISK_RETRY_S, self._keep, dataclasses.replace(kept, trouble=None))
             return
-        self._fold.put(partial(self._blocks.settle, store))  # before any fold that builds on it
-        self._record.folded(store.round, self._folding[store.round], time.monotonic())
-        self._handle(Stored(store.round, store.attempt, kept.values.data.cast("B"), kept.moved))
+        values = None
+        if kept.values is not None:
+            self._fold.put(partial(self._blocks.settle, store))  # before any fold that builds on it
+            self._record.folded(store.round, self._folding[store.round], time.monotonic())
+            values = kept.values.data.cast("B")
+        self._handle(Stored(store.round, store.attempt, values))
 
     def _failed(self, error: BaseException) -> None:
         self._fail({"message": "a fold failed", "exception": error})

@@ -25,7 +25,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Held:
-    """A contribution that an earlier process of this worker has finished. payload: complete."""
+    """A contribution that an earlier process of this worker has kept. payload: complete, as it travels."""
 
     offer: Offer
     payload: Payload
@@ -33,20 +33,21 @@ class Held:
 
 @dataclass(frozen=True)
 class Kept:
-    """What an earlier process of this worker has left of a run. versions: by block, as in `Join`.
+    """What an earlier process of this worker has left, in the run `run`.
 
-    position: the first round that it had neither trained nor passed, −1 where that is not known.
+    versions: as in `messages.Join`, of what is in the model. position: the first round that it has neither trained nor
+    passed. held: its contributions to rounds before that, of which nobody has said that they are closed.
     """
 
     run: str
     versions: tuple[int, ...]
     position: int
-    held: tuple[Held, ...]
+    held: tuple[Held, ...] = ()
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Model and data are loaded, as the terms said."""
+    """Model and data are loaded, as the terms said. kept: see `Kept`; what is of another run is passed over."""
 
     config: Config
     manifest: Manifest
@@ -140,7 +141,10 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Started:
-    """Train from `round` on. next: of rounds before it that are still guessed only the `pending` ones will be told."""
+    """Train from `round` on, or from where training is if that is later.
+
+    next: of rounds before it that are still guessed only the `pending` ones will be told.
+    """
 
     round: int
     clients: int

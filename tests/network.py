@@ -16,6 +16,7 @@ whole world knows rather than by what the machines say of themselves:
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import json
 import random
@@ -44,15 +45,17 @@ from parablock.manifest import Block, Manifest, Slot
 from parablock.messages import Chunk, Commit, Evaluated, Message, Start
 from parablock.participant import Participant, State
 from parablock.participant_events import End
+from parablock.saved import Saved, SavedVersion
 from parablock.schedule import Schedule
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy.typing as npt
 
     from parablock.block_file import Label
+    from parablock.saved import Entry
 
     Vector = npt.NDArray[np.float32]
 
@@ -64,6 +67,21 @@ SIZES = (300, 500, 257, 640)
 def manifest_of(sizes: Iterable[int] = SIZES) -> Manifest:
     blocks = [Block(i, f"block {i}", (Slot(f"w{i}", (n,), "float32", 0),)) for i, n in enumerate(sizes)]
     return Manifest(tuple(blocks), ())
+
+
+def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
+    """What a broker finds that begins with this journal: of each round the entry, and what it made of its block."""
+    if not journal:
+        return Saved(0)
+    versions = {}
+    for entry, values in journal:
+        if values is not None:
+            made = entry.block, entry.round, entry.base, entry.contributors, memoryview(values)
+            versions[entry.block] = SavedVersion(*made)
+    last = json.loads(json.dumps(dataclasses.asdict(journal[-1][0])))
+    return Saved(
+        last["round"] + 1, tuple(versions.values()), last["agenda"], tuple(last["clients"]), tuple(last["tardy"])
+    )
 
 
 VARYING = {"adaptive": True, "steps": 1, "min_steps": 1, "max_steps": 3}
@@ -374,6 +392,7 @@ class Network:
         self.over_at = 0.0
         self.processes: list[Process] = []
         # The ledger: what has happened, by round.
+        self.entries: list[Entry] = []
         self.committed: list[events.Committed] = []
         self.values: list[bytes | None] = []  # what each round made of its block
         self.made: dict[tuple[str, int], list[Made]] = defaultdict(list)
@@ -575,7 +594,9 @@ class Network:
             return
         effects = self.coordinator.handle(event, self.now)
         for effect in effects:
-            if isinstance(effect, events.Committed):  # before what is said of it
+            if isinstance(effect, events.Store):
+                self._settle(effect.entry)
+            elif isinstance(effect, events.Committed):  # before what is said of it
                 self._commit(effect, event)
         for effect in effects:
             match effect:
@@ -644,19 +665,31 @@ class Network:
         return made.answer
 
     def _keep(self, store: events.Store) -> events.Event:
-        values, moved = self._blocks.values(store), self._blocks.moved(store)
+        if not store.attempt:
+            return events.Stored(store.round, 0, None)
+        values = self._blocks.values(store)
         self._store.commit(store, values)
         self._blocks.settle(store)
-        return events.Stored(store.round, store.attempt, values.data.cast("B"), moved)
+        return events.Stored(store.round, store.attempt, values.data.cast("B"))
 
     def _execute(self, act: Callable[[], events.Event]) -> None:
         """On the fold executor: one thing after the other, each taking a while."""
         self._folding_until = max(self._folding_until, self.now) + self.rng.uniform(0.0, 0.1)
         self.after(self._folding_until - self.now, lambda: self.handle(act()), self.coordinator)
 
+    def _settle(self, entry: Entry) -> None:
+        """It is settled who counts in a round, and so what comes in_flight + 1 rounds later."""
+        assert entry.round == len(self.entries), "rounds are stored in order, each once"
+        self.entries.append(entry)
+        if entry.attempt and self._schedule is None:
+            rate = learning_rate(self.config.solver, entry.round, self.config.rounds)
+            self._importance.moved(entry.block, entry.moved / rate)
+        self._blocks_by_round.append(self._importance.next())
+
     def _commit(self, commit: events.Committed, event: events.Event) -> None:
-        assert commit.round == len(self.committed), "rounds are committed in order, each once"
-        values = None
+        assert commit.round == len(self.committed) == len(self.entries) - 1, "rounds are committed in order, each once"
+        entry, values = self.entries[-1], None
+        assert (commit.contributors, commit.late, commit.loss) == (entry.contributors, entry.late, entry.loss)
         if commit.contributors:
             assert isinstance(event, events.Stored)
             fold = self.folds[-1]
@@ -668,10 +701,7 @@ class Network:
             assert self._expected(fold) == values, "what was made is not what the formulas say"
             rms = float(np.sqrt(np.mean(np.square(self._formula.content(commit.block) - before))))
             if self._schedule is None:
-                assert event.moved == pytest.approx(rms, rel=1e-3)
-                rate = learning_rate(self.config.solver, commit.round, self.config.rounds)
-                self._importance.moved(commit.block, event.moved / rate)
-        self._blocks_by_round.append(self._importance.next())
+                assert entry.moved == pytest.approx(rms, rel=1e-3)
         self.committed.append(commit)
         self.values.append(values)
 

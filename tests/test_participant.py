@@ -169,7 +169,7 @@ def test_the_conversation_up_to_the_start() -> None:
     assert seat.hear(Terms('{"rounds": 8}')) == []
     assert seat.of(Prepare) == [Prepare('{"rounds": 8}')]
     assert participant.state is State.PREPARING
-    assert seat.prepared() == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (0, 0, 0, 0))]
+    assert seat.prepared() == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (0, 0, 0, 0), -1)]
     assert participant.state is State.JOINING
     seat.hear(Welcome(1))
     assert participant.state is State.WAITING
@@ -435,7 +435,7 @@ def test_joining_again_says_what_is_held_and_needs_no_preparation(seat: Seat) ->
     assert seat.hear(Rejoin("who are you?")) == [Hello("a", "5e55", PROTOCOL)]
     assert seat.of(Notice) == [Notice("joining again: who are you?")]
     assert not seat.participant.may_train(0)
-    assert seat.hear(Terms("{}"), epoch=2) == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (1, 2, 0, 0))]
+    assert seat.hear(Terms("{}"), epoch=2) == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (1, 2, 0, 0), 0)]
     assert seat.hear(Start(4, 2, 2, ()), epoch=1) == [], "of the old epoch"
     seat.hear(Welcome(2), Start(4, 2, 3, (2,)), epoch=2)
     assert seat.of(Started) == [Started(4, 2, 3, pending=(2,))]
