@@ -7,6 +7,7 @@ Where the workers do not just take turns at the rows, who gets what is shown fir
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from parablock import config as settings
-from parablock.run_folder import PARTITION_PLOT, RunFolder, RunFolderError
+from parablock.run_folder import PARTITION_PLOT, WORKERS, RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,6 +145,7 @@ class Launch:
             command = [sys.executable, "-P", "-m", "workers", "--broker", endpoint, "--name", name]
             command += [f"--data={self._config.data.train}", f"--eval={self._config.data.eval}"]
             command += ["--shard", f"{index}/{self._count}", "--threads", str(self._threads), "--device", self._device]
+            command += ["--state", str(self._out / WORKERS / name)]
             if self._config.trust_remote_code:
                 command.append("--trust-remote-code")
             if self._config.eval.task:  # told to nobody but a broker on this machine
@@ -222,6 +224,8 @@ class Launch:
             process.wait()
         for log in self._logs:
             log.close()
+        with contextlib.suppress(OSError):  # a worker may have had to leave something there to come back to
+            (self._out / WORKERS).rmdir()
 
 
 def _sets(config: Config) -> list[str]:
