@@ -9,7 +9,7 @@
         partition.json  which worker has how many rows of which label, and partition.png the plot of it: from
                         `parablock run`, where partition.method is not iid
         blocks/         the newest version of each block, NNNN.safetensors
-        workers/        while it lasts: what the workers of `parablock run` need to go on where they were killed; private
+        workers/        while it lasts: what the workers of `parablock run` need to go on after a kill; private
         report/         the page that `parablock report` writes
         model/          what `parablock export` writes
 
