@@ -8,6 +8,7 @@ first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -297,6 +298,8 @@ class Launch:
             process.wait()
         for log in self._logs:
             log.close()
+        with contextlib.suppress(OSError):  # a worker may have had to leave something there to come back to
+            (self._out / WORKERS).rmdir()
 
 
 def _sets(config: Config) -> list[str]:

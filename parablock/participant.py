@@ -330,8 +330,8 @@ class Participant:
         self._start = start
         self._commits.start(start)
         self._downloads.keep(self._commits.wanted)
-        round = max(start.round, self._contributions.position)
-        self._emit(Started(round, start.clients, start.next, start.pending))
+        first = max(start.round, self._contributions.position)
+        self._emit(Started(first, start.clients, start.next, start.pending))
         self._contributions.start(start.round, start.next, self._commits.told, now)
         self._begun = True
         self._heartbeat(now)  # at once: the broker places our reports in time by it

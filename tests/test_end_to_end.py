@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench.link import Link
 from bench.shaping import Shape
 from bench.simulation import Outcome, Simulation
-from parablock import export, models, report, verify_command
+from parablock import export, models, report, tensor_file, verify_command
 from parablock.run_folder import RunFolder
 from parablock.trace import read_trace
 from tests.processes import Processes, blocks, finished, run, wait_for
@@ -290,6 +290,36 @@ def test_a_killed_worker_is_missed_and_a_new_one_catches_up(tmp_path: Path) -> N
     rounds = [row for row in RunFolder.open(folder).read_metrics() if row["kind"] == "round"]
     assert [row["round"] for row in rounds] == list(range(len(rounds)))
     assert any(row["contributors"] == ["worker-0"] for row in rounds)
+
+
+def test_a_worker_that_is_killed_goes_on_as_if_nothing_had_happened(overlapped: RunFolder, tmp_path: Path) -> None:
+    """Killed while it trains, with a round in flight; the same command brings it back, and the run ends as ever."""
+    threads = str(max((os.cpu_count() or 1) // 2, 1))
+    with Processes(tmp_path, mode="parablock") as processes:
+        workers = [processes.worker(index, "--eval", "builtin", "--threads", threads) for index in range(2)]
+        state = tmp_path / "state-1"
+
+        def in_mid_round() -> bool:
+            """Stopped where what it has sent is on disk: a moment before it the round might be closed without that."""
+            workers[1].send_signal(signal.SIGSTOP)
+            passed = state / "position.safetensors"
+            position = tensor_file.read(passed).facts["round"] if passed.exists() else 0
+            if position >= 2 and processes.said(1).count(": loss ") == position:
+                return True
+            workers[1].send_signal(signal.SIGCONT)
+            return False
+
+        wait_for(in_mid_round)
+        workers[1].kill()
+        workers[1].wait()
+        returned = processes.worker(1, "--eval", "builtin", "--threads", threads)
+        assert processes.broker.wait(timeout=120) == 0, processes.broker_log.read_text()
+        assert [workers[0].wait(timeout=30), returned.wait(timeout=30)] == [0, 0]
+    assert "going on from" in processes.said(1)
+    rows = [row for row in processes.folder_of_run().read_metrics() if row["kind"] == "round"]
+    assert all(row["contributors"] == ["worker-0", "worker-1"] for row in rows)
+    assert blocks(processes.folder_of_run()) == blocks(overlapped)
+    assert not state.exists(), "the run is done"
 
 
 def test_a_worker_of_another_model_is_refused_at_the_door(tmp_path: Path) -> None:
