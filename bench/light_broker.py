@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import dataclasses
 import json
 import logging
 import sys
@@ -18,48 +20,52 @@ from typing import TYPE_CHECKING, Any
 
 from bench import synthetic, usage
 from broker.__main__ import loop_factory, tune
+from broker.opening import begin
 from broker.server import Broker
 from broker.socket import RouterSocket
 from parablock import config as settings
-from parablock.block_file import BlockWriter, Label
-from parablock.run_folder import RunFolder
+from parablock.block_file import BLOCK, BlockWriter, Label
+from parablock.block_versions import BlockVersions
+from parablock.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
+    from broker.opening import Opened
+    from parablock.journal import Row
+
     Vector = npt.NDArray[np.float32]
 
-ENDPOINT = "endpoint"
-"""The file in the run's folder that says where the broker listens, as soon as it does."""
 
+class MeteredVersions(BlockVersions):
+    """Notes what each block's storing took, and what the process had used by then."""
 
-class MeteredFolder(RunFolder):
-    """A run's folder that notes what each block's storing took, and what the process had used by then."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.stored: list[dict[str, Any]] = []
         self.discards = False
 
-    def block_writer(self, label: Label, numel: int) -> BlockWriter:
+    def writer(self, label: Label, numel: int, names: Sequence[str] = (BLOCK,)) -> BlockWriter:
         kind = _DiscardingWriter if self.discards else _MeteredWriter
-        return kind(self.block_path(label.index), label, numel, self.stored)
+        return kind(self.path(label.index, label.version), label, numel, names, self.stored)
 
 
 class _MeteredWriter(BlockWriter):
     """Notes what it took to make a block durable that was written while it was folded."""
 
-    def __init__(self, path: Path, label: Label, numel: int, stored: list[dict[str, Any]]) -> None:
-        super().__init__(path, label, numel)
+    def __init__(
+        self, path: Path, label: Label, numel: int, names: Sequence[str], stored: list[dict[str, Any]]
+    ) -> None:
+        super().__init__(path, label, numel, names)
         self._round = label.round
         self._stored = stored
 
-    def commit(self) -> None:
+    def commit(self, entry: str = "") -> None:
         began = time.monotonic()
-        super().commit()
+        super().commit(entry)
         ended = time.monotonic()
         self._stored.append({"round": self._round, "began": began, "ended": ended, "cpu_s": usage.cpu_s()})
 
@@ -67,18 +73,25 @@ class _MeteredWriter(BlockWriter):
 class _DiscardingWriter(_MeteredWriter):
     """Keeps nothing, so that an exchange is N uploads, the fold, and N downloads, and no disk."""
 
-    def write(self, values: Vector) -> None:
-        del values
+    def write(self, parts: Mapping[str, Vector]) -> None:
+        del parts
 
-    def commit(self) -> None:
+    def commit(self, entry: str = "") -> None:
+        del entry
         self.abort()
         now = time.monotonic()
         self._stored.append({"round": self._round, "began": now, "ended": now, "cpu_s": usage.cpu_s()})
 
 
-async def _serve(config: settings.Config, base: Any, folder: MeteredFolder, socket: RouterSocket) -> bool:
-    broker = Broker(config, base, folder, socket, "bench", time.time_ns())
-    return (await broker.run()).complete
+class _ForgetfulJournal(Journal):
+    """Keeps no rows either."""
+
+    def append(self, row: Row) -> None:
+        self._take(row, "")
+
+
+async def _serve(opened: Opened, socket: RouterSocket) -> bool:
+    return (await Broker(opened, socket).run()).complete
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,14 +113,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     socket = RouterSocket(config.network.bind)
     memory = usage.Memory()
     base = synthetic.base(manifest)
-    with MeteredFolder.create(options.out, config) as folder:
-        assert isinstance(folder, MeteredFolder)
-        folder.discards = options.discard
-        folder.write_manifest(manifest, synthetic.WEIGHTS)
-        (options.out / ENDPOINT).write_text(socket.endpoint + "\n", encoding="utf-8")
+    opened = begin(config, options.out, base)
+    opened.folder.blocks = versions = MeteredVersions(opened.folder.blocks.folder)
+    if options.discard:
+        versions.discards = True
+        opened.journal.close()
+        opened = dataclasses.replace(opened, journal=_ForgetfulJournal.open(opened.journal.path))
+    with contextlib.closing(opened):
+        opened.write_endpoint(socket.endpoint)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            complete = runner.run(_serve(config, base, folder, socket))
-        report = {"stored": folder.stored, "peak_bytes": memory.peak()}
+            complete = runner.run(_serve(opened, socket))
+        report = {"stored": versions.stored, "peak_bytes": memory.peak()}
     options.report.write_text(json.dumps(report), encoding="utf-8")
     return 0 if complete else 1
 

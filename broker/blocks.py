@@ -15,13 +15,17 @@ import numpy as np
 
 from parablock import feedback
 from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit, weighted_mean
+from parablock.block_file import BLOCK, RESIDUAL, SERVER
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
+    from parablock.block_file import StoredBlock
     from parablock.config import Config
     from parablock.manifest import Manifest
 
@@ -53,15 +57,24 @@ class _Attempt:
     made: int = 0
     squares: float = 0.0
 
+    @property
+    def tensors(self) -> dict[str, Vector]:
+        """As the block's file keeps them."""
+        kept = {BLOCK: self.values} | {SERVER + name: vector for name, vector in self.state.items()}
+        return kept if self.residual is None else kept | {RESIDUAL: self.residual}
+
 
 @dataclass(frozen=True)
 class Made:
-    """What a fold has made: the answer to it, and the part of the block, which nobody changes any more."""
+    """What a fold has made: the answer to it, and what is to be kept of it, which nobody changes any more.
+
+    parts: by name of the tensor in the block's file, the block among them, each as long as the chunk.
+    """
 
     answer: Folded
     block: int
     numel: int  # of the whole block
-    values: Vector
+    parts: Mapping[str, Vector]
 
 
 class GlobalBlocks:
@@ -77,6 +90,14 @@ class GlobalBlocks:
         self._state: dict[int, dict[str, Vector]] = {}
         self._residuals: dict[int, Vector] = {}
         self._attempt: _Attempt | None = None
+
+    def restore(self, stored: StoredBlock) -> None:
+        """Go on with a block and the server's state of it as they were stored."""
+        block = stored.label.index
+        self._values[block] = stored.values
+        self._state[block] = stored.state
+        if stored.residual is not None:
+            self._residuals[block] = stored.residual
 
     def fold(self, fold: Fold) -> Made | Unfit:
         """Check one chunk of every contribution, and move that part of the block by their mean."""
@@ -117,19 +138,24 @@ class GlobalBlocks:
         attempt.squares += squares
         for name, vector in state.items():
             attempt.state[name][part] = vector
+        parts = {name: vector[part] for name, vector in attempt.tensors.items()}
         moved = math.sqrt(attempt.squares / x.size) if attempt.made == x.size else 0.0
-        return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload), moved), fold.block, x.size, values)
+        return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload), moved), fold.block, x.size, parts)
 
-    def values(self, store: Store) -> Vector:
-        """The whole block that the attempt has made, shape (numel,), which nobody changes any more."""
-        values = self._complete(store).values
-        values.flags.writeable = False
-        return values
+    def tensors(self, store: Store) -> dict[str, Vector]:
+        """What the attempt has made, as the block's file keeps it: the whole block and the server's state of it.
+
+        By name, each of shape (numel,), and nobody changes them any more.
+        """
+        tensors = self._complete(store).tensors
+        for vector in tensors.values():
+            vector.flags.writeable = False
+        return tensors
 
     def settle(self, store: Store) -> None:
         """What the attempt has made counts from now on."""
-        values, attempt = self.values(store), self._complete(store)
-        self._values[store.block] = values
+        tensors, attempt = self.tensors(store), self._complete(store)
+        self._values[store.block] = tensors[BLOCK]
         self._state[store.block] = attempt.state
         if attempt.residual is not None:
             self._residuals[store.block] = attempt.residual

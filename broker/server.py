@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from broker.blocks import BaseModel, GlobalBlocks, Made
+from broker.blocks import GlobalBlocks, Made
 from broker.record import Record
 from broker.store import BlockStore
 from broker.view import View
 from parablock import wire
+from parablock.block_file import BLOCK
 from parablock.conveyor import Conveyor
 from parablock.coordinator import Coordinator
 from parablock.coordinator_events import (
@@ -45,12 +46,13 @@ from parablock.coordinator_events import (
 from parablock.messages import Heartbeat
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     import numpy.typing as npt
 
+    from broker.opening import Opened
     from broker.socket import RouterSocket
-    from parablock.config import Config
-    from parablock.run_folder import RunFolder
 
     Vector = npt.NDArray[np.float32]
 
@@ -61,21 +63,26 @@ _DISK_RETRY_S = 5.0
 _ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind"})
 """Kinds of `Note` after which a client is no longer on the roster."""
 
+_OWN = frozenset({"restarted", "repaired"})
+"""Kinds of `Note` that are about the broker itself."""
+
 
 @dataclass(frozen=True)
 class _Kept:
-    """A block that is to be made durable, or was. trouble: why it is not yet. values: None where nobody was counted."""
+    """A round that is to be made durable, or was. trouble: why it is not yet.
+
+    tensors: by name of the tensor in the block's file; None where nobody was counted.
+    """
 
     store: Store
-    values: Vector | None
+    tensors: Mapping[str, Vector] | None
     trouble: OSError | None = None
 
 
 def _commit(store: BlockStore, kept: _Kept) -> _Kept:
     """On the disk's thread."""
     try:
-        if kept.values is not None:
-            store.commit(kept.store, kept.values)
+        store.commit(kept.store, kept.tensors)
     except OSError as error:
         return dataclasses.replace(kept, trouble=error)
     return kept
@@ -84,14 +91,19 @@ def _commit(store: BlockStore, kept: _Kept) -> _Kept:
 class Broker:
     """One run, from the first worker to the last. `run` returns whether it was completed, and why it ended."""
 
-    def __init__(
-        self, config: Config, base: BaseModel, folder: RunFolder, socket: RouterSocket, run: str, epoch: int
-    ) -> None:
-        began = time.monotonic()
-        self._coordinator = Coordinator(config, base.manifest, base.weights, base.tokenizer, run, epoch)
+    def __init__(self, opened: Opened, socket: RouterSocket) -> None:
+        """Takes over the blocks of `opened`, and makes the epoch durable. Raises OSError where the disk refuses."""
+        config, folder, base, journal = opened.config, opened.folder, opened.base, opened.journal
+        resumed, began = opened.resumed, opened.began(time.monotonic())
+        epoch, saved = opened.begin_epoch(began), opened.saved
+        self._coordinator = Coordinator(
+            config, base.manifest, base.weights, base.tokenizer, journal.facts.run, epoch, saved
+        )
         self._blocks = GlobalBlocks(base, config)
-        self._store = BlockStore(folder, base.manifest.digest)
-        self._record = Record(folder, base.manifest, config, began)
+        while opened.stored:  # nobody else shall hold on to them
+            self._blocks.restore(opened.stored.pop())
+        self._store = BlockStore(folder.blocks, journal, base.manifest.digest, config.journal.keep)
+        self._record = Record(folder, base.manifest, config, began, opened.rows, journal.entries() if resumed else ())
         self._view = View(config, base.manifest, self._coordinator.block)
         call_soon = asyncio.get_running_loop().call_soon_threadsafe
         self._fold: Conveyor[Made | Unfit] = Conveyor("fold", call_soon, self._folded, self._failed)
@@ -102,6 +114,12 @@ class Broker:
         self._over: asyncio.Future[Over] = asyncio.get_running_loop().create_future()
         self._clients: set[str] = set()
         self._socket = socket
+        if resumed:
+            if journal.next_round:
+                self._view.committed(journal.next_round - 1)
+            self._note(Note("restarted", "", f"as epoch {epoch}, from round {journal.next_round}"), time.monotonic())
+        for text in opened.said:
+            self._note(Note("repaired", "", text), time.monotonic())
         socket.listen(self._on_frames)
 
     def say(self, text: str) -> None:
@@ -115,7 +133,7 @@ class Broker:
         try:
             over = await self._over
         except Exception:
-            self._handle(Stop("the broker failed"))  # so that no worker waits for it
+            self._handle(Stop("the broker failed", returns=True))
             raise
         finally:
             if self._timer is not None:
@@ -130,8 +148,8 @@ class Broker:
         return over
 
     def stop(self, reason: str) -> None:
-        """End the run although it is not complete: every client is told."""
-        self._handle(Stop(reason))
+        """End this broker although the run is not complete: every client is told, and waits for the next one."""
+        self._handle(Stop(reason, returns=True))
 
     def _fail(self, context: dict[str, Any]) -> None:
         error = context.get("exception") or RuntimeError(context["message"])
@@ -159,7 +177,7 @@ class Broker:
                     self._folding.setdefault(effect.round, now)
                     self._fold.put(partial(self._blocks.fold, effect))
                 case Store():
-                    self._keep(_Kept(effect, self._blocks.values(effect) if effect.attempt else None))
+                    self._keep(_Kept(effect, self._blocks.tensors(effect) if effect.attempt else None))
                 case Committed():
                     self._folding.pop(effect.round, None)
                     self._record.committed(effect, self._coordinator.members(effect.round), now)
@@ -193,14 +211,15 @@ class Broker:
             self._clients.discard(note.client)
             self._record.gone(note.client)
             self._view.gone(note.client)
-        self._view.say(f"{note.client or 'a stranger'} {note.kind}: {note.text}")
+        whom = "the broker" if note.kind in _OWN else note.client or "a stranger"
+        self._view.say(f"{whom} {note.kind}: {note.text}")
 
     def _folded(self, made: Made | Unfit) -> None:
         if isinstance(made, Unfit):
             self._handle(made)
             return
         answer = made.answer
-        self._disk.put(partial(self._store.write, answer.round, answer.attempt, made.block, made.numel, made.values))
+        self._disk.put(partial(self._store.write, answer.round, answer.attempt, made.block, made.numel, made.parts))
         self._handle(answer)
 
     def _keep(self, kept: _Kept) -> None:
@@ -213,10 +232,10 @@ class Broker:
             asyncio.get_running_loop().call_later(_DISK_RETRY_S, self._keep, dataclasses.replace(kept, trouble=None))
             return
         values = None
-        if kept.values is not None:
+        if kept.tensors is not None:
             self._fold.put(partial(self._blocks.settle, store))  # before any fold that builds on it
             self._record.folded(store.round, self._folding[store.round], time.monotonic())
-            values = kept.values.data.cast("B")
+            values = kept.tensors[BLOCK].data.cast("B")
         self._handle(Stored(store.round, store.attempt, values))
 
     def _failed(self, error: BaseException) -> None:

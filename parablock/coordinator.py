@@ -172,8 +172,8 @@ class Coordinator:
                 self._collection.stored(round, attempt, values, now)
             case Tick():
                 self._tick(now)
-            case Stop(reason):
-                self._stop(reason)
+            case Stop(reason, returns):
+                self._stop(reason, returns=returns)
 
     def deadline(self) -> float | None:
         """When the next `Tick` is due, on the scale of `now`; None: not before another event.
@@ -361,7 +361,7 @@ class Coordinator:
             if self._collection.complete:
                 self.phase = Phase.DRAINING
             elif self._collection.hopeless:
-                self._stop(self._collection.hopeless)
+                self._stop(self._collection.hopeless, returns=False)
         if self.phase is Phase.DRAINING and not self._roster and not self._roster.expected:
             self._over(complete=True, reason="every round is committed and every client has left")
 
@@ -425,9 +425,9 @@ class Coordinator:
         if kind not in ("lost", "behind", "rejoining"):  # else the same process may come back, and go on with them
             self._collection.withdraw(session.name)
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: str, *, returns: bool) -> None:
         for session in self._roster:
-            self._send(session.peer, Stopped(reason))
+            self._send(session.peer, Stopped(reason, returns))
         self._over(complete=False, reason=reason)
 
     def _over(self, *, complete: bool, reason: str) -> None:

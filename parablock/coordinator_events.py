@@ -74,9 +74,11 @@ class Tick:
 
 @dataclass(frozen=True)
 class Stop:
-    """End the run now, though it is not complete."""
+    """End this broker now, though the run is not complete. returns: another one is to go on with the run, so that the
+    clients wait for it."""
 
     reason: str
+    returns: bool = False
 
 
 Event = Received | Malformed | Folded | Unfit | Stored | Tick | Stop

@@ -299,7 +299,10 @@ class Goodbye:
 
 @dataclass(frozen=True)
 class Stopped:
+    """returns: another broker is to go on with the run; wait for it."""
+
     reason: Reason
+    returns: bool
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,7 @@ class Participant:
         self._calls = 0  # since the broker was last heard
         self._call_after = 0.0  # seconds from the newest call, or whatever was said last, to the next one
         self._silent = False
+        self._stopped = False  # it has said so, and nothing since
         self._leaving_since = now
         self._leave = Leave("")
         self._effects: list[Effect] = []
@@ -256,6 +257,11 @@ class Participant:
         return round >= self.told or self._contributions.keeps_late
 
     @property
+    def run(self) -> str:
+        """The run's id, as the terms said it."""
+        return self._run
+
+    @property
     def told(self) -> int:
         """The first round that is not known to be committed; one before it need not be trained any more."""
         return self._commits.told
@@ -274,7 +280,7 @@ class Participant:
         self._heard_at = now
         self._calls = 0
         if self._silent:
-            self._silent = False
+            self._silent = self._stopped = False
             self._notice("the broker is back")
         match message:
             case Terms():
@@ -302,8 +308,14 @@ class Participant:
                 self._contributions.deferred(round, into, now)
             case Refused(reason):
                 self._gone(End.REFUSED, reason)
-            case Stopped(reason):
-                self._gone(End.LOST, f"the broker stopped: {reason}")
+            case Stopped(reason, returns):
+                if not returns:
+                    self._gone(End.LOST, f"the broker stopped: {reason}")
+                elif self.state is State.LEAVING:
+                    self._gone(End.DONE, f"left the run (the broker stopped: {reason})")
+                else:  # the next one will not know us, and say so
+                    self._silent = self._stopped = True
+                    self._notice(f"the broker stopped: {reason}; waiting for it to come back")
             case Goodbye():
                 self._gone(End.DONE, "left the run")
 
@@ -351,7 +363,8 @@ class Participant:
         self._start = start
         self._commits.start(start)
         self._downloads.keep(self._commits.wanted)
-        self._emit(Started(max(start.round, self._contributions.position), start.clients, start.next))
+        first = max(start.round, self._contributions.position)
+        self._emit(Started(first, start.clients, start.next, start.pending))
         self._contributions.start(start.round, start.next, self._commits.told, now)
         self._begun = True
         self._heartbeat(now)  # at once: the broker places our reports in time by it
@@ -498,8 +511,8 @@ class Participant:
             self._send(Waiting(self._waits_for))
 
     def _finish(self, reason: str, now: float) -> None:
-        if self.state in (State.CALLING, State.PREPARING) and not self._run:
-            self._gone(End.DONE, reason)
+        if self._stopped or (self.state in (State.CALLING, State.PREPARING) and not self._run):
+            self._gone(End.DONE, reason)  # there is nobody to leave
             return
         self.state = State.LEAVING
         self._leaving_since = now

@@ -150,12 +150,13 @@ class Prepare:
 class Started:
     """Train from `round` on, or from where training is if that is later.
 
-    next: rounds before it that are still guessed will not be told any more.
+    next: of rounds before it that are still guessed only the `pending` ones will be told.
     """
 
     round: int
     clients: int
     next: int
+    pending: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,11 @@ from parablock import participant_events as worker
 from parablock import wire
 from parablock.agenda import Turn
 from parablock.aggregation import server_move, weighted_mean
+from parablock.block_file import BLOCK, StoredBlock
 from parablock.codec import codec_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.importance import ImportanceOrder
+from parablock.journal import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
 from parablock.manifest import Block, Manifest, Slot
@@ -58,11 +60,12 @@ from parablock.sessions import SessionState
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
     from parablock.block_file import Label
+    from parablock.journal import Row
 
     Vector = npt.NDArray[np.float32]
 
@@ -397,30 +400,30 @@ class Process:
 
 
 @dataclass
-class Stored:
-    """A version of a block on disk. state, residual: of the server, with it."""
-
-    values: bytes
-    state: dict[str, Vector]
-    residual: Vector | None
-
-
-@dataclass
 class Folder:
-    """What the broker has made durable. A real one is `parablock.run_folder`'s business. refuses: the disk, now."""
+    """What the broker has made durable, as `BlockVersions` and `Journal` do. refuses: the disk, now. dies: the broker,
+    before it writes a row."""
 
     refuses: Callable[[], bool]
-    written: dict[tuple[int, int], bytes] = field(default_factory=dict)  # by block and round, counted or not
-    stored: dict[tuple[int, int], Stored] = field(default_factory=dict)  # likewise, with the server's state
-    entries: list[str] = field(default_factory=list)  # JSON
+    dies: Callable[[], bool]
+    versions: dict[tuple[int, int], StoredBlock] = field(default_factory=dict)  # by block and round
+    entries: list[str] = field(default_factory=list)  # JSON, of the rows
 
-    def block_writer(self, label: Label, numel: int) -> Writer:
-        self.look()
-        return Writer(self, label, numel)
+    def listed(self) -> dict[int, list[int]]:
+        return {}  # what is superseded stays
 
-    def save_block(self, label: Label, values: Vector) -> None:
+    def writer(self, label: Label, numel: int, names: Sequence[str]) -> Writer:
         self.look()
-        self.written[label.index, label.round] = values.tobytes()
+        assert names[0] == BLOCK
+        return Writer(self, label, numel, {name: [] for name in names})
+
+    def save(self, label: Label, tensors: Mapping[str, Vector], entry: str) -> None:
+        self.look()
+        kept = {name: each.copy() for name, each in tensors.items()}
+        self.versions[label.index, label.version - 1] = StoredBlock(label, kept, entry)
+
+    def drop(self, index: int, version: int) -> None:
+        """What is superseded stays: the ledger looks at it."""
 
     def look(self) -> None:
         if self.refuses():
@@ -432,19 +435,25 @@ class Writer:
     folder: Folder
     label: Label
     numel: int
-    content: bytes = b""
+    parts: dict[str, list[Vector]]
 
-    def write(self, values: Vector) -> None:
+    def write(self, parts: Mapping[str, Vector]) -> None:
         self.folder.look()
-        self.content += values.tobytes()
+        for name, part in parts.items():
+            self.parts[name].append(part.copy())
 
-    def commit(self) -> None:
+    def commit(self, entry: str) -> None:
         self.folder.look()
-        assert len(self.content) == 4 * self.numel
-        self.folder.written[self.label.index, self.label.round] = self.content
+        tensors = {name: np.concatenate(parts) for name, parts in self.parts.items()}
+        assert {each.shape for each in tensors.values()} == {(self.numel,)}
+        self.folder.versions[self.label.index, self.label.version - 1] = StoredBlock(self.label, tensors, entry)
 
     def abort(self) -> None:
-        self.content = b""
+        self.parts.clear()
+
+
+class Died(Exception):
+    """The broker, while it stored a round."""
 
 
 class Broker:
@@ -458,46 +467,39 @@ class Broker:
         self._folder = folder
         zeros = [np.zeros(block.numel, np.float32) for block in manifest.blocks]
         self._blocks = GlobalBlocks(BaseModel(manifest, BASE, TOKENIZER, zeros), config)
-        self._store = BlockStore(folder, manifest.digest)  # type: ignore[arg-type]
-        journal: list[tuple[Entry, bytes | None]] = []
-        for text in folder.entries:
-            entry = Entry(**json.loads(text))
-            version = folder.stored[entry.block, entry.round] if entry.attempt else None
-            journal.append((entry, version.values if version is not None else None))
-            if version is not None:
-                self._restore(entry.block, version)
+        self._store = BlockStore(folder, self, manifest.digest, 2)  # type: ignore[arg-type]
+        entries = [entry_from_json(text) for text in folder.entries]
+        for _, version in sorted(folder.versions.items(), key=lambda item: item[0][1]):
+            entry = entry_from_json(version.entry)
+            if entry.round == len(entries):  # its broker died before it wrote the row
+                entries.append(entry)
+                folder.entries.append(version.entry)
+            self._blocks.restore(version)
+        journal = [(e, folder.versions[e.block, e.round].values.tobytes() if e.attempt else None) for e in entries]
         self.coordinator = Coordinator(config, manifest, BASE, TOKENIZER, RUN, epoch, saved_of(journal))
 
-    def _restore(self, block: int, version: Stored) -> None:
-        self._blocks._values[block] = np.frombuffer(version.values, np.float32)
-        self._blocks._state[block] = version.state
-        if version.residual is not None:
-            self._blocks._residuals[block] = version.residual
+    def append(self, row: Row) -> None:
+        """As `Journal.append`. Raises Died."""
+        if self._folder.dies():
+            raise Died
+        self._folder.look()
+        self._folder.entries.append(entry_json(row.entry))
 
     def make(self, fold: events.Fold) -> events.Folded | events.Unfit:
         made = self._blocks.fold(fold)
         if isinstance(made, events.Unfit):
             return made
-        self._store.write(fold.round, fold.attempt, fold.block, made.numel, made.values)
+        self._store.write(fold.round, fold.attempt, fold.block, made.numel, made.parts)
         return made.answer
 
-    def keep_block(self, store: events.Store) -> None:
-        """Raises OSError where the disk refuses."""
-        attempt = self._blocks._attempt
-        assert attempt is not None
-        self._store.commit(store, self._blocks.values(store))
-        content = self._folder.written[store.block, store.round]
-        self._folder.stored[store.block, store.round] = Stored(content, attempt.state, attempt.residual)
-
-    def keep_entry(self, store: events.Store) -> events.Stored:
-        """Raises OSError where the disk refuses."""
-        self._folder.look()
-        self._folder.entries.append(json.dumps(vars(store.entry)))
-        if not store.attempt:
+    def keep(self, store: events.Store) -> events.Stored:
+        """Raises OSError where the disk refuses, and Died."""
+        tensors = self._blocks.tensors(store) if store.attempt else None
+        self._store.commit(store, tensors)
+        if tensors is None:
             return events.Stored(store.round, 0, None)
-        values = self._blocks.values(store)
         self._blocks.settle(store)
-        return events.Stored(store.round, store.attempt, values.data.cast("B"))
+        return events.Stored(store.round, store.attempt, tensors[BLOCK].data.cast("B"))
 
 
 class Formula:
@@ -558,7 +560,9 @@ class Network:
         self.values: list[bytes | None] = []  # what each round made of its block
         self.counted: dict[tuple[str, int], int] = {}  # by client and round it was made for: in which it counted
         self.made: dict[tuple[str, int], list[Made]] = defaultdict(list)
-        self.folder = Folder(lambda: bool(self._befalls("disk", "broker", self.now)))
+        self.folder = Folder(
+            lambda: bool(self._befalls("disk", "broker", self.now)), lambda: self._pass("before the entry")
+        )
         self._formula = Formula(config, self.manifest)
         self._chunks: dict[tuple[int, int, int, int], wire.Envelope] = {}  # sent down; by epoch, round, attempt, offset
         self.notes: list[events.Note] = []
@@ -819,7 +823,7 @@ class Network:
                     self._fold(effect)
                 case events.Store():
                     assert effect.round == len(self.committed), "rounds are stored in order, each once"
-                    self._execute(lambda store=effect: self._keep_block(store))
+                    self._execute(lambda store=effect: self._keep(store))
                 case events.Committed():
                     assert effect.round == len(self.committed) - 1
                     self._check_committed(effect)
@@ -896,27 +900,21 @@ class Network:
         folds.append(fold)
         self._execute(lambda: self.handle(self.broker.make(fold)))
 
-    def _keep_block(self, store: events.Store) -> None:
+    def _keep(self, store: events.Store) -> None:
+        """On the broker's disk thread. A version that has its name is committed, as a restart finds it."""
         if self._pass("before the block"):
             return
+        stored = None
         try:
-            if store.attempt:
-                self.broker.keep_block(store)
+            stored = self.broker.keep(store)
         except OSError:
-            self._again(lambda: self._keep_block(store))
-        else:
-            self._execute(lambda: self._keep_entry(store))
-
-    def _keep_entry(self, store: events.Store) -> None:
-        if self._pass("before the entry"):
-            return
-        try:
-            stored = self.broker.keep_entry(store)
-        except OSError:
-            self._again(lambda: self._keep_entry(store))
-            return
-        self._commit(store, stored)
-        if not self._pass("before the announcement"):
+            self._again(lambda: self._keep(store))
+        except Died:
+            pass
+        durable = (store.block, store.round) in self.folder.versions if store.attempt else stored is not None
+        if durable and len(self.committed) == store.round:
+            self._commit(store)
+        if stored is not None and not self._pass("before the announcement"):
             self._execute(lambda: self.handle(stored))
 
     def _again(self, act: Callable[[], None]) -> None:
@@ -930,7 +928,7 @@ class Network:
         broker.busy_until = max(broker.busy_until, self.now) + self.rng.uniform(0.0, 0.1)
         self.after(broker.busy_until - self.now, act, broker)
 
-    def _commit(self, store: events.Store, stored: events.Stored) -> None:
+    def _commit(self, store: events.Store) -> None:
         """A round is durable, and so is what comes in_flight + 1 rounds later."""
         entry, values = store.entry, None
         assert entry.round == len(self.committed), "rounds are committed in order, each once"
@@ -944,9 +942,7 @@ class Network:
             assert counted[: len(own)] == own
             assert tuple(client for client, *_ in counted) == entry.counted
             self.counted.update((part_of(part, entry.round), entry.round) for part in entry.counted)
-            assert stored.values is not None
-            values = bytes(stored.values)
-            assert self.folder.stored[entry.block, entry.round].values == values, "another block was stored"
+            values = self.folder.versions[entry.block, entry.round].values.tobytes()
             before = self._formula.content(entry.block)
             assert self._expected(fold) == values, "what was made is not what the formulas say"
             if self._schedule is None:

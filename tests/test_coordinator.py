@@ -762,7 +762,7 @@ def test_a_lost_quorum_stops_the_run_once_it_has_lasted() -> None:
     desk.handle(Tick(), after_s=0.2)
     reason = "round 0: 1 of at least 2 clients are there, for 3 s; the run stops (round.quorum_lost)"
     assert desk.of(Note) == [Note("quorum", "", reason)]
-    assert desk.to("a") == [Stopped(reason)]
+    assert desk.to("a") == [Stopped(reason, returns=False)]
     assert desk.of(Over) == [Over(False, reason)]
     assert not desk.asked, "no partial commit"
 
@@ -778,7 +778,7 @@ def test_a_round_that_is_being_stored_is_committed_whole_before_the_quorum_is_gi
     assert [committed.contributors for committed in desk.of(Committed)] == [("a", "b")]
     (over,) = desk.of(Over)
     assert over.reason.startswith("round 1: 1 of at least 2 clients are there, for 0 s; the run stops")
-    assert desk.to("a").index(Stopped(over.reason)) > kinds(desk.to("a")).index(Commit)
+    assert desk.to("a").index(Stopped(over.reason, returns=False)) > kinds(desk.to("a")).index(Commit)
 
 
 def test_with_fewer_than_the_quorum_rounds_go_on_and_it_is_told_once() -> None:
@@ -1082,9 +1082,10 @@ def test_a_run_that_ends_while_nobody_is_there_is_complete() -> None:
     assert desk.of(Over)[0].complete
 
 
-def test_stopping_tells_everybody(desk: Desk) -> None:
-    desk.handle(Stop("interrupted (SIGTERM)"))
-    assert desk.to("a") == desk.to("b") == [Stopped("interrupted (SIGTERM)")]
+@pytest.mark.parametrize("returns", [False, True])
+def test_stopping_tells_everybody(desk: Desk, returns: bool) -> None:
+    desk.handle(Stop("interrupted (SIGTERM)", returns))
+    assert desk.to("a") == desk.to("b") == [Stopped("interrupted (SIGTERM)", returns)]
     assert desk.of(Over) == [Over(False, "interrupted (SIGTERM)")]
 
 

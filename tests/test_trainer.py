@@ -109,7 +109,7 @@ def test_a_device_that_copies_on_its_own_changes_nothing(correction: str, late: 
                 value = held + np.float32(0.5) * solved.values.wait()
                 arrived = Arrived(round, solved.block, 0, -1, 2, True, 0.0, 1.0)
                 committed = [Delivery(arrived, brought(staging, value), change=False)]
-        trainer.revert(3)
+        trainer.revert(3, ())
         told.append([read_block(setup.model, block).numpy().tobytes() for block in setup.manifest.blocks])
     assert told[0] == told[1]
 
@@ -211,6 +211,22 @@ def test_a_training_that_diverges_is_of_no_use_to_any_of_its_rounds() -> None:
     told = trainer.train(2, [0, 3], 1)
     assert [(solved.round, solved.values) for solved in told] == [(2, None), (3, None)]
     assert all("(embeddings + final norm + head + layer " in solved.reason for solved in told)
+
+
+def test_a_round_that_the_broker_has_spent_on_another_block_takes_our_guess_back() -> None:
+    """As its restart does where a block's file was damaged."""
+    trainer = client(config.from_dict({"solver": {"steps": 1}, "round": {"clients": 2}}))
+    setup = trainer._setup
+    before = [read_block(setup.model, block) for block in setup.manifest.blocks]
+    trainer.train(0, [0], 1)
+    repaired = before[2].numpy() + 1.0
+    arrived = Arrived(0, 2, 0, -1, 1, False, 0.0, 0.0)
+    trainer._arrivals.append(Delivery(arrived, brought(setup.staging, repaired), change=False))
+    (landed,) = trainer.land(0, 1)
+    assert (landed.alpha, landed.drift, landed.miss) == (0.0, 0.0, 0.0)
+    for index, block in enumerate(setup.manifest.blocks):
+        held = read_block(setup.model, block).numpy()
+        assert held.tobytes() == (repaired if index == 2 else before[index].numpy()).tobytes()
 
 
 def test_a_change_of_another_version_is_our_own_bug() -> None:
