@@ -335,6 +335,11 @@ class Participant:
         self.state = State.TRAINING
         self._start = start
         self._commits.start(start)
+        for round in start.pending:
+            if (
+                round + 1 in self._versions
+            ):  # an old Join was answered; and what we said then may have ended the sending
+                self._commits.arrive(round)
         self._downloads.keep(self._commits.wanted)
         self._emit(Started(max(start.round, self._contributions.position), start.clients, start.next))
         self._contributions.start(start.round, start.next, self._commits.told, now)
