@@ -362,6 +362,11 @@ class Participant:
         self.state = State.TRAINING
         self._start = start
         self._commits.start(start)
+        for round in start.pending:
+            if (
+                round + 1 in self._versions
+            ):  # an old Join was answered; and what we said then may have ended the sending
+                self._commits.arrive(round)
         self._downloads.keep(self._commits.wanted)
         first = max(start.round, self._contributions.position)
         self._emit(Started(first, start.clients, start.next, start.pending))

@@ -79,6 +79,7 @@ def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False)
     faults = Faults(
         loss=rng.choice([0.0, 0.02, 0.1, 0.1 if large else 0.2]),
         duplication=rng.choice([0.0, 0.0, 0.1, 0.3]),
+        echo=rng.choice([0.0, 0.0, 0.02]),
         delay_s=(0.001, rng.choice([0.02, 0.3, 0.6 if large else 1.5])),
         ordered=rng.random() < 0.5,
         incidents=incidents,

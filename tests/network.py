@@ -51,7 +51,7 @@ from parablock.journal import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
 from parablock.manifest import Block, Manifest, Slot
-from parablock.messages import Chunk, Commit, Evaluated, Message, Start
+from parablock.messages import Chunk, Commit, Evaluated, Hello, Join, Message, Start
 from parablock.participant import Participant, State
 from parablock.participant_events import End
 from parablock.saved import Entry, Saved, SavedVersion
@@ -153,16 +153,23 @@ class Incident:
     point: str = ""
 
 
+ECHO_S = 10.0
+
 POINTS = ("before the block", "before the entry", "before the announcement", "amid the announcement")
 """Moments of a commit: nothing is durable; only the block is; the entry is too; some have heard of it."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What links do. delay_s: fewest and most seconds of one message. ordered: as on one connection, no overtaking."""
+    """What links do. delay_s: fewest and most seconds of one message. ordered: as on one connection, no overtaking.
+
+    echo: how often a copy of a message comes once more, up to `ECHO_S` later; but of a Hello, which would be taken for
+    another process, and of a Join.
+    """
 
     loss: float = 0.0
     duplication: float = 0.0
+    echo: float = 0.0
     delay_s: tuple[float, float] = (0.001, 0.02)
     ordered: bool = True
     incidents: tuple[Incident, ...] = ()
@@ -783,16 +790,21 @@ class Network:
         if self._befalls("cut", process.name, self.now) or rng.random() < faults.loss:
             return
         crossed = self._through_codec(envelope)
+        if faults.echo and rng.random() < faults.echo and not isinstance(envelope.message, Hello | Join):
+            self._deliver(process, crossed, self.now + rng.uniform(0.0, ECHO_S), up=up)
         for _ in range(2 if rng.random() < faults.duplication else 1):
             arrives = self.now + rng.uniform(*faults.delay_s)
             if faults.ordered:
                 arrives = self._connection[process.peer, up] = max(
                     arrives, self._connection.get((process.peer, up), 0.0)
                 )
-            if up:
-                self.after(arrives - self.now, lambda: self.handle(events.Received(process.peer, crossed)), "broker")
-            else:
-                self.after(arrives - self.now, lambda: process.handle(worker.Received(crossed)), process)
+            self._deliver(process, crossed, arrives, up=up)
+
+    def _deliver(self, process: Process, envelope: wire.Envelope, arrives: float, *, up: bool) -> None:
+        if up:
+            self.after(arrives - self.now, lambda: self.handle(events.Received(process.peer, envelope)), "broker")
+        else:
+            self.after(arrives - self.now, lambda: process.handle(worker.Received(envelope)), process)
 
     def _through_codec(self, envelope: wire.Envelope) -> wire.Envelope:
         """What the other side reads. Each message is encoded and decoded once, however often it is sent."""

@@ -429,6 +429,13 @@ def test_what_the_broker_said_before_its_restart_is_passed_over() -> None:
     assert seat.hear(Rejoin("who are you?"), epoch=4) == [Hello("a", "5e55", PROTOCOL)]
 
 
+def test_what_is_in_hand_is_not_waited_for_though_the_start_says_that_it_comes() -> None:
+    """An old Join was answered, and an old Credit has told the broker that all of it is here: nothing will come."""
+    seat = resumed(Kept(RUN, (5, 2, 3, 4), 5))
+    seat.hear(Welcome(2), Start(5, 2, 5, (3, 4)), epoch=3)
+    assert seat.participant.may_train(6)
+
+
 def test_a_contribution_outlives_the_brokers_restart() -> None:
     seat = Seat()
     seat.handle(Due())
