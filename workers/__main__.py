@@ -133,7 +133,8 @@ class Keeping:
         if self.folder is not None:
             return self.folder
         home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        return StateFolder(Path(home) / "parablock" / re.sub(r"[^A-Za-z0-9._-]", "-", run) / name)
+        place = Path(home) / "parablock"
+        return StateFolder(place / re.sub(r"[^A-Za-z0-9._-]", "-", run) / name, within=place)
 
 
 async def _take_part(local: Local, endpoint: str, patience_s: float, keeping: Keeping | None) -> int:
