@@ -56,14 +56,13 @@ class Keeper:
         self._writing: dict[int, Future[None]] = {}  # by block, that of its optimizer's state
         self._told = 0  # rounds
         # What follows is the thread's.
-        position = None if state is None else state.position
-        self._position = position or Position(0)
-        self._open = {} if state is None else {r: spooled.made.block for r, spooled in state.contributions.items()}
-        self._residuals = dict.fromkeys(() if state is None else state.residuals, 0)
-        self._optimizer = dict.fromkeys(() if state is None else state.optimizer, 0)
-        if position is not None:
-            self._residuals = {block: position.residuals[block] for block in self._residuals}
-            self._optimizer = {block: position.optimizer[block] for block in self._optimizer}
+        self._open: dict[int, int] = {}  # by round, the blocks of contributions that are on disk
+        self._residuals: dict[int, int] = {}  # by block, the round through which that on disk goes
+        self._optimizer: dict[int, int] = {}  # likewise
+        if state is not None and state.position is not None:
+            self._open = {round: spooled.made.block for round, spooled in state.contributions.items()}
+            self._residuals = {block: state.position.residuals[block] for block in state.residuals}
+            self._optimizer = {block: state.position.optimizer[block] for block in state.optimizer}
         self._refused = False  # the disk has, and it was told
         self._whole = True  # nothing was refused since the last position
         self._given_up = False
@@ -196,13 +195,13 @@ class Keeper:
 
     def _moved_on(self, position: Position) -> int:
         self._done += 1
-        self._position = replace(
+        named = replace(
             position,
             contributions=dict(self._open),
             residuals=dict(self._residuals),
             optimizer=dict(self._optimizer),
         )
-        written = self._folder.write_position(self._position)
+        written = self._folder.write_position(named)
         if self._refused and self._whole:
             self._refused = False
             log.warning("the worker's state is written into %s again", self._folder.path)
