@@ -22,7 +22,7 @@ What goes up is in `parablock.contributions`, what comes down in `parablock.down
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +171,7 @@ class Participant:
             case Received(envelope):
                 self._receive(envelope, now)
             case Prepared():
-                first, self._prepared = self._prepared is None, event
+                first, self._prepared = self._prepared is None, replace(event, kept=None)  # that is given on
                 self._timing.heartbeat = event.config.network.heartbeat_s
                 self._timing.timeout = event.config.network.timeout_s
                 self._timing.resend = event.config.network.resend_s
