@@ -33,7 +33,8 @@ log = logging.getLogger("broker")
 
 _COLUMNS = (
     "kind", "round", "block", "block_name", "time_s", "loss", "compute_s", "comm_s", "exposed_s", "wait_s", "round_s",
-    "bytes_up", "bytes_down", "contributors", "late", "staleness", "steps", "drift", "alpha", "miss", "loop_lag_p99_ms",
+    "bytes_up", "bytes_down", "contributors", "late", "folded_late", "staleness", "steps", "drift", "alpha", "miss",
+    "loop_lag_p99_ms",
 )  # fmt: skip
 """Of a round's row, in their order."""
 
@@ -202,6 +203,7 @@ class Record:
             "bytes_down": entry.bytes_down,
             "contributors": list(entry.contributors),
             "late": entry.late,
+            "folded_late": len(entry.folded_late),
         }
 
     def _row(self, row: _Row) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class BlockStore:
         if tensors is not None:
             assert self._attempt == (store.round, store.attempt), "another attempt was written last"
             if not self._named:
-                self.name(store, tensors)
+                self._name(store, tensors)
         self._journal.append(Row(store.entry, None if tensors is None else store.round + 1))
         if tensors is not None:
             self._drop_superseded(store.block, store.round + 1)
@@ -81,7 +81,7 @@ class BlockStore:
         if self._writer is not None:
             self._give_up()
 
-    def name(self, store: Store, tensors: Mapping[str, Vector]) -> None:
+    def _name(self, store: Store, tensors: Mapping[str, Vector]) -> None:
         """The first half of `commit`: the version takes its name. Raises as that does."""
         entry = entry_json(store.entry)
         try:
