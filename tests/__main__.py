@@ -25,6 +25,7 @@ CHECKS: tuple[tuple[str, list[str]], ...] = (
             # A process a core; many tests start processes of their own, so that more of them would only wait.
             "--numprocesses=auto",
             "--maxprocesses=4",
+            "--dist=loadfile",  # what a module sets up for all its tests is set up once
             "--cov=parablock",
             "--cov-branch",
             "--cov-report=term",
