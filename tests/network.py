@@ -82,11 +82,12 @@ def config_of(
 ) -> Any:
     """A config with short times: heartbeat 1 s, timeout 6 s, resend 3 s; chunks of 1024 bytes, two of them a window.
 
-    A round takes one step, unless `solver` says otherwise.
+    A round takes one step, and round t trains block t modulo 4, unless `solver` or `schedule` says otherwise.
     """
     network = {"chunk_bytes": 1024, "window_bytes": window, "heartbeat_s": 1.0, "timeout_s": 6.0, "resend_s": 3.0}
     policy = {"clients": clients, "quorum": quorum, "fraction": fraction, "deadline_s": deadline_s}
-    tree = {"rounds": rounds, "network": network, "round": policy, "solver": {"steps": 1}, **top}
+    usual = {"solver": {"steps": 1}, "schedule": {"order": "cyclic"}}
+    tree = {"rounds": rounds, "network": network, "round": policy, **usual, **top}
     return settings.from_dict(tree)
 
 
