@@ -40,13 +40,17 @@ ENVIRONMENT = {
 }
 
 
-def run(settings: config.Config, links: Network, folder: Path) -> RunFolder:
+def run(
+    settings: config.Config, links: Network, folder: Path, modules: Sequence[Sequence[str]] | None = None
+) -> RunFolder:
     """Start a broker and one worker per link, wait until all have ended well, and return the run's folder.
 
     settings: with `network.bind` as `links` says; worker i has shard i of `data.train` and `data.eval`. folder: new;
-    it gets the config, a log per process, and the run in `folder/run`. Raises ChildError, with the ends of the logs,
-    where a process fails or the run stands still.
+    it gets the config, a log per process, and the run in `folder/run`. modules: by worker, what python -m is to run
+    and what goes before a worker's own options; None: `workers`. Raises ChildError, with the ends of the logs, where a
+    process fails or the run stands still.
     """
+    modules = modules or [("workers",)] * len(links.endpoints)
     assert settings.network.bind == links.bind, "the broker must listen where the links lead"
     assert settings.round.clients == len(links.endpoints), "one link per client"
     folder.mkdir()
@@ -67,7 +71,7 @@ def run(settings: config.Config, links: Network, folder: Path) -> RunFolder:
             shard = f"{index}/{len(links.endpoints)}"
             rows = (f"--data={settings.data.train}", f"--eval={settings.data.eval}", "--shard", shard)
             place = (*place, "--state", str(folder / f"{name}-state"))
-            workers.append(children.start(name, [*prefix, *python, "workers", *place, *rows], ENVIRONMENT))
+            workers.append(children.start(name, [*prefix, *python, *modules[index], *place, *rows], ENVIRONMENT))
         children.wait(broker, progress, PATIENCE_S)
         for worker in workers:
             children.wait(worker, progress, _LEAVING_S)

@@ -53,12 +53,16 @@ class Outcome:
 
 
 class Simulation:
-    """The clients of a run, and what they have in common. Raises ValueError as `check` does."""
+    """The clients of a run, and what they have in common. Raises ValueError as `check` does.
 
-    def __init__(self, settings: Config) -> None:
+    steps: of each client in every round, as adaptive K might choose them; None: `solver.steps` of all.
+    """
+
+    def __init__(self, settings: Config, steps: Sequence[int] | None = None) -> None:
         check(settings)
         self._settings = settings
-        self.clients = [Client(settings, index) for index in range(settings.round.clients)]
+        steps = steps or [settings.solver.steps] * settings.round.clients
+        self.clients = [Client(settings, index, taken) for index, taken in enumerate(steps)]
         manifest, model = self.clients[0].setup.manifest, self.clients[0].setup.model
         self.blocks: list[Vector] = [read_block(model, block).numpy() for block in manifest.blocks]
         self._versions = [-1] * len(self.blocks)
@@ -84,7 +88,8 @@ class Simulation:
         counted = [each for each in solved if each.values is not None]
         if counted:
             deltas = [each.values.wait() for each in counted if each.values is not None]
-            mean = weighted_mean(deltas, [each.weight for each in counted])
+            steps = [each.steps for each in counted] if self._settings.round.weights == "normalised" else None
+            mean = weighted_mean(deltas, [each.weight for each in counted], steps)
             move, self._server[block] = server_move(self._settings.server, mean, self._server.get(block, {}))
             self.blocks[block] = self.blocks[block] + move
         base = self._versions[block]
@@ -95,13 +100,14 @@ class Simulation:
 
 
 class Client:
-    """One client: `workers.rounds` without a link."""
+    """One client: `workers.rounds` without a link. steps: of a round."""
 
-    def __init__(self, settings: Config, index: int) -> None:
+    def __init__(self, settings: Config, index: int, steps: int) -> None:
         shard = (index, settings.round.clients)
         local = Local(f"worker-{index}", settings.data.train, settings.data.eval, shard, "", "cpu", 1, False)
         self.setup = prepare(json.dumps(config.to_dict(settings, shared_only=True)), local)
         self._settings = settings
+        self._steps = steps
         self._arrivals: deque[Delivery] = deque()
         self._trainer = Trainer(self.setup, settings.round.clients, self._arrivals, lambda _round, _step: None)
         self._astray = False
@@ -115,7 +121,7 @@ class Client:
             self.synchronous += 1
             self._astray = False
             self.land(round, 0)
-        return self._trainer.train(round, blocks, self._settings.solver.steps)
+        return self._trainer.train(round, blocks, self._steps)
 
     def land(self, round: int, delay: int) -> None:
         landed = self._trainer.land(round - delay - 1, round)
@@ -135,10 +141,10 @@ class Client:
         return total(self._trainer.evaluate().values())
 
 
-def outcome(settings: Config) -> Outcome:
-    """Of a run on one torch thread, from its beginning to its end."""
+def outcome(settings: Config, steps: Sequence[int] | None = None) -> Outcome:
+    """Of a run on one torch thread, from its beginning to its end. steps: as in `Simulation`."""
     _alone()
-    return Simulation(settings).run()
+    return Simulation(settings, steps).run()
 
 
 def pretrain(settings: Config, out: Path) -> None:

@@ -1,11 +1,13 @@
 """What a round of staleness costs: parablock's final held-out loss against fedbcd's at equal rounds, in many settings.
 
     python -m bench.staleness --data ../shared/data --seeds 0-2 --jobs 2 --out staleness.json
+    python -m bench.staleness --data ../shared/data --cases parablock,slow-one --clients 4 --steps 8
     python -m bench.staleness --quick
 
 The built-in model, byte by byte, on GSM8K from scratch; fine-tuned there after a run of fedbcd with another seed; on
 instructions of eight tasks, dealt out in turn, and by Dirichlet(0.3) over the task. From a middle setting (4 clients,
 K = 8, the data's own learning rate) one thing at a time is changed: clients, K, and with --rates the learning rate.
+Case slow-one is parablock where the first client takes K / 2 steps a round: adaptive K of one half as fast.
 Losses are those of simulated runs (`bench.simulation`): what a run of processes gives, without its time. Gaps are means
 over seeds with their 95 % confidence interval (Student's t on log ratios), held against a bar of 0.5 %.
 """
@@ -47,6 +49,8 @@ _GSM8K = ("gsm8k", "data.prompt=question", "data.completion=answer")
 _TASKS = ("instructions", "data.prompt=instruction", "data.completion=response")
 _BUILTIN = ("builtin", "eval.rows=16")
 _PRETRAINING = ("mode=fedbcd", "rounds=64", "seed=1000", "solver.lr=3e-3", "round.clients=4")
+
+SLOW_ONE = "slow-one"
 
 MIDDLE = (4, 8, 1.0)
 """Clients, K, and the factor of the learning rate."""
@@ -113,9 +117,14 @@ class Plan:
             [
                 *self.sources(problem), f"model={model}", f"rounds={self.rounds}", f"round.clients={cell.clients}",
                 f"solver.steps={cell.steps}", f"solver.lr={problem.lr * cell.rate!r}", *self.overrides,
-                *CASES[case].settings, f"seed={seed}",
+                *CASES["parablock" if case == SLOW_ONE else case].settings, f"seed={seed}",
             ],
         )  # fmt: skip
+
+    def steps(self, cell: Cell, case: str) -> tuple[int, ...]:
+        """Of each client in a round."""
+        first = cell.steps // 2 if case == SLOW_ONE else cell.steps
+        return (first, *(cell.steps,) * (cell.clients - 1))
 
     def sources(self, problem: Problem) -> list[str]:
         name, *more = problem.rows
@@ -156,7 +165,8 @@ def _outcomes(plan: Plan, pool: Executor, folder: Path) -> dict[tuple[Cell, str,
     asked = {}
     for seed, cell, case in product(plan.seeds, plan.cells, plan.cases):
         base = model if PROBLEMS[cell.problem].pretrained else "builtin"
-        asked[pool.submit(simulation.outcome, plan.settings(cell, case, seed, base))] = cell, case, seed
+        run = pool.submit(simulation.outcome, plan.settings(cell, case, seed, base), plan.steps(cell, case))
+        asked[run] = cell, case, seed
     found: dict[tuple[Cell, str, int], Outcome] = {}
     began = time.monotonic()
     for done in as_completed(asked):
@@ -273,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--cases",
         default=f"{REFERENCE},parablock",
-        help=f"of {REFERENCE}, parablock, own, stale (default: the first two)",
+        help=f"of {REFERENCE}, parablock, own, stale, {SLOW_ONE} (default: the first two)",
     )
     add("--seeds", default="0-2", help="seeds of the runs, as 0,1,2 or 0-19 (default: 0-2)")
     add("--rounds", type=int, default=32, help="of each run (default: 32)")
@@ -293,9 +303,11 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
             _cells(options), cases, command.seeds(options.seeds), options.rounds, tuple(options.set), options.data,
             options.jobs, options.out,
         )  # fmt: skip
-    known = (REFERENCE, "parablock", "own", "stale")
+    known = (REFERENCE, "parablock", "own", "stale", SLOW_ONE)
     if unknown := [case for case in plan.cases if case not in known]:
         raise ValueError(f"--cases takes {', '.join(known)}, separated by commas; got {', '.join(unknown)}")
+    if SLOW_ONE in plan.cases and (odd := [cell.name for cell in plan.cells if cell.steps % 2]):
+        raise ValueError(f"{SLOW_ONE} halves K, which must be even; got {odd[0]}")
     if plan.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {plan.jobs}")
     if plan.data is None and any(cell.problem != "builtin" for cell in plan.cells):

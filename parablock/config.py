@@ -84,7 +84,7 @@ class Schedule:
     """Which block is trained in which round."""
 
     order: Literal["cyclic", "descending", "random", "importance"] = _key(
-        "cyclic",
+        "descending",
         "order of blocks in a sweep (lisa: its own): first to last, last to first, or a seeded permutation per sweep; "
         "importance: after the first sweep, blocks that moved more at their last visit come more often, each at least "
         "once in the time of two sweeps",

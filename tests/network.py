@@ -123,13 +123,14 @@ def config_of(
 ) -> Any:
     """A config with short times: timeout 6 s, resend 3 s; chunks of 1024 bytes, two of them a window.
 
-    A round takes one step, unless `solver` says otherwise, and has no grace, unless `policy`, which is more of `round`,
-    says so.
+    A round takes one step, and round t trains block t modulo 4, unless `solver` or `schedule` says otherwise; it has no
+    grace, unless `policy`, which is more of `round`, says so.
     """
     times = {"heartbeat_s": heartbeat_s, "timeout_s": 6.0, "resend_s": 3.0}
     network = {"chunk_bytes": 1024, "window_bytes": window, **times}
     round = {"clients": clients, "quorum": quorum, "fraction": fraction, "deadline_s": deadline_s, "grace": False}
-    tree = {"rounds": rounds, "network": network, "round": round | (policy or {}), "solver": {"steps": 1}, **top}
+    usual = {"solver": {"steps": 1}, "schedule": {"order": "cyclic"}}
+    tree = {"rounds": rounds, "network": network, "round": round | (policy or {}), **usual, **top}
     return settings.from_dict(tree)
 
 

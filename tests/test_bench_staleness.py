@@ -87,6 +87,10 @@ def test_a_small_run_from_the_command_line(tmp_path: Path, capsys: pytest.Captur
         (["--problems", "builtin", "--cases", "lora"], "--cases takes fedbcd, .*; got lora"),
         (["--problems", "builtin", "--steps", "1.5"], "--steps takes numbers above 0, .*; got '1.5'"),
         (["--problems", "builtin", "--rates", "0"], "--rates takes numbers above 0, .*; got '0'"),
+        (
+            ["--problems", "builtin", "--cases", "slow-one", "--steps", "4,3"],
+            "halves K, .*; got .*K = 3",
+        ),
         (["--problems", "builtin", "--set", "codec.up=int8"], "codecs are not simulated"),
         (["--problems", "builtin", "--set", "pipeline.land=arrival"], "depends on the link"),
         (["--problems", "builtin", "--set", "solver.step=3"], "solver.step"),
@@ -95,6 +99,16 @@ def test_a_small_run_from_the_command_line(tmp_path: Path, capsys: pytest.Captur
 def test_what_cannot_be_run_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert staleness.main(arguments) == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_slow_one_takes_half_of_the_steps() -> None:
+    options = staleness._parser().parse_args(["--data", ".", "--cases", "parablock,slow-one", "--steps", "8"])
+    plan = staleness._plan(options, None)
+    assert plan.cases == ("fedbcd", "parablock", "slow-one")
+    assert plan.steps(CELL, "slow-one") == (4, 8, 8, 8)
+    assert plan.steps(CELL, "parablock") == (8, 8, 8, 8)
+    settings = [plan.settings(CELL, case, 0, "builtin") for case in ("parablock", "slow-one")]
+    assert settings[0] == settings[1]
 
 
 # The simulation
@@ -113,6 +127,14 @@ def test_the_guard_makes_rounds_synchronous() -> None:
     assert outcome.synchronous == 4, "two clients in rounds 2 and 3; nothing had landed before round 1"
     assert outcome.miss == 1.0
     assert [client.synchronous for client in made.clients] == [2, 2]
+
+
+def test_steps_may_differ_between_clients() -> None:
+    given = config.load(None, [*BUILTIN, "solver.steps=2", "rounds=2"])
+    made = Simulation(given, steps=(1, 2))
+    trained = [client.train(0, [0])[0] for client in made.clients]
+    assert [each.steps for each in trained] == [1, 2]
+    assert trained[0].weight < trained[1].weight
 
 
 def test_a_simulation_refuses_what_depends_on_the_link() -> None:

@@ -137,7 +137,7 @@ def test_a_finished_runs_page_is_whole_and_says_what_came_out(
     assert len(page.ids) == len(set(page.ids)), "an identifier occurs twice"
     assert page.uses <= set(page.ids), "something refers to what is not there"
     for words in (
-        "gsm8k", "Finished: 20 rounds in 1 min 26 s.", "parablock", "org/ tiny", "7, cyclic", "2: ann, bob",
+        "gsm8k", "Finished: 20 rounds in 1 min 26 s.", "parablock", "org/ tiny", "7, descending", "2: ann, bob",
         "1.630 → 0.966", "3.1 % → 25.0 %", "shrink, lands at boundary", "75.0 %", "client-1", "60 MB",
     ):  # fmt: skip
         assert words in page.text
@@ -205,7 +205,7 @@ def test_a_page_comes_of_any_run(rows: list[dict[str, Any]], spans: list[Span]) 
 def test_a_run_that_goes_on_says_how_far_it_is() -> None:
     text = Page(report.page("run", settings(), FINISHED[:4], [])).text
     assert "Not finished: 3 of 20 rounds in 18.0 s." in text
-    assert "3 so far, cyclic" in text
+    assert "3 so far, descending" in text
     assert "No round of 20 is done yet." in report.page("run", settings(), [], [])
     some = Page(report.page("run", settings(round={"clients": 8, "fraction": 0.25}), [], [])).text
     assert "8 expected; 2 of 8 a round" in some
