@@ -88,10 +88,20 @@ class Made:
 
 
 class LightClient:
-    """One client of a run. delta: at least as long as any block, and nobody changes it."""
+    """One client of a run. delta: at least as long as any block, and nobody changes it.
+
+    watch: looked at after each round; then the times are forgotten as soon as they are reported.
+    """
 
     def __init__(
-        self, link: Link, name: str, manifest: Manifest, delta: Vector, pause_s: float, gate: AsyncVisitor | None
+        self,
+        link: Link,
+        name: str,
+        manifest: Manifest,
+        delta: Vector,
+        pause_s: float,
+        gate: AsyncVisitor | None,
+        watch: usage.Watch | None,
     ) -> None:
         self._link = link
         self._name = name
@@ -99,6 +109,7 @@ class LightClient:
         self._delta = delta
         self._pause_s = pause_s
         self._gate = gate
+        self._watch = watch
         self._host = Host()
         self._held: dict[int, tuple[int, Vector]] = {}  # by block: the round that made it, and its values
         self._steps = 0  # that a round is to take, once the settings are known
@@ -130,6 +141,8 @@ class LightClient:
             assert turn is not None
             assert turn.trains, "light clients take part in every round"
             self._contribute(round, turn.block)
+            if self._watch is not None:
+                self._watch.look(round)
             round = max(round + 1, link.participant.told)
         await link.leave("done")
         return {
@@ -164,6 +177,9 @@ class LightClient:
                     if before is not None:
                         self._host.release(before)
             self._link.handle(Say(self._report(arrived)))
+            if self._watch is not None:
+                self._began.pop(arrived.round, None)
+                self._arrived.pop(arrived.round, None)
 
     def _report(self, arrived: Arrived) -> messages.Landed:
         began = self._began.get(arrived.round)
@@ -198,6 +214,7 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
     context.set(zmq.MAX_SOCKETS, 2 * options.count + 8)  # its default is 1023
     plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
     links, gates, clients = [], [], []
+    watch = usage.Watch(options.watch) if options.watch else None
     for index in range(options.first, options.first + options.count):
         name = f"light-{index:04d}"
         link = Link(options.broker, name, secrets.token_hex(16), _PATIENCE_S, lambda: None, plain)
@@ -206,7 +223,7 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
         if gate is not None:
             gates.append(gate)
         delta = synthetic.delta(index, options.block_bytes // 4)
-        clients.append(LightClient(link, name, manifest, delta, options.pause_s, gate))
+        clients.append(LightClient(link, name, manifest, delta, options.pause_s, gate, watch))
 
     def fail(_loop: asyncio.AbstractEventLoop, trouble: dict[str, Any]) -> None:
         for link in links:
@@ -221,6 +238,8 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
             link.close()
         for gate in gates:
             gate.close()
+        if watch is not None:
+            watch.close()
         context.term()
     return {"clients": [task.result() for task in tasks], "peak_bytes": memory.peak()}
 
@@ -237,6 +256,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--pause-s", type=float, default=0.0, help="rest before each contribution, in place of training")
     add("--gate", default="", metavar="ENDPOINT", help="wait here before each round")
     add("--report", type=Path, required=True, metavar="FILE", help="where to write what was measured, as JSON")
+    add(
+        "--watch", type=Path, metavar="FILE", help="write there what this process holds after each round; no times then"
+    )
     options = parser.parse_args(argv)
     keep_freed_memory()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

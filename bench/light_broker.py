@@ -25,7 +25,7 @@ from parablock.block_file import BlockWriter, Label
 from parablock.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -37,12 +37,22 @@ ENDPOINT = "endpoint"
 
 
 class MeteredFolder(RunFolder):
-    """A run's folder that notes what each block's storing took, and what the process had used by then."""
+    """A run's folder that notes what each block's storing took, and what the process had used by then.
+
+    watch: looked at after each round; then nothing is noted.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.stored: list[dict[str, Any]] = []
         self.discards = False
+        self.watch: usage.Watch | None = None
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        super().append_metrics(row)
+        if self.watch is not None and row["kind"] == "round":
+            self.watch.look(row["round"])
+            self.stored.clear()
 
     def block_writer(self, label: Label, numel: int) -> BlockWriter:
         kind = _DiscardingWriter if self.discards else _MeteredWriter
@@ -92,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--block-bytes", type=int, required=True, help="bytes of each of them, in float32")
     parser.add_argument("--report", type=Path, required=True, metavar="FILE", help="where to write the measures, JSON")
     parser.add_argument("--discard", action="store_true", help="do not store the blocks")
+    parser.add_argument("--watch", type=Path, metavar="FILE", help="write there what this process holds by round")
     options = parser.parse_args(argv)
     tune()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
@@ -103,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with MeteredFolder.create(options.out, config) as folder:
         assert isinstance(folder, MeteredFolder)
         folder.discards = options.discard
+        folder.watch = usage.Watch(options.watch) if options.watch else None
         folder.write_manifest(manifest, synthetic.WEIGHTS)
         (options.out / ENDPOINT).write_text(socket.endpoint + "\n", encoding="utf-8")
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
