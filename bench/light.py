@@ -3,8 +3,9 @@
     python -m bench.light --broker ENDPOINT --first 0 --count 128 --blocks 2 --block-bytes 65536 --report FILE
 
 Any number of them live in one process, on one event loop. In each round a client rests for a fixed time, contributes
-an update that was made once, and waits for the block. What it measured, and a digest of all blocks that it holds, go
-to a file; what is made of them is `bench.exchange`'s business. Imports no torch.
+an update (the same one, or one that follows from its name and the round), and waits for the block. What it measured,
+and a digest of all blocks that it holds, go to a file; what is made of them is the benchmark's business. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import logging
 import secrets
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ import zmq.asyncio
 
 from bench import synthetic, usage
 from bench.gate import AsyncVisitor
+from bench.listener import ListeningLink
 from broker.__main__ import loop_factory
 from parablock import config as settings
 from parablock import messages
@@ -37,10 +39,11 @@ from workers.executor import SWITCH_INTERVAL_S
 from workers.link import Link, SessionEnded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
+    from bench.synthetic import Update
     from parablock.manifest import Manifest
     from parablock.participant_events import Arrived
 
@@ -88,7 +91,7 @@ class Made:
 
 
 class LightClient:
-    """One client of a run. delta: at least as long as any block, and nobody changes it.
+    """One client of a run. update: what it contributes to (round, numel).
 
     watch: looked at after each round; then the times are forgotten as soon as they are reported.
     """
@@ -98,7 +101,7 @@ class LightClient:
         link: Link,
         name: str,
         manifest: Manifest,
-        delta: Vector,
+        update: Callable[[int, int], Update],
         pause_s: float,
         gate: AsyncVisitor | None,
         watch: usage.Watch | None,
@@ -106,13 +109,12 @@ class LightClient:
         self._link = link
         self._name = name
         self._manifest = manifest
-        self._delta = delta
+        self._update = update
         self._pause_s = pause_s
         self._gate = gate
         self._watch = watch
         self._host = Host()
         self._held: dict[int, tuple[int, Vector]] = {}  # by block: the round that made it, and its values
-        self._steps = 0  # that a round is to take, once the settings are known
         self._began: dict[int, float] = {}
         self._arrived: dict[int, float] = {}
 
@@ -122,11 +124,11 @@ class LightClient:
         await link.until(lambda: link.terms is not None)
         assert link.terms is not None
         config = settings.from_dict(json.loads(link.terms))
-        self._steps = config.solver.steps
         link.prepared(Prepared(config, self._manifest, synthetic.WEIGHTS, synthetic.TOKENIZER, 1), self._host)
         round = 0
         while True:
-            await link.until(partial(self._ready, min(round, config.rounds)))
+            # The last block too is to land: beyond the last round nothing may be on its way any more.
+            await link.until(partial(self._ready, round if round < config.rounds else config.rounds + config.in_flight))
             await self._take()
             if link.started is not None:  # the first start, or a new one for a client that fell behind
                 round, link.started = max(round, link.started.round), None
@@ -157,8 +159,8 @@ class LightClient:
 
     def _contribute(self, round: int, block: int) -> None:
         self._began[round] = time.monotonic()
-        delta = Made(self._delta[: self._manifest.blocks[block].numel])
-        self._link.contribute(Contribute(round, block, weight=1, steps=self._steps, loss=0.0), delta)
+        made = self._update(round, self._manifest.blocks[block].numel)
+        self._link.contribute(Contribute(round, block, made.weight, made.steps, made.loss), Made(made.values))
 
     async def _take(self) -> None:
         """Keep what has arrived in place of what it replaces, and report on it as a worker does."""
@@ -192,7 +194,7 @@ class LightClient:
             alpha=1.0,
             drift=0.0,
             miss=0.0,
-            steps=self._steps,
+            steps=1,
             staleness=0,
             loop_lag_ms=0.0,
         )
@@ -217,13 +219,16 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
     watch = usage.Watch(options.watch) if options.watch else None
     for index in range(options.first, options.first + options.count):
         name = f"light-{index:04d}"
-        link = Link(options.broker, name, secrets.token_hex(16), _PATIENCE_S, lambda: None, plain)
+        make = partial(ListeningLink, options.log) if options.log else Link
+        link = make(options.broker, name, secrets.token_hex(16), _PATIENCE_S, lambda: None, plain)
         links.append(link)
         gate = AsyncVisitor(context, options.gate) if options.gate else None
         if gate is not None:
             gates.append(gate)
-        delta = synthetic.delta(index, options.block_bytes // 4)
-        clients.append(LightClient(link, name, manifest, delta, options.pause_s, gate, watch))
+        update = partial(synthetic.update, name)
+        if not options.varied:
+            update = partial(_same, synthetic.Update(synthetic.delta(index, options.block_bytes // 4), 1, 1, 0.0))
+        clients.append(LightClient(link, name, manifest, update, options.pause_s, gate, watch))
 
     def fail(_loop: asyncio.AbstractEventLoop, trouble: dict[str, Any]) -> None:
         for link in links:
@@ -244,6 +249,11 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
     return {"clients": [task.result() for task in tasks], "peak_bytes": memory.peak()}
 
 
+def _same(update: Update, _round: int, numel: int) -> Update:
+    """The same in every round, so that making it costs nothing."""
+    return replace(update, values=update.values[:numel])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0; 1 where a session ended before the run did."""
     parser = argparse.ArgumentParser(prog="python -m bench.light", description=(__doc__ or "").partition("\n")[0])
@@ -253,6 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--count", type=int, default=1, help="how many clients live here")
     add("--blocks", type=int, required=True, help="blocks of the synthetic model")
     add("--block-bytes", type=int, required=True, help="bytes of each of them, in float32")
+    add("--varied", action="store_true", help="an update of its own for each round (bench.synthetic), by client's name")
+    add("--log", type=Path, metavar="FILE", help="write there what the client, of which there is one, hears and does")
     add("--pause-s", type=float, default=0.0, help="rest before each contribution, in place of training")
     add("--gate", default="", metavar="ENDPOINT", help="wait here before each round")
     add("--report", type=Path, required=True, metavar="FILE", help="where to write what was measured, as JSON")

@@ -6,13 +6,15 @@
 For each number of clients, a short synchronous run over a link of a guessed rate (two, where there is a delay)
 gives C and M; from them comes the rate at which M is the asked multiple of C. Then both modes run over links of that
 rate, as real processes: one broker, and workers with one compute thread each. With --plan, `parablock plan` predicts
-the round times first, over links of the same rate. What is trained is `bench.workload`,
+the round times first, over links of the same rate. With --journal, parablock runs as often again under a broker that
+keeps nothing on disk, in turn, which says what the journal costs. What is trained is `bench.workload`,
 the arithmetic is `bench.figures`; this module starts things, prints a table and draws the round times.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from rich.console import Console
 
 from bench import command, figures, plans, results, runs, workload
 from bench.network import Kind, choose, network
+from bench.paired import Paired, log_ratios, text
 from parablock import config
 from parablock.units import format_rate, parse_duration, parse_numbers, parse_rate
 
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
     from bench.figures import Averages
     from bench.workload import Workload
 
+JOURNAL_BAR = 1.05
+"""A journaled round may take so many times what one does that is kept nowhere."""
+
+_BARE = "bench.unjournaled_broker"
 _GUESS_S = 0.5  # in which the calibration's link moves a block up and down
 
 _console = Console(stderr=True)
@@ -54,6 +61,7 @@ class Plan:
     sweeps: int
     repeat: int
     predict: bool
+    journal: bool
     overrides: tuple[str, ...]
     keep: Path | None
     """A new folder for the runs and their logs, in place of a temporary one."""
@@ -68,12 +76,12 @@ class Bench:
     workload: Workload
     folder: Path
 
-    def run(self, name: str, mode: str, clients: int, rate: float, sweeps: int) -> Averages:
-        """One run of real processes. Raises ChildError, LinkError, FiguresError, ConfigError."""
+    def run(self, name: str, mode: str, clients: int, rate: float, sweeps: int, broker: str = "broker") -> Averages:
+        """One run of real processes. broker: its module. Raises ChildError, LinkError, FiguresError, ConfigError."""
         rounds = figures.rounds_for(sweeps, self.workload.blocks)
         with network(self.plan.kind, [rate] * clients, self.plan.delay_s) as links:
             settings = self._settings(name, mode, rounds, clients, links.bind)
-            finished = runs.run(settings, links, self.folder / name)
+            finished = runs.run(settings, links, self.folder / name, broker)
         return figures.averages(finished.read_metrics(), blocks=len(finished.manifest().blocks), clients=clients)
 
     def predict(self, name: str, clients: int, rate: float) -> list[dict[str, Any]]:
@@ -104,16 +112,23 @@ class Bench:
         if self.plan.predict:
             _console.print(f"{_clients(clients)}: planning at {format_rate(rate)}")
             predicted = self.predict(f"{clients}-{ratio or 'given'}-plan", clients, rate)
-        found = []
+        found, bare = [], []
         for turn in range(self.plan.repeat):
-            pair = []
-            for mode in ("fedbcd", "parablock"):
-                _console.print(f"{_clients(clients)}: {mode} at {format_rate(rate)}")
-                name = f"{clients}-{ratio or 'given'}-{turn}-{mode}"
-                pair.append(self.run(name, mode, clients, rate, self.plan.sweeps))
-            found.append(row(clients, rate, ratio, *pair))
+            kinds = ["fedbcd", "parablock"]
+            if self.plan.journal:  # now the one and now the other first, so that what drifts is in neither's favour
+                kinds.insert(1 + turn % 2, _BARE)
+            measured = {kind: self._measured(kind, f"{clients}-{ratio or 'given'}-{turn}", clients, rate) for kind in kinds}
+            found.append(row(clients, rate, ratio, measured["fedbcd"], measured["parablock"]))
+            bare += [measured[_BARE].round_s] if self.plan.journal else []
         merged = figures.medians(found)
+        merged |= journal_cost([each["parablock_round_s"] for each in found], bare) if bare else {}
         return merged if predicted is None else {**merged, **prediction(merged, predicted)}
+
+    def _measured(self, kind: str, name: str, clients: int, rate: float) -> Averages:
+        """A run of a mode, or of parablock under the broker that keeps nothing."""
+        mode, broker = ("parablock", kind) if kind == _BARE else (kind, "broker")
+        _console.print(f"{_clients(clients)}: {mode} at {format_rate(rate)}{' without the journal' * (kind == _BARE)}")
+        return self.run(f"{name}-{kind}", mode, clients, rate, self.plan.sweeps, broker)
 
 
 def measure(plan: Plan, folder: Path) -> None:
@@ -145,6 +160,12 @@ def row(clients: int, rate: float, ratio: float | None, fedbcd: Averages, parabl
         "fedbcd_rounds_s": list(fedbcd.round_times_s),
         "parablock_rounds_s": list(parablock.round_times_s),
     }
+
+
+def journal_cost(journaled_s: Sequence[float], bare_s: Sequence[float]) -> dict[str, Any]:
+    """What the journal adds to parablock's round, from runs with it and without it, in pairs."""
+    cost = Paired(tuple(log_ratios(journaled_s, bare_s))).told(math.log(JOURNAL_BAR))
+    return {"unjournaled_rounds_s": list(bare_s), "journaled_rounds_s": list(journaled_s), "journal": cost}
 
 
 def prediction(row: dict[str, Any], plans: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -194,6 +215,9 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     if all("planned_fedbcd_s" in row for row in rows):
         columns["plan %"] = lambda row: f"{row['plan_error_fedbcd_pct']:+.1f} {row['plan_error_parablock_pct']:+.1f}"
         caption += "; plan: how far off its round times were, fedbcd and parablock"
+    if all("journal" in row for row in rows):
+        columns["journal %"] = lambda row: text(row["journal"])
+        caption += "; journal: what it adds to a round of parablock, and its 95 % interval"
     return results.table(columns, rows, caption)
 
 
@@ -231,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sweeps", type=int, help="sweeps over all blocks that are measured (default: 5; quick: 2)")
     add("--repeat", type=int, default=1, help="pairs of runs, of which the medians are given (default: 1)")
     add("--plan", action="store_true", help="have `parablock plan` predict each row first, and say how far off it was")
+    add("--journal", action="store_true", help="run parablock without its journal as often, and say what that costs")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
     add("--keep", type=Path, metavar="DIR", help="keep the runs' folders and logs in this new folder")
     return parser
@@ -245,8 +270,10 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     for name, value in (("--steps", steps), ("--sweeps", sweeps), ("--repeat", options.repeat)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if options.quick and (len(clients) > 1 or len(ratios) > 1 or options.repeat > 1):
-        raise ValueError("--quick is one row within 60 s; leave it out for several clients, regimes or repetitions")
+    if options.quick and (len(clients) > 1 or len(ratios) > 1 or options.repeat > 1 or options.journal):
+        raise ValueError(
+            "--quick is one row within 60 s; leave it out for several clients, regimes or repetitions, or the journal"
+        )
     delay_s = parse_duration(options.delay)
     kind, reason = choose(options.link, delay_s)
     _console.print(reason)
@@ -266,6 +293,7 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
         sweeps=sweeps,
         repeat=options.repeat,
         predict=options.plan,
+        journal=options.journal,
         overrides=tuple(options.set),
         keep=options.keep,
         out=options.out,
