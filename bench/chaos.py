@@ -191,9 +191,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--seed", type=int, default=0, help="of the plan: who suffers what and when (default: 0)")
     add("--kills", type=int, help="SIGKILLs, with half as many other faults among them (default: 200; quick: 8)")
-    add(
-        "--workers", choices=get_args(Workers), default="light", help="light (default), or real, with the built-in model"
-    )
+    add("--workers", choices=get_args(Workers), default="light", help="real ones train the built-in model")
     add("--clients", type=int, help="workers, of which every other one has a link to cut (default: light 4, real 2)")
     add("--spacing", type=int, help="rounds between two faults, on the average (default: light 15, real 3)")
     add("--block", default="64KiB", help="size of a light worker's block (default: 64KiB)")

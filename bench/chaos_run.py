@@ -33,6 +33,7 @@ from bench.victims import Victim
 from parablock import config as settings
 from parablock.journal import Journal, JournalError
 from parablock.run_folder import RunFolder
+from parablock.verification import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -264,7 +265,7 @@ class _Ordeal:
         for verdict in self._verdicts:
             seen.wrong += verdict.result()
             seen.verified += 1
-        seen.wrong += _verified(self._out, keep=True)
+        seen.wrong += _verify(self._out)
         if self._over:
             seen.wrong += invariants.leftovers(self._folder)
         with RunFolder.open(self._out) as folder:
@@ -325,9 +326,17 @@ def read_journal(run: Path) -> tuple[list[Entry], list[int]]:
         return list(journal.entries()), list(journal.incarnations)
 
 
-def _verified(run: Path, keep: bool = False) -> list[str]:
-    """What `parablock verify` finds wrong there. The copy goes, unless there was something."""
-    raise NotImplementedError
+def _verified(copy: Path) -> list[str]:
+    """What `parablock verify` finds wrong in a copy, which goes unless it found something."""
+    wrong = _verify(copy)
+    if not wrong:
+        shutil.rmtree(copy)
+    return wrong
+
+
+def _verify(run: Path) -> list[str]:
+    with RunFolder.open(run) as folder:
+        return [f"{run.name}: {problem.file}: {problem.text}" for check in verify(folder) for problem in check.problems]
 
 
 def _free_port() -> int:

@@ -21,7 +21,8 @@ from broker.__main__ import loop_factory, tune
 from broker.server import Broker
 from broker.socket import RouterSocket
 from parablock import config as settings
-from parablock.block_file import BlockWriter, Label
+from parablock.block_file import BLOCK, BlockWriter, Label
+from parablock.block_versions import BlockVersions
 from parablock.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -36,40 +37,51 @@ ENDPOINT = "endpoint"
 """The file in the run's folder that says where the broker listens, as soon as it does."""
 
 
-class MeteredFolder(RunFolder):
-    """A run's folder that notes what each block's storing took, and what the process had used by then.
+class MeteredVersions(BlockVersions):
+    """Notes what each block's storing took, and what the process had used by then."""
 
-    watch: looked at after each round; then nothing is noted.
-    """
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.stored: list[dict[str, Any]] = []
+        self.discards = False
+
+    def writer(self, label: Label, numel: int, names: Sequence[str] = (BLOCK,)) -> BlockWriter:
+        kind = _DiscardingWriter if self.discards else _MeteredWriter
+        return kind(self.path(label.index, label.version), label, numel, names, self.stored)
+
+
+class WatchedFolder(RunFolder):
+    """A run's folder that has the process looked at after each round, once there is a watch."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.stored: list[dict[str, Any]] = []
-        self.discards = False
-        self.watch: usage.Watch | None = None
+        self._watch: usage.Watch | None = None
+        self._forget: list[dict[str, Any]] = []
+
+    def begin_watch(self, watch: usage.Watch, forget: list[dict[str, Any]]) -> None:
+        """forget: rows to be thrown away each time, as what the benchmark keeps would pass for growth."""
+        self._watch, self._forget = watch, forget
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         super().append_metrics(row)
-        if self.watch is not None and row["kind"] == "round":
-            self.watch.look(row["round"])
-            self.stored.clear()
-
-    def block_writer(self, label: Label, numel: int) -> BlockWriter:
-        kind = _DiscardingWriter if self.discards else _MeteredWriter
-        return kind(self.block_path(label.index), label, numel, self.stored)
+        if self._watch is not None and row["kind"] == "round":
+            self._watch.look(row["round"])
+            self._forget.clear()
 
 
 class _MeteredWriter(BlockWriter):
     """Notes what it took to make a block durable that was written while it was folded."""
 
-    def __init__(self, path: Path, label: Label, numel: int, stored: list[dict[str, Any]]) -> None:
-        super().__init__(path, label, numel)
+    def __init__(
+        self, path: Path, label: Label, numel: int, names: Sequence[str], stored: list[dict[str, Any]]
+    ) -> None:
+        super().__init__(path, label, numel, names)
         self._round = label.round
         self._stored = stored
 
-    def commit(self) -> None:
+    def commit(self, entry: str = "") -> None:
         began = time.monotonic()
-        super().commit()
+        super().commit(entry)
         ended = time.monotonic()
         self._stored.append({"round": self._round, "began": began, "ended": ended, "cpu_s": usage.cpu_s()})
 
@@ -77,16 +89,17 @@ class _MeteredWriter(BlockWriter):
 class _DiscardingWriter(_MeteredWriter):
     """Keeps nothing, so that an exchange is N uploads, the fold, and N downloads, and no disk."""
 
-    def write(self, values: Vector) -> None:
-        del values
+    def write(self, parts: Mapping[str, Vector]) -> None:
+        del parts
 
-    def commit(self) -> None:
+    def commit(self, entry: str = "") -> None:
+        del entry
         self.abort()
         now = time.monotonic()
         self._stored.append({"round": self._round, "began": now, "ended": now, "cpu_s": usage.cpu_s()})
 
 
-async def _serve(config: settings.Config, base: Any, folder: MeteredFolder, socket: RouterSocket) -> bool:
+async def _serve(config: settings.Config, base: Any, folder: RunFolder, socket: RouterSocket) -> bool:
     broker = Broker(config, base, folder, socket, "bench", time.time_ns())
     return (await broker.run()).complete
 
@@ -111,15 +124,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     socket = RouterSocket(config.network.bind)
     memory = usage.Memory()
     base = synthetic.base(manifest)
-    with MeteredFolder.create(options.out, config) as folder:
-        assert isinstance(folder, MeteredFolder)
-        folder.discards = options.discard
-        folder.watch = usage.Watch(options.watch) if options.watch else None
+    with WatchedFolder.create(options.out, config) as folder:
+        assert isinstance(folder, WatchedFolder)
+        folder.blocks = versions = MeteredVersions(folder.blocks.folder)
+        versions.discards = options.discard
+        if options.watch:
+            folder.begin_watch(usage.Watch(options.watch), versions.stored)
         folder.write_manifest(manifest, synthetic.WEIGHTS)
         (options.out / ENDPOINT).write_text(socket.endpoint + "\n", encoding="utf-8")
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             complete = runner.run(_serve(config, base, folder, socket))
-        report = {"stored": folder.stored, "peak_bytes": memory.peak()}
+        report = {"stored": versions.stored, "peak_bytes": memory.peak()}
     options.report.write_text(json.dumps(report), encoding="utf-8")
     return 0 if complete else 1
 

@@ -1,4 +1,4 @@
-"""A worker that writes down what it hears: `python -m bench.listening_worker LINES ...`, else as `python -m workers`."""
+"""A worker that writes down what it hears: `python -m bench.listening_worker LINES`, then as `python -m workers`."""
 
 from __future__ import annotations
 

@@ -117,7 +117,8 @@ class Bench:
             kinds = ["fedbcd", "parablock"]
             if self.plan.journal:  # now the one and now the other first, so that what drifts is in neither's favour
                 kinds.insert(1 + turn % 2, _BARE)
-            measured = {kind: self._measured(kind, f"{clients}-{ratio or 'given'}-{turn}", clients, rate) for kind in kinds}
+            name = f"{clients}-{ratio or 'given'}-{turn}"
+            measured = {kind: self._measured(kind, name, clients, rate) for kind in kinds}
             found.append(row(clients, rate, ratio, measured["fedbcd"], measured["parablock"]))
             bare += [measured[_BARE].round_s] if self.plan.journal else []
         merged = figures.medians(found)

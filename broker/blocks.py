@@ -15,11 +15,14 @@ import numpy as np
 
 from parablock import feedback
 from parablock.aggregation import PIECE, STATE, server_move, unfit, weighted_mean
+from parablock.block_file import BLOCK, RESIDUAL, SERVER
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
     from parablock.config import Config
@@ -52,15 +55,24 @@ class _Attempt:
     residual: Vector | None
     squares: float = 0.0
 
+    @property
+    def tensors(self) -> dict[str, Vector]:
+        """As the block's file keeps them."""
+        kept = {BLOCK: self.values} | {SERVER + name: vector for name, vector in self.state.items()}
+        return kept if self.residual is None else kept | {RESIDUAL: self.residual}
+
 
 @dataclass(frozen=True)
 class Made:
-    """What a fold has made: the answer to it, and the part of the block, which nobody changes any more."""
+    """What a fold has made: the answer to it, and what is to be kept of it, which nobody changes any more.
+
+    parts: by name of the tensor in the block's file, the block among them, each as long as the chunk.
+    """
 
     answer: Folded
     block: int
     numel: int  # of the whole block
-    values: Vector
+    parts: Mapping[str, Vector]
 
 
 class GlobalBlocks:
@@ -114,13 +126,18 @@ class GlobalBlocks:
         attempt.squares += squares
         for name, vector in state.items():
             attempt.state[name][part] = vector
-        return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload)), fold.block, x.size, values)
+        parts = {name: vector[part] for name, vector in attempt.tensors.items()}
+        return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload)), fold.block, x.size, parts)
 
-    def values(self, store: Store) -> Vector:
-        """The whole block that the attempt has made, shape (numel,), which nobody changes any more."""
-        values = self._complete(store).values
-        values.flags.writeable = False
-        return values
+    def tensors(self, store: Store) -> dict[str, Vector]:
+        """What the attempt has made, as the block's file keeps it: the whole block and the server's state of it.
+
+        By name, each of shape (numel,), and nobody changes them any more.
+        """
+        tensors = self._complete(store).tensors
+        for vector in tensors.values():
+            vector.flags.writeable = False
+        return tensors
 
     def moved(self, store: Store) -> float:
         """How far the attempt moves the block: the root mean square of x' − x over its elements.
@@ -132,8 +149,8 @@ class GlobalBlocks:
 
     def settle(self, store: Store) -> None:
         """What the attempt has made counts from now on."""
-        values, attempt = self.values(store), self._complete(store)
-        self._values[store.block] = values
+        tensors, attempt = self.tensors(store), self._complete(store)
+        self._values[store.block] = tensors[BLOCK]
         self._state[store.block] = attempt.state
         if attempt.residual is not None:
             self._residuals[store.block] = attempt.residual

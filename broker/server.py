@@ -24,6 +24,7 @@ from broker.record import Record
 from broker.store import BlockStore
 from broker.view import View
 from parablock import wire
+from parablock.block_file import BLOCK
 from parablock.conveyor import Conveyor
 from parablock.coordinator import Coordinator
 from parablock.coordinator_events import (
@@ -45,6 +46,8 @@ from parablock.coordinator_events import (
 from parablock.messages import Heartbeat
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     import numpy.typing as npt
 
@@ -64,10 +67,13 @@ _ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoini
 
 @dataclass(frozen=True)
 class _Kept:
-    """A block that is to be made durable, or was. trouble: why it is not yet. moved: as in `Stored`."""
+    """A block that is to be made durable, or was. trouble: why it is not yet. moved: as in `Stored`.
+
+    tensors: by name of the tensor in the block's file.
+    """
 
     store: Store
-    values: Vector
+    tensors: Mapping[str, Vector]
     moved: float
     trouble: OSError | None = None
 
@@ -75,7 +81,7 @@ class _Kept:
 def _commit(store: BlockStore, kept: _Kept) -> _Kept:
     """On the disk's thread."""
     try:
-        store.commit(kept.store, kept.values)
+        store.commit(kept.store, kept.tensors)
     except OSError as error:
         return dataclasses.replace(kept, trouble=error)
     return kept
@@ -90,7 +96,7 @@ class Broker:
         began = time.monotonic()
         self._coordinator = Coordinator(config, base.manifest, base.weights, base.tokenizer, run, epoch)
         self._blocks = GlobalBlocks(base, config)
-        self._store = BlockStore(folder, base.manifest.digest)
+        self._store = BlockStore(folder.blocks, base.manifest.digest)
         self._record = Record(folder, base.manifest, config, began)
         self._view = View(config, base.manifest, self._coordinator.block)
         call_soon = asyncio.get_running_loop().call_soon_threadsafe
@@ -158,7 +164,7 @@ class Broker:
                     self._folding.setdefault(effect.round, now)
                     self._fold.put(partial(self._blocks.fold, effect))
                 case Store():
-                    self._keep(_Kept(effect, self._blocks.values(effect), self._blocks.moved(effect)))
+                    self._keep(_Kept(effect, self._blocks.tensors(effect), self._blocks.moved(effect)))
                 case Committed():
                     self._folding.pop(effect.round, None)
                     self._record.committed(effect, self._coordinator.members(effect.round), now)
@@ -199,7 +205,7 @@ class Broker:
             self._handle(made)
             return
         answer = made.answer
-        self._disk.put(partial(self._store.write, answer.round, answer.attempt, made.block, made.numel, made.values))
+        self._disk.put(partial(self._store.write, answer.round, answer.attempt, made.block, made.numel, made.parts))
         self._handle(answer)
 
     def _keep(self, kept: _Kept) -> None:
@@ -213,7 +219,7 @@ class Broker:
             return
         self._fold.put(partial(self._blocks.settle, store))  # before any fold that builds on it
         self._record.folded(store.round, self._folding[store.round], time.monotonic())
-        self._handle(Stored(store.round, store.attempt, kept.values.data.cast("B"), kept.moved))
+        self._handle(Stored(store.round, store.attempt, kept.tensors[BLOCK].data.cast("B"), kept.moved))
 
     def _failed(self, error: BaseException) -> None:
         self._fail({"message": "a fold failed", "exception": error})

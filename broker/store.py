@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from parablock.block_file import Label
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     import numpy.typing as npt
 
     from parablock.block_file import BlockWriter
+    from parablock.block_versions import BlockVersions
     from parablock.coordinator_events import Store
-    from parablock.run_folder import RunFolder
 
     Vector = npt.NDArray[np.float32]
 
@@ -27,33 +29,36 @@ log = logging.getLogger("broker")
 class BlockStore:
     """digest: of the manifest, which every file bears."""
 
-    def __init__(self, folder: RunFolder, digest: str) -> None:
-        self._folder = folder
+    def __init__(self, versions: BlockVersions, digest: str) -> None:
+        self._versions = versions
         self._digest = digest
         self._attempt: tuple[int, int] | None = None  # round and number of the attempt that is being written
         self._writer: BlockWriter | None = None  # None: the disk has refused
 
-    def write(self, round: int, attempt: int, block: int, numel: int, values: Vector) -> None:
-        """The next part of the block of `numel` elements that an attempt makes, in place of any attempt before it."""
+    def write(self, round: int, attempt: int, block: int, numel: int, parts: Mapping[str, Vector]) -> None:
+        """The next part of the block of `numel` elements that an attempt makes, in place of any attempt before it.
+
+        parts: by name of the tensor in the block's file.
+        """
         try:
             if self._attempt != (round, attempt):
                 self.close()
                 self._attempt = round, attempt
-                self._writer = self._folder.block_writer(self._label(block, round), numel)
+                self._writer = self._versions.writer(self._label(block, round), numel, tuple(parts))
             if self._writer is not None:
-                self._writer.write(values)
+                self._writer.write(parts)
         except OSError as error:  # nothing was announced yet; `commit` tries again
             log.warning("cannot write round %d's block yet: %s", round, error)
             self._give_up()
 
-    def commit(self, store: Store, values: Vector) -> None:
-        """Make the block durable, of which every part was written. values: the whole block, shape (numel,).
+    def commit(self, store: Store, tensors: Mapping[str, Vector]) -> None:
+        """Make the version durable, of which every part was written. tensors: all of it, each of shape (numel,).
 
-        Raises OSError where the disk refuses; then the version before is still there, and it may be tried again.
+        Raises OSError where the disk refuses; then there is no such version, and it may be tried again.
         """
         assert self._attempt == (store.round, store.attempt), "another attempt was written last"
         if self._writer is None:
-            self._folder.save_block(self._label(store.block, store.round), values)
+            self._versions.save(self._label(store.block, store.round), tensors)
             return
         try:
             self._writer.commit()
@@ -73,4 +78,4 @@ class BlockStore:
             self._writer = None
 
     def _label(self, block: int, round: int) -> Label:
-        return Label(block, round + 1, round, self._digest)
+        return Label(block, round + 1, self._digest)

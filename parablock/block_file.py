@@ -1,9 +1,17 @@
-"""A block on disk: one safetensors file that holds its flat float32 vector, with a checksum in the metadata.
+"""A version of a block on disk: one safetensors file with all that belongs to it, every bit of it under a checksum.
+
+    block        the flat float32 vector, shape (numel,)
+    server.NAME  the server optimizer's vectors of the block, by the names in `parablock.aggregation.STATE`
+    residual     what the way down's codec has lost of the block so far
+    entry        the journal's row of the round that made the version, as UTF-8 JSON
+
+So a version and its state are there together or not at all, and the files alone can tell what the journal told. Of
+these only `block` is in every file.
 
 The format is safetensors' own (https://github.com/huggingface/safetensors#format), so that any tool reads it; it is
-written here, because a block is written while it is being made, part by part, and its checksum is known only at the
-end: XXH3-128, against torn and flipped bits, not against forgery. A new version is written beside the old one and
-takes its place when it is whole and on disk; a reader finds the one or the other and never half of either.
+written here, because a block is written while it is being made, part by part, and its checksums are known only at the
+end: XXH3-128 of each tensor and of the header itself, against torn and flipped bits, not against forgery. A version is
+written beside its place and put there when it is whole and on disk; a reader finds all of it or nothing.
 """
 
 from __future__ import annotations
@@ -11,23 +19,30 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import xxhash
-from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
     Vector = npt.NDArray[np.float32]
 
-TENSOR = "block"  # the only tensor in the file
+BLOCK, SERVER, RESIDUAL, ENTRY = "block", "server.", "residual", "entry"
+"""Names of tensors; SERVER is what those of the server optimizer begin with."""
+
 _CHECKSUM = "xxh3_128"
+_UNKNOWN = "0" * 32  # stands where a checksum will be
+_LONGEST_ENTRY = 10**9
+_NAME = re.compile(r"(\d{4,})-(\d{6,})\.safetensors")
+_ADVICE = "`parablock verify` shows which versions are intact, and a resumed broker goes back to the newest of them"
 
 
 class BlockFileError(ValueError):
@@ -36,93 +51,172 @@ class BlockFileError(ValueError):
 
 @dataclass(frozen=True)
 class Label:
-    """What a file says of its block. round: the one that made this version, −1 where none did.
+    """What a file says of its block. version: the round that made it, plus one; 0: as in the base model, of no round.
 
     manifest: `Manifest.digest` of the model that it belongs to.
     """
 
     index: int
     version: int
-    round: int
     manifest: str
+
+    @property
+    def round(self) -> int:
+        """The one that made this version; −1: none did."""
+        return self.version - 1
 
 
 @dataclass(frozen=True)
 class StoredBlock:
-    """A block as its file holds it, with its checksum verified. values: float32, shape (numel,)."""
+    """A version as its file holds it, with every checksum verified.
+
+    tensors: by name, without the entry, each float32 of shape (numel,). entry: JSON; "": there is none.
+    """
 
     label: Label
-    values: Vector
+    tensors: Mapping[str, Vector]
+    entry: str
+
+    @property
+    def values(self) -> Vector:
+        """The block itself, shape (numel,)."""
+        return self.tensors[BLOCK]
+
+    @property
+    def state(self) -> dict[str, Vector]:
+        """The server optimizer's vectors, by its own names for them."""
+        return {name.removeprefix(SERVER): each for name, each in self.tensors.items() if name.startswith(SERVER)}
+
+    @property
+    def residual(self) -> Vector | None:
+        return self.tensors.get(RESIDUAL)
+
+
+def file_name(index: int, version: int) -> str:
+    """As 0003-000018.safetensors: block 3, version 18, which round 17 has made."""
+    return f"{index:04d}-{version:06d}.safetensors"
+
+
+def numbers(path: Path) -> tuple[int, int] | None:
+    """Index and version that a file's name says; None: it is not the name of a version."""
+    match = _NAME.fullmatch(path.name)
+    return (int(match[1]), int(match[2])) if match is not None else None
+
+
+def partial_name(path: Path) -> Path:
+    """Where a version lies while it is being written."""
+    return path.with_name(f".{path.name}.partial")
 
 
 class BlockWriter:
-    """A version of a block on its way to disk. Everything raises OSError where the disk refuses."""
+    """A version of a block on its way to disk. Everything raises OSError where the disk refuses.
 
-    def __init__(self, path: Path, label: Label, numel: int) -> None:
+    names: of the tensors that come, `block` among them.
+    """
+
+    def __init__(self, path: Path, label: Label, numel: int, names: Sequence[str] = (BLOCK,)) -> None:
+        assert BLOCK in names, f"a version without its block: {names}"
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.partial")
         self._label = label
         self._numel = numel
-        self._checksum = xxhash.xxh3_128()
+        self._written = 0  # elements of each tensor
+        self._checksums = {name: xxhash.xxh3_128() for name in names}
+        # The header's length must be known before what stands in it: with the longest entry there is no longer one.
+        self._header_bytes = len(_header(label, numel, dict.fromkeys([*names, ENTRY], _UNKNOWN), _LONGEST_ENTRY))
+        self._temporary = partial_name(path)
         self._file = self._temporary.open("wb", buffering=0)
-        try:
-            self._write(_header(label, numel, "0" * 32))
-        except OSError:
-            self.abort()
-            raise
 
-    def write(self, values: Vector) -> None:
-        """The block's next elements."""
-        data = values.astype("<f4", copy=False).data.cast("B")
-        self._checksum.update(data)
-        self._write(data)
+    def write(self, parts: Mapping[str, Vector]) -> None:
+        """The next elements of every tensor, as many of each."""
+        assert parts.keys() == self._checksums.keys(), f"parts of {list(parts)}, of {list(self._checksums)}"
+        for place, (name, checksum) in enumerate(self._checksums.items()):
+            data = np.ascontiguousarray(parts[name]).astype("<f4", copy=False).data.cast("B")
+            assert len(data) == 4 * parts[BLOCK].size
+            checksum.update(data)
+            self._write_at(self._header_bytes + 4 * (place * self._numel + self._written), data)
+        self._written += parts[BLOCK].size
 
-    def commit(self) -> None:
-        """Every element was written: make the file durable, and put it in the old one's place."""
-        header = _header(self._label, self._numel, self._checksum.hexdigest())
-        assert self._file.tell() == len(header) + 4 * self._numel, "the block is not written whole"
-        self._file.seek(0)
-        self._write(header)
+    def commit(self, entry: str = "") -> None:
+        """Every element was written: make the file durable, and put it in its place. entry: the journal's row, JSON."""
+        assert self._written == self._numel, "the block is not written whole"
+        data, checksums = entry.encode(), {name: each.hexdigest() for name, each in self._checksums.items()}
+        assert len(data) < _LONGEST_ENTRY
+        if data:
+            self._write_at(self._header_bytes + 4 * self._numel * len(checksums), data)
+            checksums[ENTRY] = xxhash.xxh3_128_hexdigest(data)
+        self._write_at(0, _header(self._label, self._numel, checksums, len(data), self._header_bytes))
         os.fsync(self._file.fileno())
         self._file.close()
         replace(self._temporary, self._path)
 
     def abort(self) -> None:
-        """This version shall not be. The old one stays."""
+        """This version shall not be."""
         with contextlib.suppress(OSError):  # of a disk that is full; what counts is that the file goes
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
-    def _write(self, data: bytes | memoryview) -> None:
+    def _write_at(self, place: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
+        self._file.seek(place)
         while view:
             view = view[self._file.write(view) :]
 
 
 def read(path: Path) -> StoredBlock:
-    """The block in `path`, whose name is its index. Raises BlockFileError."""
-    advice = "restore it from a backup of the run"
+    """The version in `path`, whose name says its index and its number. Raises BlockFileError."""
+    said = numbers(path)
+    if said is None:
+        raise BlockFileError(f"{path} is not named as a version of a block, like {file_name(3, 18)}")
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            values: Vector = file.get_tensor(TENSOR)
-    except (SafetensorError, OSError) as error:
-        raise BlockFileError(f"{path} cannot be read as a block: {error}; {advice}") from error
-    try:
-        index, version, round = (int(metadata[key]) for key in ("index", "version", "round"))
-        label, expected = Label(index, version, round, metadata["manifest"]), metadata[_CHECKSUM]
-    except (KeyError, ValueError) as error:
-        raise BlockFileError(f"{path} was not written by parablock (metadata: {error!r})") from error
-    if index != int(path.stem):
-        raise BlockFileError(f"{path} holds block {index}; was it renamed? {advice.capitalize()}")
-    if values.dtype != np.float32 or values.ndim != 1:
-        raise BlockFileError(f"{path} holds {values.dtype} of shape {values.shape}, not a flat float32 vector")
-    found = xxhash.xxh3_128_hexdigest(values.astype("<f4", copy=False).data.cast("B"))
-    if found != expected:
+        with path.open("rb") as file:
+            stored = _read(path, file)
+    except OSError as error:
+        raise BlockFileError(f"{path} cannot be read: {error.strerror or error}; {_ADVICE}") from error
+    if (stored.label.index, stored.label.version) != said:
         raise BlockFileError(
-            f"{path} is damaged: {_CHECKSUM} of its data is {found[:16]}…, written was {expected[:16]}…; {advice}"
+            f"{path} holds block {stored.label.index}, version {stored.label.version}; was it renamed? "
+            f"Give it back the name {file_name(stored.label.index, stored.label.version)}"
         )
-    return StoredBlock(label, values)
+    return stored
+
+
+def _read(path: Path, file: BinaryIO) -> StoredBlock:
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+    if length > size - 8:
+        raise BlockFileError(f"{path} is torn: {size} bytes are not even its header; {_ADVICE}")
+    text = file.read(length)
+    before, marker, after = text.partition(f'"{_CHECKSUM}":"'.encode())
+    if not marker:
+        raise BlockFileError(f"{path} was not written by parablock, or its header is damaged; {_ADVICE}")
+    if after[:32] != _header_checksum(prefix + before + marker + _UNKNOWN.encode() + after[32:]).encode():
+        raise BlockFileError(f"{path} is damaged: its header does not match its {_CHECKSUM}; {_ADVICE}")
+    tree = json.loads(text)  # what matches its checksum is what was written
+    metadata, tensors = tree.pop("__metadata__"), {}
+    if size != 8 + length + sum(_nbytes(about) for about in tree.values()):
+        raise BlockFileError(f"{path} is torn: {size} bytes are less, or more, than its header says; {_ADVICE}")
+    entry = b""
+    for name, about in tree.items():
+        data = np.empty(_nbytes(about), np.uint8)
+        file.readinto(data.data)  # type: ignore[attr-defined]
+        found, expected = xxhash.xxh3_128_hexdigest(data.data), metadata[f"{_CHECKSUM}.{name}"]
+        if found != expected:
+            raise BlockFileError(
+                f"{path} is damaged: {_CHECKSUM} of its {name} is {found[:16]}…, written was {expected[:16]}…; "
+                f"{_ADVICE}"
+            )
+        if name == ENTRY:
+            entry = data.tobytes()
+        else:
+            tensors[name] = data.view("<f4").astype(np.float32, copy=False)
+    label = Label(int(metadata["index"]), int(metadata["version"]), metadata["manifest"])
+    return StoredBlock(label, tensors, entry.decode())
+
+
+def _nbytes(about: Mapping[str, Any]) -> int:
+    start, end = about["data_offsets"]
+    return int(end) - int(start)
 
 
 def replace(temporary: Path, path: Path) -> None:
@@ -135,15 +229,25 @@ def replace(temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
-def _header(label: Label, numel: int, checksum: str) -> bytes:
-    metadata = {
-        "index": str(label.index),
-        "version": str(label.version),
-        "round": str(label.round),
-        "manifest": label.manifest,
-        _CHECKSUM: checksum,
-    }
-    tensor: dict[str, Any] = {"dtype": "F32", "shape": [numel], "data_offsets": [0, 4 * numel]}
-    text = json.dumps({"__metadata__": metadata, TENSOR: tensor}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data is aligned, and so can be mapped
-    return struct.pack("<Q", len(text)) + text
+def _header(label: Label, numel: int, checksums: Mapping[str, str], entry_bytes: int, size: int = 0) -> bytes:
+    """checksums: by name of the tensors, in their order in the file. size: bytes that it shall have, at least."""
+    metadata = {"index": str(label.index), "version": str(label.version), "manifest": label.manifest}
+    metadata |= {f"{_CHECKSUM}.{name}": checksum for name, checksum in checksums.items()}
+    tree: dict[str, Any] = {"__metadata__": metadata | {_CHECKSUM: _UNKNOWN}}
+    start = 0
+    for name in checksums:
+        dtype, numbers = ("U8", entry_bytes) if name == ENTRY else ("F32", numel)
+        end = start + (1 if name == ENTRY else 4) * numbers
+        tree[name] = {"dtype": dtype, "shape": [numbers], "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(tree, separators=(",", ":")).encode()
+    text += b" " * max(-len(text) % 8, size - 8 - len(text))  # the data is aligned, and so can be mapped
+    header = struct.pack("<Q", len(text)) + text
+    marker = f'"{_CHECKSUM}":"'
+    return header.replace((marker + _UNKNOWN).encode(), (marker + _header_checksum(header)).encode())
+
+
+def _header_checksum(header: bytes) -> str:
+    """Of a header with zeros in this checksum's place."""
+    checksum: str = xxhash.xxh3_128_hexdigest(header)
+    return checksum

@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("parablock.report", "one page with plots from a run's folder"),
     "evaluate": ("workers.evaluate_command", "held-out loss, perplexity, exact match and ROUGE-L of a run or a model"),
     "export": ("parablock.export", "write a run's model as a folder that transformers loads"),
+    "verify": ("parablock.verify_command", "whether a run's folder is intact, and its journal made anew if not"),
+    "gc": ("parablock.gc_command", "drop what is superseded in a run's folder"),
     "config": ("parablock.config_command", "show, check and explain settings"),
 }
 

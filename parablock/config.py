@@ -320,6 +320,20 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Journal:
+    """What the broker keeps on disk."""
+
+    keep: int = _key(
+        2,
+        "newest versions of each block that stay in the run's folder, with the server optimizer's state of them; where "
+        "the newest is found damaged, a resumed broker goes back to the one before it",
+        low=2,
+        high=1_000_000,
+        local=True,
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """Every setting of a run. Built by `load` and `from_dict`, which check it; never changed afterwards."""
 
@@ -351,6 +365,7 @@ class Config:
     eval: Evaluation = field(default_factory=Evaluation)
     codec: Codecs = field(default_factory=Codecs)
     network: Network = field(default_factory=Network)
+    journal: Journal = field(default_factory=Journal)
 
     @property
     def in_flight(self) -> int:
@@ -420,6 +435,24 @@ class Config:
         return 1 if self.mode == "fedcybgd" else max(int(self.round.fraction * clients + 0.5), 1)
 
 
+MAY_CHANGE = frozenset(
+    {
+        "network.bind",
+        "network.heartbeat_s",
+        "network.timeout_s",
+        "network.resend_s",
+        "round.quorum",
+        "round.deadline_s",
+        "journal.keep",
+        "data.train",
+        "data.eval",
+        "trust_remote_code",
+    }
+)
+"""Keys that a resumed run may have otherwise than before: when to stop waiting, and where things are on a machine.
+Every other one has a part in what the rounds before have made, or in what clients that are still there were told."""
+
+
 @dataclass(frozen=True)
 class Key:
     """One setting, as `parablock config --explain` shows it."""
@@ -472,6 +505,26 @@ def to_dict(config: Config, *, shared_only: bool = False) -> dict[str, Any]:
         return result
 
     return walk(config)
+
+
+def check_resumed(before: dict[str, Any], config: Config) -> None:
+    """Raise ConfigError where a run that was begun with the settings `before` (nested) cannot go on with these.
+
+    A key that `before` lacks, because it is younger than the run, counts as at its default.
+    """
+    old, new = to_dict(from_dict(before)), to_dict(config)
+    for key in keys():
+        if key.path not in MAY_CHANGE and (was := _at(old, key.path)) != (is_now := _at(new, key.path)):
+            raise ConfigError(
+                f"{key.path} was {toml_value(was)} when the run began, and would be {toml_value(is_now)} now; leave it "
+                f"as it was (what may change: {', '.join(sorted(MAY_CHANGE))})"
+            )
+
+
+def _at(tree: dict[str, Any], path: str) -> Scalar:
+    for name in path.split("."):
+        tree = tree[name]
+    return typing.cast("Scalar", tree)
 
 
 def to_toml(config: Config) -> str:

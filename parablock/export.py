@@ -61,7 +61,7 @@ def load_trained(folder: RunFolder, *, model: str | None = None) -> models.Loade
         block = manifest.blocks[stored.label.index]
         assert stored.values.shape == (block.numel,), "a block of this manifest has another length"
         blocks.write_block(loaded.model, block, torch.from_numpy(stored.values))
-        found = True
+        found = found or stored.label.version > 0
     if not found:
         raise RunFolderError(f"{folder.path} holds no trained block; wait until the run has committed its first round")
     trainable.merge(loaded.model)

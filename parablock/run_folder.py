@@ -2,18 +2,22 @@
 
     runs/NAME/
         config.toml     every setting as resolved
-        manifest.json   which parameter belongs to which block
+        manifest.json   which parameter belongs to which block, and which run and base model this is
+        journal.sqlite  every committed round (parablock.journal)
+        blocks/         versions of each block, with the server's state of them (parablock.block_versions)
+        lock            which broker is at work here (parablock.folder_lock)
+        endpoint        where it listens, or did
+        launch.json     with which workers `parablock run` goes on
         metrics.jsonl   one object per round or evaluation
         events.jsonl    one object per thing that happened
         trace.json      who did what when (parablock.trace)
         partition.json  which worker has how many rows of which label, and partition.png the plot of it: from
                         `parablock run`, where partition.method is not iid
-        blocks/         the newest version of each block, NNNN.safetensors
         report/         the page that `parablock report` writes
         model/          what `parablock export` writes
 
-It makes the folder, appends to the two logs, and keeps the blocks (`parablock.block_file`). What the rows mean, and
-the broker's journal, are not its business.
+It makes the folder and appends to the two logs. What the rows mean, and when a round is committed, are not its
+business.
 """
 
 from __future__ import annotations
@@ -27,16 +31,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from parablock import block_file
 from parablock import config as settings
 from parablock.append_file import AppendFile, cut_torn_line
-from parablock.block_file import BlockFileError, BlockWriter, Label, StoredBlock
+from parablock.block_file import BlockFileError, StoredBlock
+from parablock.block_versions import BlockVersions
+from parablock.folder_lock import FolderLock, LockedError
 from parablock.manifest import Block, Manifest, Slot
 from parablock.shards import ShardCounts
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from parablock.config import Config
 
 logger = logging.getLogger(__name__)
@@ -50,6 +57,8 @@ PARTITION = "partition.json"
 PARTITION_PLOT = "partition.png"
 BLOCKS = "blocks"
 JOURNAL = "journal.sqlite"
+ENDPOINT = "endpoint"
+LAUNCH = "launch.json"
 
 
 class RunFolderError(ValueError):
@@ -62,7 +71,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Use `create` or `open`; this checks nothing."""
         self.path = path
+        self.blocks = BlockVersions(path / BLOCKS)
         self._logs: dict[str, AppendFile] = {}
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, path: Path | str, config: Config) -> RunFolder:
@@ -114,11 +125,26 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def lock(self, since: str) -> None:
+        """Be the only broker here until `close`. since: the present time, for people.
+
+        Raises RunFolderError where another one is, or where the folder cannot be written.
+        """
+        try:
+            self._lock = FolderLock(self.path, since)
+        except LockedError as error:
+            raise RunFolderError(str(error)) from error
+        except OSError as error:
+            raise RunFolderError(f"cannot lock {self.path}: {error.strerror or error}; make it writable") from error
+
     def close(self) -> None:
-        """Close the logs. Reading still works; another append opens them again."""
+        """Close the logs, and let others in. Reading still works; another append opens the logs again."""
         for file in self._logs.values():
             file.close()
         self._logs.clear()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @property
     def trace_path(self) -> Path:
@@ -201,14 +227,16 @@ class RunFolder:
             rows.append(row)
         return rows
 
-    def write_manifest(self, manifest: Manifest, weights: str = "") -> None:
-        """Keep the partition of the model (names, shapes, offsets) for people and for tools.
+    def write_manifest(self, manifest: Manifest, weights: str = "", *, tokenizer: str = "", run: str = "") -> None:
+        """Keep the partition of the model (names, shapes, offsets) for people and for tools, and what run this is.
 
-        weights: `models.weights_digest` of the base model, by which an export knows it again; "" where unknown.
+        weights, tokenizer: digests of the base model (`parablock.models`), by which an export and the broker's door
+        know it again; "" where unknown. run: its id.
         """
+        facts = {"digest": manifest.digest, "weights": weights, "tokenizer": tokenizer, "run": run}
         temporary = self.path / f".{MANIFEST}.partial"
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"digest": manifest.digest, "weights": weights, **asdict(manifest)}, file, indent=1)
+            json.dump({**facts, **asdict(manifest)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         block_file.replace(temporary, self.path / MANIFEST)
@@ -224,9 +252,13 @@ class RunFolder:
 
     def weights_digest(self) -> str:
         """What `write_manifest` was told of the base model's weights. Raises as `manifest` does."""
+        return self._read_manifest()[1]["weights"]
+
+    def run_facts(self) -> dict[str, str]:
+        """`run`, `weights` and `tokenizer`, as `write_manifest` was told them. Raises as `manifest` does."""
         return self._read_manifest()[1]
 
-    def _read_manifest(self) -> tuple[Manifest, str]:
+    def _read_manifest(self) -> tuple[Manifest, dict[str, str]]:
         path = self.path / MANIFEST
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
@@ -235,7 +267,7 @@ class RunFolder:
                 for block in tree["blocks"]
             )
             manifest = Manifest(blocks, tuple(tree["frozen"]))
-            weights = str(tree["weights"])
+            facts = {name: str(tree[name]) for name in ("run", "weights", "tokenizer")}
             intact = manifest.digest == tree["digest"]
         except OSError as error:
             raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
@@ -243,49 +275,27 @@ class RunFolder:
             raise RunFolderError(f"{path} is damaged: {error!r}; take it from a backup of the run") from error
         if not intact:
             raise RunFolderError(f"{path} is damaged: its digest does not match; take it from a backup of the run")
-        return manifest, weights
-
-    def block_writer(self, label: Label, numel: int) -> BlockWriter:
-        """Begin a new version of block `label.index`, of `numel` elements. Raises OSError where the disk refuses."""
-        return BlockWriter(self.block_path(label.index), label, numel)
-
-    def block_path(self, index: int) -> Path:
-        return self.path / BLOCKS / f"{index:04d}.safetensors"
-
-    def save_block(self, label: Label, values: np.ndarray[Any, np.dtype[np.float32]]) -> None:
-        """Replace a block on disk by `values`, a flat float32 vector; on return it survives a power cut.
-
-        Raises OSError where the disk refuses; then the old version is still there.
-        """
-        assert values.dtype == np.float32, f"a block is kept in float32, got {values.dtype}"
-        assert values.ndim == 1, f"a block is one flat vector, got the shape {values.shape}"
-        writer = self.block_writer(label, values.size)
-        try:
-            writer.write(np.ascontiguousarray(values))
-            writer.commit()
-        except OSError:
-            writer.abort()
-            raise
+        return manifest, facts
 
     def read_blocks(self) -> Iterator[StoredBlock]:
-        """Every stored block by rising index, one in memory at a time.
+        """Every block by rising index as its newest version, one in memory at a time.
 
         Raises RunFolderError, naming the file, where one is damaged.
         """
-        paths = (self.path / BLOCKS).glob("[0-9]*.safetensors")
-        for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
-            try:
-                yield block_file.read(path)
-            except BlockFileError as error:
-                raise RunFolderError(str(error)) from error
+        try:
+            yield from self.blocks.newest()
+        except BlockFileError as error:
+            raise RunFolderError(str(error)) from error
 
-    def load_blocks(self) -> dict[int, tuple[int, np.ndarray[Any, np.dtype[np.float32]]]]:
+    def load_blocks(self) -> dict[int, tuple[int, npt.NDArray[np.float32]]]:
         """Version and values of every stored block, by its index. Raises as `read_blocks` does."""
         return {block.label.index: (block.label.version, block.values) for block in self.read_blocks()}
 
 
 def _already_a_run(path: Path, name: str) -> RunFolderError:
-    return RunFolderError(f"{path} already holds a run ({name}); choose another --out, or delete it")
+    return RunFolderError(
+        f"{path} already holds a run ({name}); go on with it by --resume {path}, choose another --out, or delete it"
+    )
 
 
 def _slot(tree: dict[str, Any]) -> Slot:

@@ -48,7 +48,7 @@ from parablock.schedule import Schedule
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -305,7 +305,8 @@ class Folder:
 
     stored: dict[int, bytes] = field(default_factory=dict)
 
-    def block_writer(self, label: Label, numel: int) -> Writer:
+    def writer(self, label: Label, numel: int, names: Sequence[str]) -> Writer:
+        assert "block" in names
         return Writer(self, label, numel)
 
 
@@ -316,8 +317,8 @@ class Writer:
     numel: int
     content: bytes = b""
 
-    def write(self, values: Vector) -> None:
-        self.content += values.tobytes()
+    def write(self, parts: Mapping[str, Vector]) -> None:
+        self.content += parts["block"].tobytes()
 
     def commit(self) -> None:
         assert len(self.content) == 4 * self.numel
@@ -640,14 +641,14 @@ class Network:
         made = self._blocks.fold(fold)
         if isinstance(made, events.Unfit):
             return made
-        self._store.write(fold.round, fold.attempt, fold.block, made.numel, made.values)
+        self._store.write(fold.round, fold.attempt, fold.block, made.numel, made.parts)
         return made.answer
 
     def _keep(self, store: events.Store) -> events.Event:
-        values, moved = self._blocks.values(store), self._blocks.moved(store)
-        self._store.commit(store, values)
+        tensors, moved = self._blocks.tensors(store), self._blocks.moved(store)
+        self._store.commit(store, tensors)
         self._blocks.settle(store)
-        return events.Stored(store.round, store.attempt, values.data.cast("B"), moved)
+        return events.Stored(store.round, store.attempt, tensors["block"].data.cast("B"), moved)
 
     def _execute(self, act: Callable[[], events.Event]) -> None:
         """On the fold executor: one thing after the other, each taking a while."""

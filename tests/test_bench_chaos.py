@@ -383,7 +383,8 @@ def test_what_is_wrong_is_told_with_the_replay_and_the_folder_stays(
 ) -> None:
     plan = planned("--kills", "2")
     (tmp_path / "broker.log").write_text("its last words")
-    monkeypatch.setattr(chaos_run, "run", lambda *_: dataclasses.replace(seen(), wrong=[f"wrong {n}" for n in range(30)]))
+    broken = dataclasses.replace(seen(), wrong=[f"wrong {n}" for n in range(30)])
+    monkeypatch.setattr(chaos_run, "run", lambda *_: broken)
     with pytest.raises(FiguresError) as failed:
         chaos.measure(plan, tmp_path)
     message = str(failed.value)

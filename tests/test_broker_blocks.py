@@ -11,7 +11,7 @@ import pytest
 from broker.blocks import BaseModel, GlobalBlocks
 from broker.store import BlockStore
 from parablock.aggregation import STATE, Contribution, server_move, weighted_mean
-from parablock.block_file import BlockWriter
+from parablock.block_file import BLOCK, BlockWriter
 from parablock.config import Config, from_dict
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
@@ -45,7 +45,7 @@ class Desk:
         self.folder = RunFolder.create(path / "run", self.config)
         self.base = [vector(index) for index in range(2)]
         self.blocks = GlobalBlocks(BaseModel(MANIFEST, "", "", list(self.base)), self.config)
-        self.disk = BlockStore(self.folder, MANIFEST.digest)
+        self.disk = BlockStore(self.folder.blocks, MANIFEST.digest)
 
     def fold(
         self,
@@ -71,15 +71,15 @@ class Desk:
                 answers.append(made)
                 continue
             answers.append(made.answer)
-            self.disk.write(round, attempt, made.block, made.numel, made.values)
+            self.disk.write(round, attempt, made.block, made.numel, made.parts)
         return answers
 
     def store(self, round: int, attempt: int) -> Vector:
         store = Store(round, round % 2, attempt)
-        values = self.blocks.values(store)
-        self.disk.commit(store, values)
+        tensors = self.blocks.tensors(store)
+        self.disk.commit(store, tensors)
         self.blocks.settle(store)
-        return values
+        return tensors[BLOCK]
 
     def said(self, answers: list[Folded | Unfit], attempt: int) -> Vector:
         """What a client decodes."""
@@ -270,7 +270,8 @@ def test_a_disk_that_refuses_changes_nothing_and_may_be_tried_again(
     assert (version, values.tobytes()) == (1, before.tobytes())
     assert desk.store(2, 1).tobytes() == plain.store(2, 1).tobytes()
     assert desk.folder.load_blocks()[0][0] == 3
-    assert [path.name for path in (desk.folder.path / "blocks").iterdir()] == ["0000.safetensors"]
+    assert desk.folder.blocks.listed() == {0: [1, 3]}
+    assert not desk.folder.blocks.partial()
     for one in twins:  # the optimizer's state and the residual have moved on once
         one.fold(4, 1, {"a": vector(9)})
     assert desk.store(4, 1).tobytes() == plain.store(4, 1).tobytes()

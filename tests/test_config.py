@@ -18,7 +18,18 @@ from rich.console import Console
 
 from parablock import config as settings
 from parablock import config_command
-from parablock.config import Config, ConfigError, from_dict, keys, load, to_dict, to_toml, toml_value
+from parablock.config import (
+    MAY_CHANGE,
+    Config,
+    ConfigError,
+    check_resumed,
+    from_dict,
+    keys,
+    load,
+    to_dict,
+    to_toml,
+    toml_value,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -529,7 +540,7 @@ def test_every_default_is_a_value_that_may_be_set() -> None:
 
 def test_what_stays_on_its_machine_is_not_shared() -> None:
     local = {key.path for key in keys() if key.local}
-    assert local == {"trust_remote_code", "data.train", "data.eval", "network.bind"}
+    assert local == {"trust_remote_code", "data.train", "data.eval", "network.bind", "journal.keep"}
     shared = to_dict(from_dict({"data": {"train": "/secret"}}), shared_only=True)
     for path in LEAVES:
         node: Any = shared
@@ -578,3 +589,23 @@ def test_text_is_bounded() -> None:
     assert load(None, [f"data.template={'x' * 4096}"]).data.template == "x" * 4096
     with pytest.raises(ConfigError, match=r"data\.template has 4097 characters"):
         load(None, [f"data.template={'x' * 4097}"])
+
+
+def test_a_resumed_run_may_differ_only_where_nothing_depends_on_it() -> None:
+    before = to_dict(from_dict({"rounds": 9, "model": "here"}))
+    check_resumed(before, from_dict(before))
+    check_resumed(before, from_dict({**before, "journal": {"keep": 5}, "network": {"bind": "tcp://127.0.0.1:*"}}))
+    for changed, named in (
+        ({"rounds": 10}, "rounds was 9 when the run began, and would be 10 now; leave it as it was"),
+        ({"model": "there"}, 'model was "here" when the run began, and would be "there" now'),
+        ({"server": {"lr": 0.5}}, "server.lr was 1.0 when .*what may change: .*journal.keep.*round.deadline_s"),
+        ({"network": {"chunk_bytes": 65536}}, "network.chunk_bytes was 2097152"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            check_resumed(before, from_dict({**before, **changed}))
+    del before["journal"]  # as of a run that is older than the key
+    check_resumed(before, from_dict(before))
+
+
+def test_what_may_change_are_settings() -> None:
+    assert {key.path for key in keys()} >= MAY_CHANGE

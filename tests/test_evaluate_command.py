@@ -63,14 +63,15 @@ def stored_run(path: Path) -> RunFolder:
     folder = RunFolder.create(path, config)
     folder.write_manifest(manifest)
     for block in manifest.blocks:
-        folder.save_block(Label(block.index, 0, -1, manifest.digest), read_block(model, block).numpy())
+        folder.blocks.save(Label(block.index, 1, manifest.digest), {"block": read_block(model, block).numpy()})
     return folder
 
 
 def forget_head(folder: RunFolder) -> None:
     """Without its head's block the model can only guess."""
     last = folder.manifest().blocks[-1]
-    folder.save_block(Label(last.index, 1, 0, folder.manifest().digest), np.zeros(last.numel, dtype=np.float32))
+    zeros = np.zeros(last.numel, dtype=np.float32)
+    folder.blocks.save(Label(last.index, 2, folder.manifest().digest), {"block": zeros})
 
 
 def test_a_model_by_its_folder_or_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def train(folder: RunFolder, base: PreTrainedModel, only: set[int] | None = None
     for block in manifest.blocks:
         if only is None or block.index in only:
             stored[block.index] = 0.1 * torch.randn(block.numel, generator=generator)
-            folder.save_block(Label(block.index, 1, block.index, manifest.digest), stored[block.index].numpy())
+            folder.blocks.save(Label(block.index, 1, manifest.digest), {"block": stored[block.index].numpy()})
     return stored
 
 
@@ -159,12 +159,12 @@ def test_a_run_without_a_block_has_nothing_to_export(tmp_path: Path) -> None:
 def test_a_damaged_block_is_never_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunFolder.create(tmp_path / "run", save_base(tmp_path / "base"))
     train(folder, build())
-    path = folder.path / "blocks" / "0001.safetensors"
+    path = folder.path / "blocks" / "0001-000001.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     assert export.main([str(folder.path)]) == 2
-    assert "0001.safetensors is damaged" in capsys.readouterr().err
+    assert "0001-000001.safetensors is damaged" in capsys.readouterr().err
     assert not folder.model_path.exists()
 
 

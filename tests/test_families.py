@@ -88,7 +88,7 @@ def test_is_partitioned_trained_and_exported(family: str, tmp_path: Path) -> Non
             assert len(deltas) == 2
             move, _ = server_move(run.server, weighted_mean(deltas, [part.weight for part in solved]), {})
             values[block] = values[block] + move
-            folder.save_block(Label(block, round + 1, round, manifest.digest), values[block])
+            folder.blocks.save(Label(block, round + 1, manifest.digest), {"block": values[block]})
             for client_setup, trainer, arrivals in clients:
                 arrived = Arrived(round, block, 0, -1, 2, True, 0.0, 1.0)
                 arrivals.append(delivery(client_setup, arrived, values[block]))

@@ -6,14 +6,12 @@ import json
 import logging
 import os
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
 from parablock.block_file import Label
 from parablock.config import ConfigError, from_dict
@@ -23,6 +21,7 @@ from parablock.shards import ShardCounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CONFIG = from_dict({"mode": "fedbcd", "rounds": 3, "data": {"template": 'Q: "{prompt}"\nA:'}})
 MANIFEST = Manifest(
@@ -44,10 +43,6 @@ def values(count: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(seed).standard_normal(count).astype(np.float32)
 
 
-def label(index: int, version: int, round: int = 0) -> Label:
-    return Label(index, version, round, MANIFEST.digest)
-
-
 def test_the_config_is_read_back_as_it_was(folder: RunFolder) -> None:
     assert RunFolder.open(folder.path).config() == CONFIG
 
@@ -59,7 +54,9 @@ def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("left", ["config.toml", "metrics.jsonl", "journal.sqlite", "blocks"])
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, left: str) -> None:
     (tmp_path / left).mkdir()
-    with pytest.raises(RunFolderError, match=f"already holds a run \\({left}\\); choose another --out, or delete it"):
+    with pytest.raises(
+        RunFolderError, match=f"already holds a run \\({left}\\); go on with it by --resume .*, choose an"
+    ):
         RunFolder.create(tmp_path, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == [left]
 
@@ -151,14 +148,12 @@ def test_a_log_that_cannot_be_read_is_an_error_that_names_it(folder: RunFolder) 
         folder.read_events()
 
 
-def test_blocks_come_back_bit_for_bit_and_the_newest_wins(folder: RunFolder) -> None:
+def test_blocks_are_read_as_their_newest_versions(folder: RunFolder) -> None:
     first, second, odd = values(7), values(7, seed=1), np.array([np.nan, -0.0, np.inf, 1e-45], dtype=np.float32)
-    folder.save_block(label(0, 1, 0), first)
-    folder.save_block(label(0, 2, 5), second)
-    folder.save_block(label(1, 1, -1), odd)
-    assert folder.block_path(1) == folder.path / "blocks" / "0001.safetensors"
+    for index, version, content in ((0, 0, first), (0, 1, first), (0, 6, second), (1, 0, odd)):
+        folder.blocks.save(Label(index, version, MANIFEST.digest), {"block": content})
     loaded = RunFolder.open(folder.path).load_blocks()
-    assert {index: version for index, (version, _) in loaded.items()} == {0: 2, 1: 1}
+    assert {index: version for index, (version, _) in loaded.items()} == {0: 6, 1: 0}
     assert loaded[0][1].tobytes() == second.tobytes()
     assert loaded[1][1].tobytes() == odd.tobytes()
     assert [(block.label.round, block.label.manifest) for block in folder.read_blocks()] == [
@@ -167,108 +162,38 @@ def test_blocks_come_back_bit_for_bit_and_the_newest_wins(folder: RunFolder) -> 
     ]
 
 
-def test_a_slice_that_is_not_contiguous_is_stored_as_it_reads(folder: RunFolder) -> None:
-    every_other = values(10)[::2]
-    folder.save_block(label(0, 1), every_other)
-    np.testing.assert_array_equal(folder.load_blocks()[0][1], every_other)
-
-
-def test_blocks_are_read_in_the_order_of_their_numbers(folder: RunFolder) -> None:
-    for index in (10_000, 2, 9_999):
-        folder.save_block(label(index, 1), values(3))
-    assert [block.label.index for block in folder.read_blocks()] == [2, 9_999, 10_000]
-
-
-def test_a_crash_before_the_rename_leaves_the_old_version(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = values(7)
-    folder.save_block(label(0, 1), old)
-
-    def crash(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", crash)
-        with pytest.raises(KeyboardInterrupt):
-            folder.save_block(label(0, 2), values(7, seed=1))
-    version, kept = folder.load_blocks()[0]
-    assert (version, kept.tobytes()) == (1, old.tobytes())
-    folder.save_block(label(0, 3), old)  # over what the crash left
-    assert folder.load_blocks()[0][0] == 3
-    assert [path.name for path in (folder.path / "blocks").iterdir()] == ["0000.safetensors"]
-
-
-def test_the_block_is_on_disk_before_its_name_is(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    happened: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def watched_fsync(descriptor: int) -> None:
-        happened.append("fsync " + ("folder" if Path(f"/proc/self/fd/{descriptor}").resolve().is_dir() else "file"))
-        fsync(descriptor)
-
-    def watched_replace(source: Path, target: Path) -> None:
-        happened.append("rename")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(os, "replace", watched_replace)
-    folder.save_block(label(0, 1), values(7))
-    assert happened == ["fsync file", "rename", "fsync folder"]
-
-
-def test_a_flipped_bit_is_found_and_the_file_named(folder: RunFolder) -> None:
-    folder.save_block(label(0, 1), values(7))
-    path = folder.block_path(0)
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 0x10
-    path.write_bytes(content)
-    with pytest.raises(RunFolderError, match=r"0000\.safetensors is damaged: xxh3_128"):
-        folder.load_blocks()
-
-
-def test_a_file_cut_short_is_found_and_named(folder: RunFolder) -> None:
-    folder.save_block(label(0, 1), values(7))
-    path = folder.block_path(0)
+def test_a_damaged_newest_version_is_named_and_no_older_one_passes_for_it(folder: RunFolder) -> None:
+    for version in (1, 2):
+        folder.blocks.save(Label(0, version, MANIFEST.digest), {"block": values(7)})
+    path = folder.blocks.path(0, 2)
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(RunFolderError, match=r"0000\.safetensors cannot be read as a block"):
+    with pytest.raises(RunFolderError, match=r"0000-000002\.safetensors is torn"):
         folder.load_blocks()
 
 
-def test_a_block_under_another_number_is_found(folder: RunFolder) -> None:
-    folder.save_block(label(0, 1), values(7))
-    path = folder.block_path(0)
-    path.rename(path.with_name("0004.safetensors"))
-    with pytest.raises(RunFolderError, match=r"0004\.safetensors holds block 0"):
-        folder.load_blocks()
+def test_one_broker_at_a_time(folder: RunFolder) -> None:
+    folder.lock("noon")
+    other = RunFolder.open(folder.path)
+    with pytest.raises(RunFolderError, match=f"first is in use by a broker .process {os.getpid()} on .*, since noon"):
+        other.lock("one")
+    folder.close()
+    other.lock("two")
+    other.close()
 
 
-def test_another_programs_safetensors_are_refused(folder: RunFolder) -> None:
-    path = folder.path / "blocks" / "0000.safetensors"
-    save_file({"weight": values(7)}, path)
-    with pytest.raises(RunFolderError, match="cannot be read as a block"):
-        folder.load_blocks()
-    save_file({"block": values(7)}, path)
-    with pytest.raises(RunFolderError, match="was not written by parablock"):
-        folder.load_blocks()
-    metadata = {"index": "0", "version": "1", "round": "0", "manifest": "", "xxh3_128": ""}
-    save_file({"block": np.zeros(7)}, path, metadata=metadata)
-    with pytest.raises(RunFolderError, match="holds float64 of shape"):
-        folder.load_blocks()
-
-
-def test_a_block_of_another_dtype_is_our_own_bug(folder: RunFolder) -> None:
-    with pytest.raises(AssertionError, match="float64"):
-        folder.save_block(label(0, 1), np.zeros(7))  # type: ignore[arg-type]
-    with pytest.raises(AssertionError, match=r"one flat vector, got the shape \(2, 2\)"):
-        folder.save_block(label(0, 1), values(4).reshape(2, 2))
-    assert not list((folder.path / "blocks").iterdir())
+def test_a_folder_that_cannot_be_locked_says_why(folder: RunFolder) -> None:
+    (folder.path / "lock").mkdir()
+    with pytest.raises(RunFolderError, match=r"cannot lock .*: Is a directory; make it writable"):
+        folder.lock("noon")
 
 
 def test_the_manifest_is_read_back_as_it_was(folder: RunFolder) -> None:
     assert not folder.has_manifest
-    folder.write_manifest(MANIFEST, weights="abc")
+    folder.write_manifest(MANIFEST, weights="abc", tokenizer="def", run="first-1")
     assert folder.has_manifest
     assert folder.manifest() == MANIFEST
     assert folder.weights_digest() == "abc"
+    assert folder.run_facts() == {"run": "first-1", "weights": "abc", "tokenizer": "def"}
 
 
 def test_a_damaged_manifest_is_found(folder: RunFolder) -> None:

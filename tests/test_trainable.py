@@ -189,7 +189,7 @@ def test_an_export_has_the_adapters_merged(tmp_path: Path) -> None:
     manifest = trainable.prepare(base, config)
     folder.write_manifest(manifest, models.weights_digest(base))
     values = np.random.default_rng(0).normal(0, 0.1, manifest.blocks[0].numel).astype(np.float32)
-    folder.save_block(Label(0, 1, 0, manifest.digest), values)
+    folder.blocks.save(Label(0, 1, manifest.digest), {"block": values})
     assert export.main([str(folder.path)]) == 0
     loaded = models.load(str(folder.model_path), dtype="float32")
     kept = load_trained(folder)

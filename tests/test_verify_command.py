@@ -1,0 +1,291 @@
+"""`parablock verify` and `parablock gc`: each kind of damage is found and named, what can be made anew is, and what is
+needed is never dropped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from parablock import gc_command, verify_command
+from parablock.block_file import Label
+from parablock.config import from_dict, to_dict
+from parablock.journal import Facts, Incarnation, Journal, Row, entry_json
+from parablock.manifest import Block, Manifest, Slot
+from parablock.run_folder import RunFolder
+from tests.test_journal import row
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = from_dict({"mode": "fedbcd", "rounds": 9})
+MANIFEST = Manifest(tuple(Block(i, f"layer {i}", (Slot(f"w{i}", (4,), "float32", 0),)) for i in range(2)), ())
+LIFE = Incarnation(json.dumps(to_dict(CONFIG)), "now", 1, "here", "", 0.0)
+
+
+def save(folder: RunFolder, made: Row) -> None:
+    label = Label(made.entry.block, made.entry.round + 1, MANIFEST.digest)
+    values = np.full(4, made.entry.round, np.float32)
+    folder.blocks.save(label, {"block": values, "residual": values}, entry_json(made.entry))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Seven rounds of two blocks, of which the three newest versions each are there; nobody was counted in round 3."""
+    with RunFolder.create(tmp_path / "run", CONFIG) as folder:
+        folder.write_manifest(MANIFEST, "base", tokenizer="tokens", run="run-1")
+        for block in MANIFEST.blocks:
+            folder.blocks.save(Label(block.index, 0, MANIFEST.digest), {"block": np.zeros(4, np.float32)})
+        with Journal.create(
+            folder.path / "journal.sqlite", Facts("run-1", MANIFEST.digest, "base", "tokens", "")
+        ) as made:
+            made.begin_epoch(LIFE)
+            for round in range(7):
+                if row(round).version is not None:
+                    save(folder, row(round))
+                made.append(row(round))
+        for block in MANIFEST.blocks:
+            for path in folder.blocks.superseded(block.index, keep=3):
+                path.unlink()
+        folder.append_metrics({"round": 0})
+        folder.append_event({"kind": "joined"})
+    return tmp_path / "run"
+
+
+def verified(run: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, list[str]], str]:
+    """The exit code, what is wrong by file, and what was said on stderr."""
+    capsys.readouterr()
+    code = verify_command.main([str(run), "--json", *arguments])
+    out, err = capsys.readouterr()
+    problems: dict[str, list[str]] = {}
+    for check in json.loads(out)["checks"]:
+        for problem in check["problems"]:
+            problems.setdefault(problem["file"], []).append(problem["text"])
+    return code, problems, err
+
+
+def change(run: Path, statement: str) -> None:
+    with sqlite3.connect(run / "journal.sqlite") as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def newest(run: Path) -> list[tuple[int, list[float]]]:
+    return [(block.label.version, block.values.tolist()) for block in RunFolder.open(run).read_blocks()]
+
+
+def test_an_intact_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_command.main([str(run)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "config.toml fedbcd, 9 rounds intact" in shown
+    assert "manifest.json 2 blocks, 8 parameters intact" in shown
+    assert "journal.sqlite 7 rounds, 1 brokers intact" in shown
+    assert "blocks 6 versions of 2 of 2 blocks intact" in shown
+    assert "metrics.jsonl 1 rows intact" in shown
+    before = sorted(path.name for path in run.rglob("*"))
+    assert verified(run, capsys) == (0, {}, "")
+    assert sorted(path.name for path in run.rglob("*")) == before, "it reads only"
+
+
+def test_a_live_broker_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder.open(run) as folder:
+        folder.lock("noon")
+        (run / "blocks" / ".0000-000009.safetensors.partial").write_bytes(b"")
+        assert verify_command.main([str(run)]) == 0
+        assert "since noon): what it writes meanwhile may not have been looked at" in capsys.readouterr().out
+        assert verify_command.main([str(run), "--rebuild"]) == 2
+        assert gc_command.main([str(run)]) == 2
+        assert capsys.readouterr().err.count("is in use by a broker") == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "damaged", "says"),
+    [
+        ("config.toml", "rounds = ", "is not valid TOML"),
+        ("manifest.json", "{}", "manifest.json is damaged"),
+        ("journal.sqlite", "SQLite", "is damaged"),
+        ("metrics.jsonl", "{torn\n", "line 1 is not valid JSON"),
+        ("events.jsonl", "3\n", "line 1 is not a JSON object"),
+        ("trace.json", "[\n?\n]\n", "line 2 is not a trace event"),
+        ("blocks/0001-000006.safetensors", "short", "is torn"),
+    ],
+)
+def test_every_damaged_file_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str], file: str, damaged: str, says: str
+) -> None:
+    (run / file).write_text(damaged)
+    code, problems, _ = verified(run, capsys)
+    assert code == 1
+    assert list(problems) == [file]
+    assert says in problems[file][0]
+    assert verify_command.main([str(run)]) == 1
+    assert f"\n{file}: " in capsys.readouterr().out
+
+
+def test_files_that_do_not_belong_together_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, values = RunFolder.open(run), {"block": np.zeros(4, np.float32)}
+    folder.blocks.save(Label(0, 3, "another"), values)
+    folder.blocks.save(Label(0, 5, MANIFEST.digest), values, entry_json(row(2).entry))
+    folder.blocks.save(Label(1, 2, MANIFEST.digest), {"block": np.zeros(3, np.float32)})
+    code, problems, _ = verified(run, capsys)
+    assert code == 1
+    assert {file: texts[0].split(";")[0] for file, texts in problems.items()} == {
+        "blocks/0000-000003.safetensors": "it is of another model than manifest.json",
+        "blocks/0000-000005.safetensors": "its entry of round 4 is not that of journal.sqlite",
+        "blocks/0001-000002.safetensors": "it holds 3 elements instead of 4",
+    }
+    other = Manifest(MANIFEST.blocks, ("head",))
+    folder.write_manifest(other)
+    assert "is of a model of the digest" in verified(run, capsys)[1]["journal.sqlite"][0]
+
+
+def test_what_should_be_there_and_is_not_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "blocks" / "0000-000007.safetensors").unlink()
+    code, problems, _ = verified(run, capsys)
+    assert code == 1
+    assert "the newest version of its block is not there" in problems["blocks/0000-000007.safetensors"][0]
+    (run / "journal.sqlite").unlink()
+    assert "there is no journal" in verified(run, capsys)[1]["journal.sqlite"][0]
+
+
+def test_a_version_that_the_journal_does_not_tell_of_yet_is_no_damage(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A broker was killed between the rename and the row; two such rounds there cannot be."""
+    save(RunFolder.open(run), row(7))
+    assert verified(run, capsys)[0] == 0
+    save(RunFolder.open(run), row(8))
+    code, problems, _ = verified(run, capsys)
+    assert code == 1
+    assert "it ends with round 6, and blocks holds what round 8 made" in problems["journal.sqlite"][0]
+
+
+def test_an_intact_journal_is_not_made_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, problems, err = verified(run, capsys, "--rebuild")
+    assert (code, problems) == (0, {})
+    assert "the journal is intact; it stays as it is" in err
+    assert not (run / "journal.sqlite.damaged").exists()
+
+
+@pytest.mark.parametrize("lost", ["a row", "the tail", "all", "the file"])
+def test_a_journal_is_made_anew_from_what_is_intact(run: Path, capsys: pytest.CaptureFixture[str], lost: str) -> None:
+    if lost == "a row":
+        change(run, "UPDATE entries SET entry = replace(entry, 'answered', 'unanswered') WHERE round = 2")
+    elif lost == "the tail":  # as of a copy from yesterday
+        change(run, "DELETE FROM entries WHERE round > 2")
+    elif lost == "all":
+        (run / "journal.sqlite").write_bytes(bytes(4096))
+    else:
+        (run / "journal.sqlite").unlink()
+    before = newest(run)
+    assert verified(run, capsys)[0] == 1
+    code, problems, err = verified(run, capsys, "--rebuild")
+    assert (code, problems) == (0, {}), "and what was made is intact"
+    assert "The run goes on with round 7" in err
+    assert newest(run) == before
+    with Journal.open(run / "journal.sqlite", read_only=True) as journal:
+        assert (journal.facts.run, journal.facts.tokenizer) == ("run-1", "tokens")
+        assert journal.last == row(6).entry
+        assert journal.newest == {0: row(6), 1: row(5)}
+        told = [entry.round for entry in journal.entries()]
+        # From files: versions 3, 5, 7 of block 0 and 0, 2, 6 of block 1, where round 3 counted nobody.
+        assert told == {"a row": [0, 1, 2, 4, 5, 6], "the tail": [0, 1, 2, 4, 5, 6]}.get(lost, [1, 2, 4, 5, 6])
+        epochs = list(journal.incarnations)
+        assert epochs == [1] if lost in ("a row", "the tail") else epochs[0] > 10**9
+        assert journal.incarnations[epochs[0]].settings == to_dict(CONFIG)
+    assert (run / "journal.sqlite.damaged").exists() == (lost != "the file")
+
+
+def test_a_damaged_version_tells_nothing_to_a_new_journal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "journal.sqlite").unlink()
+    flip(run / "blocks" / "0000-000007.safetensors")
+    code, problems, err = verified(run, capsys, "--rebuild")
+    assert (code, list(problems)) == (1, ["blocks/0000-000007.safetensors"])
+    assert "The run goes on with round 6" in err
+
+
+def test_a_folder_that_does_not_say_which_run_it_is_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunFolder.open(run).write_manifest(MANIFEST)
+    (run / "journal.sqlite").unlink()
+    assert verify_command.main([str(run), "--rebuild"]) == 2
+    assert "does not say which run it is of" in capsys.readouterr().err
+
+
+def collected(run: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
+    capsys.readouterr()
+    code = gc_command.main([str(run), *arguments])
+    return code, sorted(capsys.readouterr().out.splitlines())
+
+
+def test_superseded_versions_and_unfinished_files_go(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    partial = run / "blocks" / ".0000-000009.safetensors.partial"
+    partial.write_bytes(b"half")
+    (run / ".manifest.json.partial").write_bytes(b"half")
+    assert "of a killed broker; `parablock gc` removes them" in said(run, capsys)
+    gone = [
+        ".manifest.json.partial",
+        "blocks/.0000-000009.safetensors.partial",
+        "blocks/0000-000003.safetensors",
+        "blocks/0001-000000.safetensors",
+    ]
+    code, lines = collected(run, capsys, "--dry-run")
+    assert (code, [line for line in lines if "/" in line or line.startswith(".")]) == (0, gone)
+    assert partial.exists()
+    code, lines = collected(run, capsys)
+    assert (code, [line for line in lines if "/" in line or line.startswith(".")]) == (0, gone)
+    assert lines[-1].startswith("4 files gone, 0.0 MB") or "4 files gone, 0.0 MB" in lines
+    assert RunFolder.open(run).blocks.listed() == {0: [5, 7], 1: [2, 6]}
+    assert verified(run, capsys)[0] == 0
+    assert collected(run, capsys, "--keep", "1")[0] == 0
+    assert RunFolder.open(run).blocks.listed() == {0: [7], 1: [6]}
+    assert collected(run, capsys) == (0, ["0 files gone, 0.0 MB"])
+
+
+def said(run: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert verify_command.main([str(run)]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_newest_intact_version_never_goes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(run / "blocks" / "0000-000007.safetensors")
+    flip(run / "blocks" / "0000-000005.safetensors")
+    assert collected(run, capsys, "--keep", "1")[0] == 0
+    assert RunFolder.open(run).blocks.listed() == {0: [3, 7], 1: [6]}
+    flip(run / "blocks" / "0000-000003.safetensors")
+    assert gc_command.main([str(run), "--keep", "1"]) == 2
+    assert "no version of block 0 is intact, so nothing is dropped" in capsys.readouterr().err
+    assert RunFolder.open(run).blocks.listed() == {0: [3, 7], 1: [6]}
+
+
+def test_wrong_input_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gc_command.main([str(run), "--keep", "0"]) == 2
+    assert "--keep is at least 1, got 0" in capsys.readouterr().err
+    for command in (gc_command.main, verify_command.main):
+        assert command([str(tmp_path / "nowhere")]) == 2
+        assert "there is no run folder" in capsys.readouterr().err
+
+
+def test_a_disk_that_refuses_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(type(run), "unlink", refuse)
+    assert gc_command.main([str(run)]) == 75
+    assert "Read-only file system" in capsys.readouterr().err
+    shutil.copy(run / "config.toml", run / "journal.sqlite")
+    monkeypatch.setattr("parablock.rebuild.os.replace", refuse)
+    assert verify_command.main([str(run), "--rebuild"]) == 75
+    assert "Read-only file system" in capsys.readouterr().err
