@@ -45,7 +45,7 @@ def run(settings: config.Config, links: Network, folder: Path, broker_module: st
 
     settings: with `network.bind` as `links` says; worker i has shard i of `data.train` and `data.eval`. folder: new;
     it gets the config, a log per process, and the run in `folder/run`. broker_module: what to run in the broker's
-    place, with its arguments. Raises ChildError, with the ends of the logs, where a process fails or the run stands still.
+    place, with its arguments. Raises ChildError, with the ends of the logs, where a process fails or nothing moves.
     """
     assert settings.network.bind == links.bind, "the broker must listen where the links lead"
     assert settings.round.clients == len(links.endpoints), "one link per client"
