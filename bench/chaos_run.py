@@ -79,6 +79,8 @@ class Seen:
     epochs: list[int] = field(default_factory=list)
     listening_s: list[float] = field(default_factory=list)
     kills: dict[str, int] = field(default_factory=dict)
+    rows_missing: int = 0
+    """Committed rounds that metrics.jsonl does not have: a row is written when all have reported on its round."""
     verified: int = 0
     seconds: float = 0.0
 
@@ -262,6 +264,7 @@ class _Ordeal:
         seen.wrong += invariants.given(seen.lines, seen.entries)
         for client, lines in seen.lines.items():
             seen.wrong += invariants.forward(client, lines)
+            seen.wrong += invariants.agreed(client, lines, seen.entries)
         for verdict in self._verdicts:
             seen.wrong += verdict.result()
             seen.verified += 1
@@ -269,7 +272,9 @@ class _Ordeal:
         if self._over:
             seen.wrong += invariants.leftovers(self._folder)
         with RunFolder.open(self._out) as folder:
-            seen.wrong += invariants.metrics_once(folder.read_metrics(), seen.entries)
+            rows = folder.read_metrics()
+            seen.wrong += invariants.metrics_once(rows, seen.entries)
+            seen.rows_missing = invariants.rows_missing(rows, seen.entries)
             if self._asked.workers == "light":
                 seen.wrong += self._blocks(folder)
 

@@ -97,13 +97,31 @@ def announced(client: str, lines: Sequence[Line], entries: Sequence[Entry]) -> I
 
 
 def forward(client: str, lines: Sequence[Line]) -> Iterator[str]:
-    """A client is put in session by epochs that rise, and a process of it by rounds that do."""
-    started = None
+    """A client is put in session by epochs that never fall, and each of its processes trains rounds that rise."""
+    epoch, trained = 0, -1
     for line in lines:
+        if line.what == "born":
+            trained = -1
         if line.what == "start":
-            if started is not None and line.epoch < started.epoch:
-                yield f"{client} was started by epoch {line.epoch} after epoch {started.epoch}"
-            started = line
+            if line.epoch < epoch:
+                yield f"{client} was started by epoch {line.epoch} after epoch {epoch}"
+            epoch = line.epoch
+        if line.what == "contribute":
+            if line.round <= trained:
+                yield f"{client} trained round {line.round} after round {trained}"
+            trained = line.round
+
+
+def agreed(client: str, lines: Sequence[Line], entries: Sequence[Entry]) -> Iterator[str]:
+    """What a client trained was its round's block, whichever broker had said so."""
+    for line in lines:
+        if line.what == "contribute" and line.round < len(entries) and line.block != entries[line.round].block:
+            yield f"{client} trained block {line.block} in round {line.round}, which is of {entries[line.round].block}"
+
+
+def rows_missing(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> int:
+    """Committed rounds that metrics.jsonl does not have."""
+    return len(entries) - len({row["round"] for row in rows if row["kind"] == "round"})
 
 
 def given(lines: Mapping[str, Sequence[Line]], entries: Sequence[Entry]) -> Iterator[str]:

@@ -153,6 +153,18 @@ def test_a_client_that_an_old_broker_started_after_a_new_one_is_found() -> None:
     assert list(invariants.forward("a", [*starts, Line(2.0, "start", 1)])) == ["a was started by epoch 1 after epoch 2"]
 
 
+def test_a_client_that_trains_a_round_again_is_found() -> None:
+    rounds = [gave("a", 0), gave("a", 1), Line(2.0, "born"), gave("a", 1)]
+    assert list(invariants.forward("a", rounds)) == []  # another process, which had not kept it
+    assert list(invariants.forward("a", [*rounds, gave("a", 1)])) == ["a trained round 1 after round 1"]
+
+
+def test_a_client_that_trained_another_block_than_the_journals_is_found() -> None:
+    assert list(invariants.agreed("a", [gave("a", 0), gave("a", 9, block=7)], ENTRIES)) == []
+    wrong = list(invariants.agreed("a", [gave("a", 1, block=0)], ENTRIES))
+    assert wrong == ["a trained block 0 in round 1, which is of 1"]
+
+
 def test_a_contribution_that_nobody_made_is_found() -> None:
     lines = {"a": [gave("a", 0), gave("a", 1)], "b": [gave("b", 0), gave("b", 3)]}
     assert list(invariants.given(lines, ENTRIES)) == []
@@ -188,6 +200,7 @@ def test_a_round_that_the_metrics_have_twice_or_invented_is_found() -> None:
     assert list(invariants.metrics_once(rows, ENTRIES)) == []
     assert list(invariants.metrics_once([*rows, rows[0]], ENTRIES)) == ["metrics.jsonl has round 0 2 times"]
     assert "not in the journal" in next(invariants.metrics_once(rows, ENTRIES[:3]))
+    assert (invariants.rows_missing(rows, ENTRIES), invariants.rows_missing(rows[2:], ENTRIES)) == (0, 2)
 
 
 # The exact check ----------------------------------------------------------------------------------------------
