@@ -35,8 +35,11 @@ from parablock import config as settings
 from parablock import messages
 from parablock.allocator import keep_freed_memory
 from parablock.participant_events import Contribute, Prepared, Say
+from workers.comeback import kept
 from workers.executor import SWITCH_INTERVAL_S
+from workers.keeper import Keeper
 from workers.link import Link, SessionEnded
+from workers.state_folder import Contribution, Identity, LandedBlock, StateFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 
     from bench.synthetic import Update
     from parablock.manifest import Manifest
-    from parablock.participant_events import Arrived
+    from parablock.participant_events import Arrived, Kept
 
     Vector = npt.NDArray[np.float32]
 
@@ -93,7 +96,8 @@ class Made:
 class LightClient:
     """One client of a run. update: what it contributes to (round, numel).
 
-    watch: looked at after each round; then the times are forgotten as soon as they are reported.
+    watch: looked at after each round; then the times are forgotten as soon as they are reported. state: the folder in
+    which it keeps what outlives its process, as a worker does; None: nothing.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class LightClient:
         pause_s: float,
         gate: AsyncVisitor | None,
         watch: usage.Watch | None,
+        state: Path | None = None,
     ) -> None:
         self._link = link
         self._name = name
@@ -113,6 +118,8 @@ class LightClient:
         self._pause_s = pause_s
         self._gate = gate
         self._watch = watch
+        self._state = state
+        self._keeper: Keeper | None = None
         self._host = Host()
         self._held: dict[int, tuple[int, Vector]] = {}  # by block: the round that made it, and its values
         self._began: dict[int, float] = {}
@@ -124,14 +131,18 @@ class LightClient:
         await link.until(lambda: link.terms is not None)
         assert link.terms is not None
         config = settings.from_dict(json.loads(link.terms))
-        link.prepared(Prepared(config, self._manifest, synthetic.WEIGHTS, synthetic.TOKENIZER, 1), self._host)
+        left = None if self._state is None else self._come_back(self._state, config)
+        link.prepared(Prepared(config, self._manifest, synthetic.WEIGHTS, synthetic.TOKENIZER, 1, left), self._host)
         round = 0
         while True:
             # The last block too is to land: beyond the last round nothing may be on its way any more.
             await link.until(partial(self._ready, round if round < config.rounds else config.rounds + config.in_flight))
             await self._take()
             if link.started is not None:  # the first start, or a new one for a client that fell behind
-                round, link.started = max(round, link.started.round), None
+                started, link.started = link.started, None
+                round = max(round, started.round)
+                if self._keeper is not None:
+                    self._keeper.closed(started.next, started.pending)
                 continue
             if round >= config.rounds:
                 break
@@ -146,7 +157,11 @@ class LightClient:
             if self._watch is not None:
                 self._watch.look(round)
             round = max(round + 1, link.participant.told)
+            if self._keeper is not None:
+                self._keeper.moved_on(round, 0, link.clients, astray=False)
         await link.leave("done")
+        if self._keeper is not None:
+            self._keeper.remove()
         return {
             "name": self._name,
             "digest": self._digest(),
@@ -154,13 +169,34 @@ class LightClient:
             "held": [[round, at] for round, at in self._arrived.items()],
         }
 
+    def _come_back(self, path: Path, config: settings.Config) -> Kept | None:
+        """Begin to keep what this process does; what an earlier one of this client has left."""
+        run, link = self._link.participant.run, self._link
+        folder = StateFolder(path)
+        state = folder.begin(Identity(self._name, run, self._manifest.digest))
+        call_soon = asyncio.get_running_loop().call_soon_threadsafe
+        self._keeper = Keeper(folder, state, call_soon, lambda error: link.fail({"exception": error}))
+        if state is None:
+            return None
+        self._held = {block: (landed.round, folder.block(block)) for block, landed in state.blocks.items()}
+        return kept(state, config, self._manifest, run)
+
+    def close(self) -> None:
+        """Before the link."""
+        if self._keeper is not None:
+            self._keeper.close()
+
     def _ready(self, round: int) -> bool:
         return self._link.started is not None or self._link.participant.may_train(round)
 
     def _contribute(self, round: int, block: int) -> None:
         self._began[round] = time.monotonic()
         made = self._update(round, self._manifest.blocks[block].numel)
-        self._link.contribute(Contribute(round, block, made.weight, made.steps, made.loss), Made(made.values))
+        delta = Made(made.values)
+        offered, _ = self._link.contribute(Contribute(round, block, made.weight, made.steps, made.loss), delta)
+        if self._keeper is not None:
+            given = Contribution(round, block, made.weight, made.steps, made.loss, offered, (1.0,), None)
+            self._keeper.contributed(given, delta, None)
 
     async def _take(self) -> None:
         """Keep what has arrived in place of what it replaces, and report on it as a worker does."""
@@ -170,13 +206,18 @@ class LightClient:
             assert not delivery.change, "light clients hold blocks in full"
             if delivery.values is None:
                 self._arrived[arrived.round] = arrived.ended
+                if self._keeper is not None:
+                    self._keeper.dropped(arrived.round)
             else:
                 brought: Brought = await asyncio.wrap_future(delivery.values)
                 self._arrived[arrived.round] = brought.at
                 newest, before = self._held.get(arrived.block, (-1, None))
                 if arrived.round > newest:
                     self._held[arrived.block] = arrived.round, brought.values
-                    if before is not None:
+                    if self._keeper is not None:
+                        landed = LandedBlock(arrived.block, arrived.round, None, alone=False, position=0, miss=0.0)
+                        self._keeper.landed(landed, brought.values)  # which may be written later: they stay as they are
+                    elif before is not None:
                         self._host.release(before)
             self._link.handle(Say(self._report(arrived)))
             if self._watch is not None:
@@ -228,7 +269,7 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
         update = partial(synthetic.update, name)
         if not options.varied:
             update = partial(_same, synthetic.Update(synthetic.delta(index, options.block_bytes // 4), 1, 1, 0.0))
-        clients.append(LightClient(link, name, manifest, update, options.pause_s, gate, watch))
+        clients.append(LightClient(link, name, manifest, update, options.pause_s, gate, watch, options.state))
 
     def fail(_loop: asyncio.AbstractEventLoop, trouble: dict[str, Any]) -> None:
         for link in links:
@@ -239,6 +280,8 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(client.run()) for client in clients]
     finally:
+        for client in clients:
+            client.close()
         for link in links:
             link.close()
         for gate in gates:
@@ -265,6 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--block-bytes", type=int, required=True, help="bytes of each of them, in float32")
     add("--varied", action="store_true", help="an update of its own for each round (bench.synthetic), by client's name")
     add("--log", type=Path, metavar="FILE", help="write there what the client, of which there is one, hears and does")
+    add("--state", type=Path, metavar="DIR", help="keep there what outlives the process of the client, of which there is one")
     add("--pause-s", type=float, default=0.0, help="rest before each contribution, in place of training")
     add("--gate", default="", metavar="ENDPOINT", help="wait here before each round")
     add("--report", type=Path, required=True, metavar="FILE", help="where to write what was measured, as JSON")
