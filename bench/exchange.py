@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from bench import synthetic
 from bench.figures import FiguresError
 from bench.gate import Gate
-from bench.light_broker import ENDPOINT
 from bench.processes import Children, size
 from parablock import config
-from parablock.run_folder import METRICS, RunFolder
+from parablock.run_folder import ENDPOINT, METRICS, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

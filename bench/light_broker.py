@@ -1,6 +1,7 @@
 """The real broker over a synthetic model, with an eye on itself: CPU seconds, memory, and the time that storing takes.
 
     python -m bench.light_broker CONFIG.toml --out RUN --blocks 2 --block-bytes 65536 --report FILE
+    python -m bench.light_broker --resume RUN --report FILE
 
 Everything but the model is the broker of a run: its socket, coordinator, folds, record and view. Imports no torch.
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import dataclasses
 import json
 import logging
 import sys
@@ -18,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from bench import synthetic, usage
 from broker.__main__ import loop_factory, tune
+from broker.opening import begin, last_endpoint, resume
 from broker.server import Broker
 from broker.socket import RouterSocket
 from parablock import config as settings
 from parablock.block_file import BLOCK, BlockWriter, Label
 from parablock.block_versions import BlockVersions
-from parablock.run_folder import RunFolder
+from parablock.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,10 +35,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Vector = npt.NDArray[np.float32]
+    from broker.opening import Opened
+    from parablock.journal import Row
+    from parablock.run_folder import RunFolder
 
-ENDPOINT = "endpoint"
-"""The file in the run's folder that says where the broker listens, as soon as it does."""
+    Vector = npt.NDArray[np.float32]
 
 
 class MeteredVersions(BlockVersions):
@@ -48,25 +53,6 @@ class MeteredVersions(BlockVersions):
     def writer(self, label: Label, numel: int, names: Sequence[str] = (BLOCK,)) -> BlockWriter:
         kind = _DiscardingWriter if self.discards else _MeteredWriter
         return kind(self.path(label.index, label.version), label, numel, names, self.stored)
-
-
-class WatchedFolder(RunFolder):
-    """A run's folder that has the process looked at after each round, once there is a watch."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._watch: usage.Watch | None = None
-        self._forget: list[dict[str, Any]] = []
-
-    def begin_watch(self, watch: usage.Watch, forget: list[dict[str, Any]]) -> None:
-        """forget: rows to be thrown away each time, as what the benchmark keeps would pass for growth."""
-        self._watch, self._forget = watch, forget
-
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
-        super().append_metrics(row)
-        if self._watch is not None and row["kind"] == "round":
-            self._watch.look(row["round"])
-            self._forget.clear()
 
 
 class _MeteredWriter(BlockWriter):
@@ -99,9 +85,38 @@ class _DiscardingWriter(_MeteredWriter):
         self._stored.append({"round": self._round, "began": now, "ended": now, "cpu_s": usage.cpu_s()})
 
 
-async def _serve(config: settings.Config, base: Any, folder: RunFolder, socket: RouterSocket) -> bool:
-    broker = Broker(config, base, folder, socket, "bench", time.time_ns())
-    return (await broker.run()).complete
+class _ForgetfulJournal(Journal):
+    """Keeps no rows either."""
+
+    def append(self, row: Row) -> None:
+        self._take(row, "")
+
+
+def _watch(folder: RunFolder, watch: usage.Watch, forget: list[dict[str, Any]]) -> None:
+    """Have `watch` look after each round. forget: thrown away then, as what the benchmark keeps would pass for growth."""
+    append = folder.append_metrics
+
+    def append_and_look(row: Mapping[str, Any]) -> None:
+        append(row)
+        if row["kind"] == "round":
+            watch.look(row["round"])
+            forget.clear()
+
+    folder.append_metrics = append_and_look  # type: ignore[method-assign]
+
+
+def _open(options: argparse.Namespace) -> tuple[Opened, RouterSocket]:
+    """A new run, or the one of --resume, at the address where it was before."""
+    if options.resume is not None:
+        opened = resume(options.resume, None, ())
+        return opened, RouterSocket(last_endpoint(options.resume) or opened.config.network.bind)
+    config = settings.load(options.config)
+    socket = RouterSocket(config.network.bind)
+    return begin(config, options.out, synthetic.base(synthetic.manifest(options.blocks, options.block_bytes))), socket
+
+
+async def _serve(opened: Opened, socket: RouterSocket) -> bool:
+    return (await Broker(opened, socket).run()).complete
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,31 +124,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.light_broker", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("config", type=Path, help="TOML file of the run's settings")
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--blocks", type=int, required=True, help="blocks of the synthetic model")
-    parser.add_argument("--block-bytes", type=int, required=True, help="bytes of each of them, in float32")
+    parser.add_argument("config", nargs="?", type=Path, help="TOML file of the run's settings")
+    folder = parser.add_mutually_exclusive_group(required=True)
+    folder.add_argument("--out", type=Path, help="the run's folder")
+    folder.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--blocks", type=int, help="blocks of the synthetic model")
+    parser.add_argument("--block-bytes", type=int, help="bytes of each of them, in float32")
     parser.add_argument("--report", type=Path, required=True, metavar="FILE", help="where to write the measures, JSON")
     parser.add_argument("--discard", action="store_true", help="do not store the blocks")
     parser.add_argument("--watch", type=Path, metavar="FILE", help="write there what this process holds by round")
     options = parser.parse_args(argv)
+    if options.out is not None and None in (options.config, options.blocks, options.block_bytes):
+        parser.error("a new run needs a CONFIG.toml, --blocks and --block-bytes")
     tune()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    config = settings.load(options.config)
-    manifest = synthetic.manifest(options.blocks, options.block_bytes)
-    socket = RouterSocket(config.network.bind)
     memory = usage.Memory()
-    base = synthetic.base(manifest)
-    with WatchedFolder.create(options.out, config) as folder:
-        assert isinstance(folder, WatchedFolder)
-        folder.blocks = versions = MeteredVersions(folder.blocks.folder)
-        versions.discards = options.discard
-        if options.watch:
-            folder.begin_watch(usage.Watch(options.watch), versions.stored)
-        folder.write_manifest(manifest, synthetic.WEIGHTS)
-        (options.out / ENDPOINT).write_text(socket.endpoint + "\n", encoding="utf-8")
+    opened, socket = _open(options)
+    opened.folder.blocks = versions = MeteredVersions(opened.folder.blocks.folder)
+    if options.discard:
+        versions.discards = True
+        opened.journal.close()
+        opened = dataclasses.replace(opened, journal=_ForgetfulJournal.open(opened.journal.path))
+    if options.watch is not None:
+        _watch(opened.folder, usage.Watch(options.watch), versions.stored)
+    with contextlib.closing(opened):
+        opened.write_endpoint(socket.endpoint)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            complete = runner.run(_serve(config, base, folder, socket))
+            complete = runner.run(_serve(opened, socket))
         report = {"stored": versions.stored, "peak_bytes": memory.peak()}
     options.report.write_text(json.dumps(report), encoding="utf-8")
     return 0 if complete else 1

@@ -1,33 +1,36 @@
-"""`python -m broker CONFIG.toml`: serve one run until every worker has finished it."""
+"""`python -m broker CONFIG.toml`: serve one run until every worker has finished it. `--resume RUN`: go on with one."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
-import secrets
+import shlex
 import signal
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from broker import opening
 from broker.blocks import BaseModel
 from broker.server import Broker
 from broker.socket import BindError, RouterSocket
 from parablock import config as settings
 from parablock.allocator import keep_freed_memory
+from parablock.journal import JournalError
 from parablock.network import EndpointError, check_endpoint
-from parablock.run_folder import RunFolder, RunFolderError
+from parablock.run_folder import LAUNCH, RunFolder, RunFolderError
 from parablock.schedule import gap_holds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
+    from broker.opening import Opened
     from parablock.config import Config
 
 EXIT_INPUT, EXIT_LATER = 2, 75
@@ -40,7 +43,15 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="parablock broker", description=__doc__)
     parser.add_argument("config", nargs="?", type=Path, help="TOML file; without one, the defaults")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key; may be repeated")
-    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/ and the present time)")
+    folder = parser.add_mutually_exclusive_group()
+    folder.add_argument("--out", type=Path, help="the run's folder (default: runs/ and the present time)")
+    may_change = ", ".join(sorted(settings.MAY_CHANGE))
+    folder.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help=f"go on with the run in this folder, with its settings; --set may change {may_change}",
+    )
     parser.add_argument(
         "--allow-plain-tcp",
         action="store_true",
@@ -56,19 +67,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):  # until the event loop takes them over
         signal.signal(number, _give_up)
-    out = arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    out: Path = arguments.resume or arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
-        config = settings.load(arguments.config, arguments.set)
-        check_endpoint(config.network.bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
-        RunFolder.check_free(out)
-        socket = RouterSocket(config.network.bind)
-    except (settings.ConfigError, EndpointError, RunFolderError, BindError) as error:
+        if arguments.resume is not None:
+            opened, socket = _resume(arguments)
+        else:
+            opened, socket = _begin(arguments, out)
+    except (settings.ConfigError, EndpointError, RunFolderError, JournalError, BindError, _WrongModelError) as error:
         print(f"parablock broker: {error}", file=sys.stderr)
         return EXIT_INPUT
+    except OSError as error:
+        return _refused(out, error)
+    with (
+        contextlib.closing(opened),
+        contextlib.closing(socket),
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
+        return runner.run(_run(opened, socket))
+
+
+class _WrongModelError(ValueError):
+    """The model cannot be loaded, or not be cut as the settings say."""
+
+
+def _begin(arguments: argparse.Namespace, out: Path) -> tuple[Opened, RouterSocket]:
+    config = settings.load(arguments.config, arguments.set)
+    check_endpoint(config.network.bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
+    RunFolder.check_free(out)
+    socket = RouterSocket(config.network.bind)
+    # Imported here: torch and transformers take seconds, and a wrong setting should be told at once.
+    from parablock.blocks import PartitionError
+    from parablock.models import ModelError
+
     try:
-        return _serve(config, out, socket)
-    finally:
+        opened = opening.begin(config, out, load_base(config))
+        opened.write_endpoint(socket.endpoint)
+        return opened, socket
+    except (ModelError, PartitionError) as error:
         socket.close()
+        raise _WrongModelError(str(error)) from error
+    except BaseException:
+        socket.close()
+        raise
+
+
+def _resume(arguments: argparse.Namespace) -> tuple[Opened, RouterSocket]:
+    opened = opening.resume(arguments.resume, arguments.config, arguments.set)
+    try:
+        # Where the broker before listened, since its clients wait there; elsewhere only where that is asked for.
+        asked = any(override.partition("=")[0].strip() == "network.bind" for override in arguments.set)
+        bind = opened.config.network.bind
+        if not asked:
+            bind = opening.last_endpoint(arguments.resume) or bind
+        check_endpoint(bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
+        socket = RouterSocket(bind)
+        opened.write_endpoint(socket.endpoint)
+        return opened, socket
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _refused(out: Path, error: OSError) -> int:
+    print(f"parablock broker: cannot write the run folder {out}: {error.strerror or error}", file=sys.stderr)
+    return EXIT_LATER
 
 
 def tune() -> None:
@@ -77,36 +139,17 @@ def tune() -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
-def _serve(config: Config, out: Path, socket: RouterSocket) -> int:
-    # Imported here: torch and transformers take seconds, and a wrong setting should be told at once.
-    from parablock.blocks import PartitionError
-    from parablock.models import ModelError
-
+async def _run(opened: Opened, socket: RouterSocket) -> int:
+    config, path, manifest = opened.config, opened.folder.path, opened.base.manifest
     try:
-        base = load_base(config)
-        folder = RunFolder.create(out, config)
-        folder.write_manifest(base.manifest, base.weights)
-        (out / "endpoint").write_text(socket.endpoint + "\n", encoding="utf-8")
-    except (ModelError, PartitionError, RunFolderError) as error:
-        print(f"parablock broker: {error}", file=sys.stderr)
-        return EXIT_INPUT
+        broker = Broker(opened, socket)
     except OSError as error:
-        print(f"parablock broker: cannot write the run folder {out}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_LATER
-    with folder, asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_run(config, base, folder, socket))
-
-
-async def _run(config: Config, base: BaseModel, folder: RunFolder, socket: RouterSocket) -> int:
-    run = f"{folder.path.resolve().name[:40]}-{secrets.token_hex(8)}"
-    run = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "-" for char in run)
-    broker = Broker(config, base, folder, socket, run, time.time_ns())
+        return _refused(path, error)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _interrupt, broker, number)
-    manifest = base.manifest
     broker.say(
-        f"run {folder.path} · {config.mode} · {manifest.numel:,} parameters in {len(manifest.blocks)} blocks · "
+        f"run {path} · {config.mode} · {manifest.numel:,} parameters in {len(manifest.blocks)} blocks · "
         f"listening on {socket.endpoint} for {config.round.clients} workers"
     )
     if not gap_holds(len(manifest.blocks), config.in_flight):
@@ -115,7 +158,10 @@ async def _run(config: Config, base: BaseModel, folder: RunFolder, socket: Route
             "again before it has landed, and lands by the delta rule, which is not exact"
         )
     over = await broker.run()
-    print(f"{'done' if over.complete else 'not complete'}: {over.reason}; {folder.path}", file=sys.stderr)
+    print(f"{'done' if over.complete else 'not complete'}: {over.reason}; {path}", file=sys.stderr)
+    if not over.complete:
+        command = "run" if (path / LAUNCH).exists() else "broker"
+        print(f"go on with it: parablock {command} --resume {shlex.quote(str(path))}", file=sys.stderr)
     return 0 if over.complete else EXIT_LATER
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from parablock.block_file import StoredBlock
     from parablock.config import Config
     from parablock.manifest import Manifest
 
@@ -45,7 +46,7 @@ class BaseModel:
 class _Attempt:
     """A block in the making. state, residual: as they will be, where the settings have them.
 
-    squares: of x' − x, summed up over what is made, where the settings want them.
+    made: elements so far. squares: of x' − x, summed up over those, where the settings want them.
     """
 
     round: int
@@ -53,6 +54,7 @@ class _Attempt:
     values: Vector
     state: dict[str, Vector]  # the server optimizer's, by name
     residual: Vector | None
+    made: int = 0
     squares: float = 0.0
 
     @property
@@ -89,6 +91,14 @@ class GlobalBlocks:
         self._residuals: dict[int, Vector] = {}
         self._attempt: _Attempt | None = None
 
+    def restore(self, stored: StoredBlock) -> None:
+        """Go on with a block and the server's state of it as they were stored."""
+        block = stored.label.index
+        self._values[block] = stored.values
+        self._state[block] = stored.state
+        if stored.residual is not None:
+            self._residuals[block] = stored.residual
+
     def fold(self, fold: Fold) -> Made | Unfit:
         """Check one chunk of every contribution, and move that part of the block by their mean."""
         x = self._values[fold.block]
@@ -123,11 +133,13 @@ class GlobalBlocks:
             # Likewise. A second moment that has overflowed gives finite values: its block would stand still for ever.
             if any(unfit(made) is not None for made in (values, *state.values())):
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
+        attempt.made += numel
         attempt.squares += squares
         for name, vector in state.items():
             attempt.state[name][part] = vector
         parts = {name: vector[part] for name, vector in attempt.tensors.items()}
-        return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload)), fold.block, x.size, parts)
+        moved = math.sqrt(attempt.squares / x.size) if attempt.made == x.size else 0.0
+        return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload), moved), fold.block, x.size, parts)
 
     def tensors(self, store: Store) -> dict[str, Vector]:
         """What the attempt has made, as the block's file keeps it: the whole block and the server's state of it.
@@ -138,14 +150,6 @@ class GlobalBlocks:
         for vector in tensors.values():
             vector.flags.writeable = False
         return tensors
-
-    def moved(self, store: Store) -> float:
-        """How far the attempt moves the block: the root mean square of x' − x over its elements.
-
-        0 where the settings have no use for it.
-        """
-        attempt = self._complete(store)
-        return math.sqrt(attempt.squares / attempt.values.size)
 
     def settle(self, store: Store) -> None:
         """What the attempt has made counts from now on."""

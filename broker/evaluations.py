@@ -31,13 +31,14 @@ class _Open:
 class Evaluations:
     """Every method returns the rows of metrics that have become complete by it, in the order of rounds."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, told: int = -2) -> None:
+        """told: the round of the newest row that is written; −2: none is."""
         self._config = config
         self._open: dict[int, _Open] = {}
         # That wait for shares; when there are more, the oldest is told without them. A client that is evaluated last
         # after the newest commit, and one that has trained all it may beyond it, have in_flight + 2 between them.
         self._most_open = max(8, config.in_flight + 3)
-        self._told = -2  # the round of the newest row
+        self._told = told
 
     def reported(
         self, client: str, share: Evaluated, clients: Iterable[str], committed: int, at: float

@@ -18,17 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 from broker.evaluations import Evaluations
 from parablock.messages import Evaluated, Heartbeat, Landed
-from parablock.trace import Trace, client_process
+from parablock.trace import BROKER, Trace, client_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from parablock.config import Config
     from parablock.coordinator_events import Committed, Note, Reported
     from parablock.manifest import Manifest
     from parablock.run_folder import RunFolder
+    from parablock.saved import Entry
 
 log = logging.getLogger("broker")
+
+_COLUMNS = (
+    "kind", "round", "block", "block_name", "time_s", "loss", "compute_s", "comm_s", "exposed_s", "wait_s", "round_s",
+    "bytes_up", "bytes_down", "contributors", "late", "staleness", "steps", "drift", "alpha", "miss", "loop_lag_p99_ms",
+)  # fmt: skip
+"""Of a round's row, in their order."""
 
 
 @dataclass
@@ -42,9 +49,21 @@ class _Row:
 
 class Record:
     """Writes into `folder`. Times given to it are of the broker's monotonic clock, in seconds; files count from the
-    first moment, `began`."""
+    first moment, `began`.
 
-    def __init__(self, folder: RunFolder, manifest: Manifest, config: Config, began: float) -> None:
+    before: where the run goes on, the rows of metrics that are there. entries: and the rounds that are committed; of
+    those whose reports the broker before has not lived to hear, what the journal knows is written now.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        manifest: Manifest,
+        config: Config,
+        began: float,
+        before: Iterable[Mapping[str, Any]] = (),
+        entries: Iterable[Entry] = (),
+    ) -> None:
         self.fresh: list[dict[str, Any]] = []  # rows written since somebody last took them from here
         self.trouble: OSError | None = None  # why the newest rows are not on disk
         self._unwritten: deque[Callable[[], None]] = deque()
@@ -53,13 +72,24 @@ class Record:
         self._began = began
         self._committed_at: float | None = None
         self._ready_at = 0.0  # when the last delta was ready that was counted in a row that is written
-        self._trace = Trace(folder.trace_path)
-        self._trace.name_process(0, "broker")
-        self._processes: dict[str, int] = {}
+        self._trace = Trace(folder.trace_path, resume=True)
+        if BROKER not in self._trace.parties:
+            self._trace.name_process(BROKER, "broker")
+        self._processes = {name: number for number, name in self._trace.parties.items() if number != BROKER}
         self._offsets: dict[str, float] = {}
         self._rows: dict[int, _Row] = {}
         self._newest = -1  # the newest round that is committed
-        self._evaluations = Evaluations(config)
+        written, told = set(), -2
+        for row in before:
+            if row["kind"] == "round":
+                written.add(row["round"])
+            else:
+                told = max(told, row["round"])
+        self._evaluations = Evaluations(config, told)
+        for entry in entries:
+            self._newest = entry.round
+            if entry.round not in written:
+                self._write(self._unreported(entry))
 
     def note(self, note: Note, now: float) -> None:
         self._event(now, note.kind, note.client, note.text)
@@ -159,6 +189,20 @@ class Record:
                 return
             del self._rows[number]
             self._write(self._row(row))
+
+    def _unreported(self, entry: Entry) -> dict[str, Any]:
+        """The row of a round of which nothing but its entry is known."""
+        return dict.fromkeys(_COLUMNS) | {
+            "kind": "round",
+            "round": entry.round,
+            "block": entry.block,
+            "block_name": self._manifest.blocks[entry.block].name,
+            "loss": entry.loss,
+            "bytes_up": entry.bytes_up,
+            "bytes_down": entry.bytes_down,
+            "contributors": list(entry.contributors),
+            "late": entry.late,
+        }
 
     def _row(self, row: _Row) -> dict[str, Any]:
         committed, reports = row.committed, row.landed

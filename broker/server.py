@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from broker.blocks import BaseModel, GlobalBlocks, Made
+from broker.blocks import GlobalBlocks, Made
 from broker.record import Record
 from broker.store import BlockStore
 from broker.view import View
@@ -51,9 +51,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from broker.opening import Opened
     from broker.socket import RouterSocket
-    from parablock.config import Config
-    from parablock.run_folder import RunFolder
 
     Vector = npt.NDArray[np.float32]
 
@@ -64,17 +63,19 @@ _DISK_RETRY_S = 5.0
 _ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind"})
 """Kinds of `Note` after which a client is no longer on the roster."""
 
+_OWN = frozenset({"restarted", "repaired"})
+"""Kinds of `Note` that are about the broker itself."""
+
 
 @dataclass(frozen=True)
 class _Kept:
-    """A block that is to be made durable, or was. trouble: why it is not yet. moved: as in `Stored`.
+    """A round that is to be made durable, or was. trouble: why it is not yet.
 
-    tensors: by name of the tensor in the block's file.
+    tensors: by name of the tensor in the block's file; None where nobody was counted.
     """
 
     store: Store
-    tensors: Mapping[str, Vector]
-    moved: float
+    tensors: Mapping[str, Vector] | None
     trouble: OSError | None = None
 
 
@@ -90,14 +91,19 @@ def _commit(store: BlockStore, kept: _Kept) -> _Kept:
 class Broker:
     """One run, from the first worker to the last. `run` returns whether it was completed, and why it ended."""
 
-    def __init__(
-        self, config: Config, base: BaseModel, folder: RunFolder, socket: RouterSocket, run: str, epoch: int
-    ) -> None:
-        began = time.monotonic()
-        self._coordinator = Coordinator(config, base.manifest, base.weights, base.tokenizer, run, epoch)
+    def __init__(self, opened: Opened, socket: RouterSocket) -> None:
+        """Takes over the blocks of `opened`, and makes the epoch durable. Raises OSError where the disk refuses."""
+        config, folder, base, journal = opened.config, opened.folder, opened.base, opened.journal
+        resumed, began = opened.resumed, opened.began(time.monotonic())
+        epoch, saved = opened.begin_epoch(began), opened.saved
+        self._coordinator = Coordinator(
+            config, base.manifest, base.weights, base.tokenizer, journal.facts.run, epoch, saved
+        )
         self._blocks = GlobalBlocks(base, config)
-        self._store = BlockStore(folder.blocks, base.manifest.digest)
-        self._record = Record(folder, base.manifest, config, began)
+        while opened.stored:  # nobody else shall hold on to them
+            self._blocks.restore(opened.stored.pop())
+        self._store = BlockStore(folder.blocks, journal, base.manifest.digest, config.journal.keep)
+        self._record = Record(folder, base.manifest, config, began, opened.rows, journal.entries() if resumed else ())
         self._view = View(config, base.manifest, self._coordinator.block)
         call_soon = asyncio.get_running_loop().call_soon_threadsafe
         self._fold: Conveyor[Made | Unfit] = Conveyor("fold", call_soon, self._folded, self._failed)
@@ -108,6 +114,12 @@ class Broker:
         self._over: asyncio.Future[Over] = asyncio.get_running_loop().create_future()
         self._clients: set[str] = set()
         self._socket = socket
+        if resumed:
+            if journal.next_round:
+                self._view.committed(journal.next_round - 1)
+            self._note(Note("restarted", "", f"as epoch {epoch}, from round {journal.next_round}"), time.monotonic())
+        for text in opened.said:
+            self._note(Note("repaired", "", text), time.monotonic())
         socket.listen(self._on_frames)
 
     def say(self, text: str) -> None:
@@ -117,10 +129,11 @@ class Broker:
         """Raises whatever failed in a callback of the loop or in a fold: a bug of ours ends the broker, loudly."""
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: self._fail(context))
         self._view.start()
+        self._handle(Tick())
         try:
             over = await self._over
         except Exception:
-            self._handle(Stop("the broker failed"))  # so that no worker waits for it
+            self._handle(Stop("the broker failed", returns=True))
             raise
         finally:
             if self._timer is not None:
@@ -135,8 +148,8 @@ class Broker:
         return over
 
     def stop(self, reason: str) -> None:
-        """End the run although it is not complete: every client is told."""
-        self._handle(Stop(reason))
+        """End this broker although the run is not complete: every client is told, and waits for the next one."""
+        self._handle(Stop(reason, returns=True))
 
     def _fail(self, context: dict[str, Any]) -> None:
         error = context.get("exception") or RuntimeError(context["message"])
@@ -164,7 +177,7 @@ class Broker:
                     self._folding.setdefault(effect.round, now)
                     self._fold.put(partial(self._blocks.fold, effect))
                 case Store():
-                    self._keep(_Kept(effect, self._blocks.tensors(effect), self._blocks.moved(effect)))
+                    self._keep(_Kept(effect, self._blocks.tensors(effect) if effect.attempt else None))
                 case Committed():
                     self._folding.pop(effect.round, None)
                     self._record.committed(effect, self._coordinator.members(effect.round), now)
@@ -198,7 +211,8 @@ class Broker:
             self._clients.discard(note.client)
             self._record.gone(note.client)
             self._view.gone(note.client)
-        self._view.say(f"{note.client or 'a stranger'} {note.kind}: {note.text}")
+        whom = "the broker" if note.kind in _OWN else note.client or "a stranger"
+        self._view.say(f"{whom} {note.kind}: {note.text}")
 
     def _folded(self, made: Made | Unfit) -> None:
         if isinstance(made, Unfit):
@@ -217,9 +231,12 @@ class Broker:
             self.say(f"cannot store round {store.round}: {kept.trouble}; trying again in {_DISK_RETRY_S:g} s")
             asyncio.get_running_loop().call_later(_DISK_RETRY_S, self._keep, dataclasses.replace(kept, trouble=None))
             return
-        self._fold.put(partial(self._blocks.settle, store))  # before any fold that builds on it
-        self._record.folded(store.round, self._folding[store.round], time.monotonic())
-        self._handle(Stored(store.round, store.attempt, kept.tensors[BLOCK].data.cast("B"), kept.moved))
+        values = None
+        if kept.tensors is not None:
+            self._fold.put(partial(self._blocks.settle, store))  # before any fold that builds on it
+            self._record.folded(store.round, self._folding[store.round], time.monotonic())
+            values = kept.tensors[BLOCK].data.cast("B")
+        self._handle(Stored(store.round, store.attempt, values))
 
     def _failed(self, error: BaseException) -> None:
         self._fail({"message": "a fold failed", "exception": error})

@@ -1,7 +1,12 @@
-"""The store: new blocks on their way to disk, written part by part while the rest of them is still being folded.
+"""The store: what makes a round durable. New versions of blocks, and the journal's rows.
 
-Runs on the disk's one thread, beside the folds, so that a chunk need not wait for the disk before it leaves; only the
-commit does. What the disk refuses on the way is written at the commit, which says so if it cannot.
+Runs on the disk's one thread, beside the folds. A version is written part by part while the rest of it is still being
+folded, so that a chunk need not wait for the disk before it leaves; only the commit does. What the disk refuses on the
+way is written at the commit, which says so if it cannot.
+
+A commit is two steps: the version takes its name, with the server optimizer's state and the round's entry in the same
+file; then the journal gets the row. A broker that is killed in between finds the version at its restart, and commits it
+(`broker.opening`).
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from parablock.block_file import Label
+from parablock.journal import Row, entry_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
     from parablock.block_file import BlockWriter
     from parablock.block_versions import BlockVersions
     from parablock.coordinator_events import Store
+    from parablock.journal import Journal
 
     Vector = npt.NDArray[np.float32]
 
@@ -27,13 +34,17 @@ log = logging.getLogger("broker")
 
 
 class BlockStore:
-    """digest: of the manifest, which every file bears."""
+    """digest: of the manifest, which every file bears. keep: newest versions of each block that stay, at least two."""
 
-    def __init__(self, versions: BlockVersions, digest: str) -> None:
+    def __init__(self, versions: BlockVersions, journal: Journal, digest: str, keep: int) -> None:
         self._versions = versions
+        self._journal = journal
         self._digest = digest
+        self._keep = keep
+        self._listed = versions.listed()
         self._attempt: tuple[int, int] | None = None  # round and number of the attempt that is being written
         self._writer: BlockWriter | None = None  # None: the disk has refused
+        self._named = False  # the version has its name, and lacks only its row
 
     def write(self, round: int, attempt: int, block: int, numel: int, parts: Mapping[str, Vector]) -> None:
         """The next part of the block of `numel` elements that an attempt makes, in place of any attempt before it.
@@ -43,7 +54,7 @@ class BlockStore:
         try:
             if self._attempt != (round, attempt):
                 self.close()
-                self._attempt = round, attempt
+                self._attempt, self._named = (round, attempt), False
                 self._writer = self._versions.writer(self._label(block, round), numel, tuple(parts))
             if self._writer is not None:
                 self._writer.write(parts)
@@ -51,26 +62,47 @@ class BlockStore:
             log.warning("cannot write round %d's block yet: %s", round, error)
             self._give_up()
 
-    def commit(self, store: Store, tensors: Mapping[str, Vector]) -> None:
-        """Make the version durable, of which every part was written. tensors: all of it, each of shape (numel,).
+    def commit(self, store: Store, tensors: Mapping[str, Vector] | None) -> None:
+        """Make a round durable: the version of which every part was written, if it made one, and its row.
 
-        Raises OSError where the disk refuses; then there is no such version, and it may be tried again.
+        tensors: all of the version, each of shape (numel,); None where nobody was counted. Raises OSError where the
+        disk refuses; then the round is not committed, and it may be tried again.
         """
-        assert self._attempt == (store.round, store.attempt), "another attempt was written last"
+        if tensors is not None:
+            assert self._attempt == (store.round, store.attempt), "another attempt was written last"
+            if not self._named:
+                self._name(store, tensors)
+                self._named = True
+        self._journal.append(Row(store.entry, None if tensors is None else store.round + 1))
+        if tensors is not None:
+            self._drop_superseded(store.block, store.round + 1)
+
+    def close(self) -> None:
+        """Leave no half-written version behind."""
+        if self._writer is not None:
+            self._give_up()
+
+    def _name(self, store: Store, tensors: Mapping[str, Vector]) -> None:
+        entry = entry_json(store.entry)
         if self._writer is None:
-            self._versions.save(self._label(store.block, store.round), tensors)
+            self._versions.save(self._label(store.block, store.round), tensors, entry)
             return
         try:
-            self._writer.commit()
+            self._writer.commit(entry)
             self._writer = None
         except OSError:
             self._give_up()
             raise
 
-    def close(self) -> None:
-        """Leave no half-written block behind."""
-        if self._writer is not None:
-            self._give_up()
+    def _drop_superseded(self, block: int, version: int) -> None:
+        listed = self._listed.setdefault(block, [])
+        listed.append(version)
+        while len(listed) > self._keep:
+            try:
+                self._versions.drop(block, listed[0])
+            except OSError as error:  # room, not the round, is what is at stake; `parablock gc` drops it as well
+                log.warning("cannot drop version %d of block %d: %s", listed[0], block, error)
+            listed.pop(0)
 
     def _give_up(self) -> None:
         if self._writer is not None:

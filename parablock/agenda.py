@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parablock.importance import ImportanceOrder
 from parablock.learning_rate import learning_rate
 from parablock.schedule import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from parablock.config import Config
 
@@ -108,11 +108,33 @@ class Agenda:
             return ()
         return tuple(Turn(self.block(round), self.trains(round, client)) for round in range(first, self._next))
 
+    def snapshot(self) -> dict[str, Any]:
+        """All that is decided and what decides the rest, as JSON has it. What is drawn is drawn from seed and round."""
+        decided = [
+            {"round": round, "block": each.block, "clients": _sorted(each.clients), "wanted": each.wanted}
+            for round, each in self._decided.items()
+        ]
+        importance = self._importance.snapshot() if self._schedule is None else None
+        return {"next": self._next, "decided": decided, "importance": importance}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on as the one of which this is the snapshot, with the same settings and blocks."""
+        self._next = snapshot["next"]
+        for each in snapshot["decided"]:
+            clients = None if each["clients"] is None else set(each["clients"])
+            self._decided[each["round"]] = _Decided(each["block"], clients, each["wanted"])
+        if self._schedule is None:
+            self._importance.restore(snapshot["importance"])
+
     def _draw(self, round: int, there: list[str]) -> set[str]:
         if self._config.mode == "fedcybgd":
             return {there[in_turn(round, len(there), self._num_blocks)]} if there else set()
         rng = random.Random(f"parablock/clients/{self._config.seed}/{round}")
         return set(rng.sample(there, self._config.sampled(len(there))))
+
+
+def _sorted(clients: set[str] | None) -> list[str] | None:
+    return None if clients is None else sorted(clients)
 
 
 def in_turn(round: int, clients: int, num_blocks: int) -> int:

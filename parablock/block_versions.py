@@ -104,6 +104,10 @@ class BlockVersions:
         assert keep >= 1
         return [self.path(index, version) for version in self.listed().get(index, [])[:-keep]]
 
+    def drop(self, index: int, version: int) -> None:
+        """Remove a version that is superseded, if it is there. Raises OSError where the disk refuses."""
+        self.path(index, version).unlink(missing_ok=True)
+
     def partial(self) -> list[Path]:
         """What is being written, or was when a broker was killed."""
         return sorted(self.folder.glob(".*.partial")) if self.folder.is_dir() else []

@@ -14,6 +14,7 @@ from parablock.coordinator_events import Committed, Effect, Fold, Note, Store
 from parablock.layout import Layout
 from parablock.messages import Credit, Rejected
 from parablock.rounds import Attempt, Round, RoundState, Upload, decide
+from parablock.saved import Entry
 from parablock.transfer import Incoming, TransferError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from parablock.manifest import Manifest
     from parablock.messages import Abstain, Chunk, FromBroker, Offer
     from parablock.roster import Roster
+    from parablock.saved import Saved
     from parablock.sessions import Session
     from parablock.transfer import Encoded
     from parablock.wire import Buffer
@@ -60,6 +62,11 @@ class Collection:
         self._due_by = due_by
         self._rounds: dict[int, Round] = {}
         self._late: set[str] = set()  # were not in time for their last round; nobody's chunks wait for them
+
+    def restore(self, saved: Saved) -> None:
+        """Go on after the last round that was committed before the broker's restart."""
+        self.next_round = saved.next_round
+        self._late = set(saved.tardy)
 
     @property
     def complete(self) -> bool:
@@ -100,8 +107,6 @@ class Collection:
         reason = None
         if session.name in round.out:
             reason = "the client has abstained, or its contribution was refused before"
-        elif not resumed and session.name in round.done:
-            reason = "a contribution that an earlier process of this name sent is counted"
         elif not resumed and offer.round < session.start.round:
             reason = f"the client takes part from round {session.start.round} on"
         elif not resumed and not self._agenda.trains(offer.round, session.name):
@@ -111,6 +116,9 @@ class Collection:
             return
         if round.state is not RoundState.OPEN:
             return  # the commit will say that it is closed; if it is opened again, the offer will be repeated
+        if not resumed and session.name in round.done:  # an earlier process of this name has sent one: that counts
+            self._say(session.peer, Credit(offer.round, offer.block, 0, offer.nbytes, offer.nbytes))
+            return
         if upload is None or not resumed:
             window = self._config.network.window_bytes
             ahead = offer.round > self.next_round  # takes its first window now, the rest when its turn has come
@@ -162,12 +170,13 @@ class Collection:
 
     # Folds
 
-    def folded(self, number: int, attempt: int, chunk: Encoded) -> None:
-        """The next chunk of an attempt is made."""
+    def folded(self, number: int, attempt: int, chunk: Encoded, moved: float) -> None:
+        """The next chunk of an attempt is made. moved: as in `Folded`."""
         round = self._rounds.get(number)
         if round is None or round.attempt is None or round.attempt.number != attempt:
             return  # of an attempt that was given up
         shipment = round.attempt.shipment
+        round.attempt.moved = moved
         shipment.payload.append(chunk)
         self.stirred = self.stirred or shipment.payload.complete
         for session in self._roster:
@@ -191,31 +200,24 @@ class Collection:
         self.stirred = True
         self._grant_all(round, now)  # what came while the round was closed was not taken
 
-    def stored(self, number: int, attempt: int, values: Buffer, moved: float, now: float) -> None:
-        """What the attempt has made is durable. moved: as in `Stored`."""
+    def stored(self, number: int, attempt: int, values: Buffer | None, now: float) -> None:
+        """The round's entry is durable, and what the attempt has made."""
         round = self._rounds[number]
-        assert round.attempt is not None
-        assert round.attempt.number == attempt
-        self._agenda.moved(number, round.block, moved)
+        assert round.state is RoundState.STORING
+        assert (round.attempt.number if round.attempt is not None else 0) == attempt
+        assert (values is None) == (attempt == 0)
         self._commit(round, values, now)
 
     def advance(self, now: float) -> None:
         """Begin to fold what can be folded, and close what can close."""
         self.stirred = False
-        while not self.complete:
-            round = self._round(self.next_round)
-            if round.state is RoundState.OPEN and not self._close(round, now):
-                return
-            if round.state is RoundState.COMMITTED:
-                continue  # nobody was counted
-            if round.state is RoundState.CLOSING:
-                assert round.attempt is not None
-                if round.attempt.complete:
-                    round.move("store")
-                    for upload in round.uploads.values():  # all is folded, for good: the disk may take its time
-                        upload.pieces.clear()
-                    self._emit(Store(round.number, round.block, round.attempt.number))
+        if self.complete:
             return
+        round = self._round(self.next_round)
+        if round.state is RoundState.OPEN and not self._close(round, now):
+            return
+        if round.state is RoundState.CLOSING and (round.attempt is None or round.attempt.complete):
+            self._store(round)
 
     def _close(self, round: Round, now: float) -> bool:
         """Whether an open round closes now."""
@@ -230,7 +232,7 @@ class Collection:
         round.why = decision.reason
         counted = tuple(sorted(round.done))
         if not counted:
-            self._commit(round, None, now)
+            round.attempt = None
         elif round.attempt is None or round.attempt.clients != counted:
             self._begin(round, counted, now)
         return True
@@ -267,36 +269,69 @@ class Collection:
         parts = round.contributions(index)
         self._emit(Fold(round.number, round.block, round.attempt.number, index, parts))
 
-    def _commit(self, round: Round, values: Buffer | None, now: float) -> None:
-        round.move("commit")
+    def _store(self, round: Round) -> None:
+        """All is folded, for good, and the disk may take its time: settle what is to be said of the round."""
+        round.move("store")
+        for upload in round.uploads.values():
+            upload.pieces.clear()
         attempt = round.attempt
-        counted = attempt.clients if values is not None and attempt is not None else ()
-        base = self._distribution.base(round.block)
-        if values is not None and attempt is not None:
-            shipment = attempt.shipment
-            self._distribution.keep(shipment, counted, values)
-        else:
-            shipment = self._distribution.nothing(round.number, round.block)
-        late = sorted(set(round.uploads) - set(counted))
+        counted = attempt.clients if attempt is not None else ()
+        offers = [round.uploads[name].offer for name in counted]
         here, members = self._roster.members(round.number), self._members(round)
         self._late = (self._late & (here - members)) | (members - set(counted) - round.out)
-        ahead = round.number + self._config.in_flight + 1
-        self._agenda.decide(ahead, self._roster.present())
-        active = self._roster.active()
-        for session in active:
+        if attempt is not None:
+            self._agenda.moved(round.number, round.block, attempt.moved)
+        self._agenda.decide(round.number + self._config.in_flight + 1, self._roster.present())
+        nbytes = attempt.shipment.payload.nbytes if attempt is not None else 0
+        round.entry = Entry(
+            round=round.number,
+            block=round.block,
+            attempt=attempt.number if attempt is not None else 0,
+            base=self._distribution.base(round.block),
+            contributors=counted,
+            weights=tuple(offer.weight for offer in offers),
+            steps=tuple(offer.steps for offer in offers),
+            losses=tuple(offer.loss for offer in offers),
+            moved=attempt.moved if attempt is not None else 0.0,
+            late=len(round.uploads.keys() - set(counted)),
+            bytes_up=sum(upload.incoming.held for upload in round.uploads.values()),
+            bytes_down=nbytes * len(self._roster.active()),
+            reason=f"{len(counted)} contributions; {round.why}",
+            agenda=self._agenda.snapshot(),
+            clients=tuple(self._roster.clients),
+            tardy=tuple(sorted(self._late)),
+        )
+        self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
+
+    def _commit(self, round: Round, values: Buffer | None, now: float) -> None:
+        """It is durable: announce it."""
+        round.move("commit")
+        entry, attempt = round.entry, round.attempt
+        assert entry is not None
+        if values is not None and attempt is not None:
+            shipment = attempt.shipment
+            self._distribution.keep(shipment, entry.contributors, values)
+        else:
+            shipment = self._distribution.nothing(round.number, round.block)
+        late = round.uploads.keys() - set(entry.contributors)
+        for session in self._roster.active():
             if session.name in late:
                 reason = f"the round was closed before all of it came: {round.why}"
                 self._say(session.peer, Rejected(round.number, reason))
-            turns = self._agenda.turns(ahead, session.name)
-            self._distribution.announce(session, shipment, base, counted, now, turns)
-        weights = {name: round.uploads[name].offer.weight for name in counted}
-        loss = None
-        if counted:
-            loss = sum(round.uploads[name].offer.loss * weights[name] for name in counted) / sum(weights.values())
-        bytes_up = sum(upload.incoming.held for upload in round.uploads.values())
-        bytes_down = shipment.payload.nbytes * len(active)
-        reason = f"{len(counted)} contributions; {round.why}"
-        self._emit(Committed(round.number, round.block, counted, len(late), loss, bytes_up, bytes_down, reason))
+            turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)
+            self._distribution.announce(session, shipment, entry.base, entry.contributors, now, turns)
+        self._emit(
+            Committed(
+                round.number,
+                round.block,
+                entry.contributors,
+                entry.late,
+                entry.loss,
+                entry.bytes_up,
+                entry.bytes_down,
+                entry.reason,
+            )
+        )
         del self._rounds[round.number]
         self.next_round = round.number + 1
         self.stirred = True

@@ -1,7 +1,8 @@
 """A worker's contributions: what it has trained and the broker may not have, kept until the round is closed.
 
-Sends each within its credit, sends again what was not confirmed, and remembers for which rounds the worker has nothing
-to give. What the broker counts it says by commits, which are the participant's business.
+What an earlier process has kept is as good as what this one has trained. Sends each within its credit, sends again what
+was not confirmed, and remembers for which rounds the worker has nothing to give. What the broker counts it says by
+commits, which are the participant's business.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from parablock.participant_events import Dismissed, Uploaded
 from parablock.transfer import Outgoing, Payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from parablock.messages import FromWorker
+    from parablock.participant_events import Held
     from parablock.transfer import Encoded
     from parablock.wire import Buffer
 
@@ -46,6 +48,22 @@ class Contributions:
         self._unsettled: set[int] = set()  # rounds of which we do not know whether we were counted
         self._withheld: dict[int, Abstain] = {}  # by round
         self._passed = 0  # rounds before it will not be trained by us any more
+
+    @property
+    def position(self) -> int:
+        """The first round that was neither trained nor passed."""
+        return self._passed
+
+    def restore(self, held: Iterable[Held], position: int, window_bytes: int, now: float) -> None:
+        """Take over what an earlier process has kept; it is offered after the next start."""
+        self._passed = position
+        self._window_bytes = window_bytes
+        for each in sorted(held, key=lambda each: each.offer.round):
+            assert each.payload.complete, f"of the contribution to round {each.offer.round} a part was kept"
+            assert each.offer.round < position, f"a contribution to round {each.offer.round}, kept at {position}"
+            outgoing = Outgoing(each.payload, 0)
+            self._uploads[each.offer.round] = _Upload(each.offer, each.payload, outgoing, now, now)
+            self._unsettled.add(each.offer.round)
 
     def offer(self, offer: Offer, payload: Payload, window_bytes: int, now: float, *, live: bool) -> None:
         """A round was trained. live: the broker listens; else it is offered after the next start."""
@@ -101,11 +119,17 @@ class Contributions:
         self._passed = max(self._passed, round)
 
     def credit(self, credit: Credit, now: float) -> None:
-        """Raises TransferError for an impossible one."""
+        """Raises TransferError for an impossible one.
+
+        That it holds all of one which is not even made yet the broker says where an earlier process of ours has sent
+        one: that counts, and this one need not be sent.
+        """
         upload = self._uploads.get(credit.round)
         if upload is None or (upload.offer.block, 0) != (credit.block, credit.attempt) or upload.outgoing.done:
             return
-        if upload.outgoing.credit(credit.held, credit.until):
+        if not upload.payload.complete and credit.held == credit.until == upload.outgoing.nbytes:
+            upload.outgoing.settle()
+        elif upload.outgoing.credit(credit.held, credit.until):
             upload.progress_at = now
         if upload.outgoing.done and not upload.uploaded:
             upload.uploaded = True

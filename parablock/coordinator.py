@@ -7,6 +7,11 @@ seconds; `deadline()` says when the next `Tick` is due.
     the run      GATHERING ──all clients joined──▸ RUNNING ──last commit──▸ DRAINING ──all have left──▸ OVER
     a session    GREETED ──Join──▸ JOINED ──Start──▸ ACTIVE         (gone: left, lost, refused, replaced ...)
 
+A broker that was restarted begins with what its journal holds (`parablock.saved`): the run is RUNNING at once, or
+DRAINING, and those who took part are expected back. They count as members of the open rounds until they have come, or
+`network.timeout_s` have passed since the first event; whoever they sent contributions to is gone, so they offer them
+again.
+
 What a session may say in which state stands in `parablock.sessions.ALLOWED`; anything else breaks the protocol and ends
 the session. One that has only greeted and speaks as if it took part is one that was forgotten: it shall join again.
 A contribution that was acknowledged stays, whatever becomes of the session that sent it.
@@ -73,6 +78,7 @@ from parablock.wire import Envelope
 if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
+    from parablock.saved import Saved
 
 
 class Phase(Enum):
@@ -89,9 +95,22 @@ _UNKNOWN = "the broker does not know this session; say Hello again"
 
 
 class Coordinator:
-    """See the module. `base` and `tokenizer` are the digests that workers must show at the door."""
+    """See the module. `base` and `tokenizer` are the digests that workers must show at the door.
 
-    def __init__(self, config: Config, manifest: Manifest, base: str, tokenizer: str, run: str, epoch: int) -> None:
+    epoch: which incarnation of the run's broker this is, higher than any before. saved: what those have left, if there
+    were any. Where they had committed a round, a Tick is due at once.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        manifest: Manifest,
+        base: str,
+        tokenizer: str,
+        run: str,
+        epoch: int,
+        saved: Saved | None = None,
+    ) -> None:
         self.phase = Phase.GATHERING
         self._config = config
         self._terms = json.dumps(settings.to_dict(config, shared_only=True))
@@ -109,6 +128,20 @@ class Coordinator:
         self._collection = Collection(
             config, manifest, self._agenda, self._roster, self._distribution, self._send, self._emit, self._due_by
         )
+        self._expected_until: float | None = None  # in seconds; None: until so long after the first event
+        if saved is not None and saved.next_round:
+            self._restore(saved)
+
+    def _restore(self, saved: Saved) -> None:
+        self._agenda.restore(saved.agenda)
+        self._collection.restore(saved)
+        for version in saved.versions:
+            self._distribution.restore(version)
+        self._roster.expect(saved.clients, saved.next_round)
+        self._agenda.decide(saved.next_round + self._config.in_flight, saved.clients)
+        self._looked_behind_at = saved.next_round
+        self.phase = Phase.DRAINING if self._collection.complete else Phase.RUNNING
+        self._due = -math.inf
 
     # The outside
 
@@ -117,6 +150,7 @@ class Coordinator:
         assert not self._effects
         try:
             if self.phase is not Phase.OVER:
+                self._wait_for_expected(now)
                 self._take(event, now)
                 self._advance(now)
             return self._effects
@@ -129,17 +163,17 @@ class Coordinator:
                 self._receive(peer, envelope, now)
             case Malformed(peer, reason):
                 self._violation(self._roster.get(peer), peer, reason)
-            case Folded(round, attempt, chunk):
-                self._collection.folded(round, attempt, chunk)
+            case Folded(round, attempt, chunk, moved):
+                self._collection.folded(round, attempt, chunk, moved)
             case Unfit(round, attempt, reasons):
                 self._collection.unfit(round, attempt, reasons, now)
-            case Stored(round, attempt, values, moved):
-                self._collection.stored(round, attempt, values, moved, now)
+            case Stored(round, attempt, values):
+                self._collection.stored(round, attempt, values, now)
             case Tick():
                 self._tick(now)
-            case Stop(reason):
+            case Stop(reason, returns):
                 for session in self._roster:
-                    self._send(session.peer, Stopped(reason))
+                    self._send(session.peer, Stopped(reason, returns))
                 self._over(complete=False, reason=reason)
 
     def deadline(self) -> float | None:
@@ -148,7 +182,7 @@ class Coordinator:
         Never late, and sometimes early: most events only put things off, and nobody looks through all sessions at
         each of them.
         """
-        return None if math.isinf(self._due) else self._due
+        return None if self._due == math.inf else self._due
 
     @property
     def next_round(self) -> int:
@@ -156,11 +190,12 @@ class Coordinator:
         return self._collection.next_round
 
     def members(self, round: int) -> frozenset[str]:
-        """Live clients that take part in a round, and be it only to take over what the others make."""
+        """Live clients that take part in a round, and be it only to take over what the others make; and those that are
+        expected back."""
         return self._roster.members(round)
 
     def present(self) -> frozenset[str]:
-        """Live clients that take part in some round, this one or a later one."""
+        """Live clients that take part in some round, this one or a later one; and those that are expected back."""
         return self._roster.present()
 
     def block(self, round: int) -> int | None:
@@ -169,7 +204,7 @@ class Coordinator:
 
     @property
     def clients(self) -> list[str]:
-        """Names on the roster, in its order."""
+        """Names on the roster, in its order; of those that are expected back as well."""
         return self._roster.clients
 
     # Messages
@@ -284,18 +319,22 @@ class Coordinator:
     def _admit(self, session: Session, join: Join, now: float) -> None:
         """Let a worker in after the start: what changed since its versions first, then a round that it can reach.
 
-        Clients may be as far as in_flight rounds beyond the next commit; a newcomer begins right after those, so
-        that nobody waits for it, unless the round at hand lacks the quorum.
+        One that has come back and has not fallen behind the next commit has answers to all open rounds, or is about
+        to: it takes part in them. Clients may be as far as in_flight rounds beyond the next commit; a newcomer begins
+        right after those, so that nobody waits for it, unless the round at hand lacks the quorum.
         """
+        self._roster.unexpect(session.name)
         pending = self._distribution.catch_up(session, join.versions, now)
         short = len(self._roster.members(self.next_round)) < self._config.quorum
-        first = self.next_round if short else self.next_round + self._config.in_flight + 1
+        at_once = short or join.position >= self.next_round
+        first = self.next_round if at_once else self.next_round + self._config.in_flight + 1
         first = min(first, self._config.rounds)
         self._agenda.join(session.name, first, self._roster.present())
         self._start(session, first, pending)
 
     def _start(self, session: Session, first: int, pending: tuple[int, ...]) -> None:
-        turns = self._agenda.turns(self.next_round, session.name)
+        # What is beyond these is said with the commit that is on its way to the disk.
+        turns = self._agenda.turns(self.next_round, session.name)[: self._config.in_flight + 1]
         blocks, trains = tuple(turn.block for turn in turns), tuple(turn.trains for turn in turns)
         start = Start(first, len(self._roster.clients), self.next_round, pending, blocks, trains)
         self._roster.start(session, start)
@@ -320,7 +359,7 @@ class Coordinator:
                 self._leave_behind()
             if self._collection.complete:
                 self.phase = Phase.DRAINING
-        if self.phase is Phase.DRAINING and not self._roster:
+        if self.phase is Phase.DRAINING and not self._roster and not self._roster.expected:
             self._over(complete=True, reason="every round is committed and every client has left")
 
     def _tick(self, now: float) -> None:
@@ -333,12 +372,26 @@ class Coordinator:
             self._distribution.resend(session, now)
             times.append(session.heard_at + network.timeout_s)
             times += [download.progress_at + network.resend_s for download in session.downloads.values()]
+        if self._roster.expected:
+            assert self._expected_until is not None
+            times.append(self._expected_until)
         self._collection.stirred = True  # a deadline may have passed
         due = self._collection.deadline(now)
         self._due = min(times + ([] if due is None else [due]), default=math.inf)
 
     def _due_by(self, time: float) -> None:
         self._due = min(self._due, time)
+
+    def _wait_for_expected(self, now: float) -> None:
+        """After a restart: the time runs from the first event on; those who have not come by then are lost."""
+        timeout_s = self._config.network.timeout_s
+        if self._expected_until is None:
+            self._expected_until = now + timeout_s
+        elif now >= self._expected_until:
+            for name in self._roster.expected:
+                self._roster.unexpect(name)
+                self._collection.stirred = True
+                self._note("lost", name, f"not back within {timeout_s:g} s of the broker's restart")
 
     # Sessions
 
@@ -361,6 +414,8 @@ class Coordinator:
 
     def _remove(self, session: Session, kind: str, text: str) -> None:
         self._roster.remove(session)
+        if kind in ("left", "refused", "dropped"):
+            self._roster.unexpect(session.name)
         self._collection.stirred = True
         self._note(kind, session.name, text)
         if kind not in ("lost", "behind", "rejoining"):  # else the same process may come back, and go on with them

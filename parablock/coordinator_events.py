@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from parablock.aggregation import Contribution
     from parablock.messages import Evaluated, Heartbeat, Landed
+    from parablock.saved import Entry
     from parablock.transfer import Encoded
     from parablock.wire import Buffer, Envelope
 
@@ -32,11 +33,16 @@ class Malformed:
 
 @dataclass(frozen=True)
 class Folded:
-    """The answer to `Fold`: the next chunk of the block's new value, as it travels."""
+    """The answer to `Fold`: the next chunk of the block's new value, as it travels.
+
+    moved: with the last chunk of an attempt, the root mean square of what it does to the block, x' − x; 0 with those
+    before, and where the settings have no use for it.
+    """
 
     round: int
     attempt: int
     chunk: Encoded
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,15 +56,12 @@ class Unfit:
 
 @dataclass(frozen=True)
 class Stored:
-    """The answer to `Store`. values: the block's new value, float32 bytes that nobody changes any more.
-
-    moved: the root mean square of what the round did to the block, x' − x; 0 where the settings have no use for it.
-    """
+    """The answer to `Store`. values: the block's new value, float32 bytes that nobody changes any more; None where
+    nobody was counted."""
 
     round: int
     attempt: int
-    values: Buffer
-    moved: float = 0.0
+    values: Buffer | None
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,11 @@ class Tick:
 
 @dataclass(frozen=True)
 class Stop:
-    """End the run now, though it is not complete."""
+    """End this broker now, though the run is not complete. returns: another one is to go on with the run, so that the
+    clients wait for it."""
 
     reason: str
+    returns: bool = False
 
 
 Event = Received | Malformed | Folded | Unfit | Stored | Tick | Stop
@@ -101,11 +106,13 @@ class Fold:
 
 @dataclass(frozen=True)
 class Store:
-    """Every chunk of the attempt is folded, and it shall count: make it durable, and answer with `Stored`."""
+    """Every chunk of the attempt is folded, and it shall count: make the block and the entry durable, and answer with
+    `Stored`. attempt 0: nobody is counted, and there is no block to store. Until then nobody hears of the commit."""
 
     round: int
     block: int
     attempt: int
+    entry: Entry
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
     from parablock.messages import Credit
+    from parablock.saved import SavedVersion
     from parablock.sessions import Session
     from parablock.wire import Buffer
 
@@ -85,12 +86,16 @@ class Distribution:
         full, change = made, None
         numel = self._manifest.blocks[made.block].numel
         if not Layout.down(self._config, numel, made.attempt).codec.lossless:
-            payload = Payload.whole(values, Layout.down(self._config, numel, attempt=0).chunk_bytes)
-            full, change = self._shipment(made.round, made.block, 0, payload), made
+            full, change = self._full(made.round, made.block, values), made
         self._latest[made.block] = Version(made.round, self.base(made.block), counted, change, full)
         for version in self._latest.values():
             if version.round < made.round - self._config.in_flight - 1:
                 version.change = None
+
+    def restore(self, version: SavedVersion) -> None:
+        """A version that was made before the broker's restart. It is sent in full: of its attempts nothing is left."""
+        full = self._full(version.round, version.block, version.values)
+        self._latest[version.block] = Version(version.round, version.base, version.counted, None, full)
 
     def announce(
         self,
@@ -156,6 +161,10 @@ class Distribution:
                     continue  # the last byte is confirmed with the commit only, which is still to come
                 download.outgoing.rewind()
         self._pump(session)
+
+    def _full(self, round: int, block: int, values: Buffer) -> Shipment:
+        layout = Layout.down(self._config, self._manifest.blocks[block].numel, attempt=0)
+        return self._shipment(round, block, 0, Payload.whole(values, layout.chunk_bytes))
 
     def _shipment(self, round: int, block: int, attempt: int, payload: Payload) -> Shipment:
         return Shipment(self._run, self._epoch, round, block, attempt, payload)

@@ -28,8 +28,12 @@ round, after it. The one that has waited longest is always such a block, and nev
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 from parablock.schedule import gap_holds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SWEEPS = 2
 """The longest gap between two visits of a block is this times the number of blocks."""
@@ -75,6 +79,25 @@ class ImportanceOrder:
         self._last[chosen] = self._round
         self._round += 1
         return chosen
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that the next rounds depend on, as JSON has it: floats go through it unchanged."""
+        blocks = range(len(self._credit))
+        return {
+            "round": self._round,
+            "importance": [self._importance.get(block) for block in blocks],
+            "credit": [self._credit[block] for block in blocks],
+            "last": [self._last[block] for block in blocks],
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on as the one of which this is the snapshot, of as many blocks."""
+        assert len(snapshot["credit"]) == len(self._credit), "a snapshot of another number of blocks"
+        self._round = snapshot["round"]
+        visited = enumerate(snapshot["importance"])
+        self._importance = {block: importance for block, importance in visited if importance is not None}
+        self._credit = dict(enumerate(snapshot["credit"]))
+        self._last = dict(enumerate(snapshot["last"]))
 
     def _earn(self) -> None:
         unknown = max(self._importance.values(), default=1.0)  # of a block none of whose visits was counted yet

@@ -44,6 +44,9 @@ _TABLES = (
     "CREATE TABLE incarnations (epoch INTEGER PRIMARY KEY, facts TEXT NOT NULL, digest TEXT NOT NULL)",
     "CREATE TABLE entries (round INTEGER PRIMARY KEY, version INTEGER, entry TEXT NOT NULL, digest TEXT NOT NULL)",
 )
+_NOBODY = ("",)
+"""Made a version that no client's contribution did: one that a repair has put back. A version is somebody's."""
+
 _BUSY_S = 60.0
 _DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # as sqlite3 raises the latter where it quotes what it found
 
@@ -203,7 +206,7 @@ class Journal:
         if self.last is None:
             return None
         versions = tuple(
-            SavedVersion(block, row.entry.round, row.entry.base, row.entry.contributors, values[block])
+            SavedVersion(block, row.entry.round, row.entry.base, row.entry.contributors or _NOBODY, values[block])
             for block, row in sorted(self.newest.items())
         )
         return Saved(self.next_round, versions, self.last.agenda, self.last.clients, self.last.tardy)

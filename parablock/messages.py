@@ -30,7 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the messages. Both sides must speak the same."""
 
 MAX_BLOCKS = 8192
@@ -114,6 +114,8 @@ class Join:
     """The worker has loaded everything; the digests say what.
 
     versions: per block, the number of the round that made it plus one; 0 for the base model's.
+    position: the first round that it has neither trained nor passed, in this process or in one before it that has kept
+    what it had; −1: it has not begun.
     """
 
     manifest: Digest
@@ -121,6 +123,7 @@ class Join:
     tokenizer: Digest
     rows: Count
     versions: Annotated[tuple[Annotated[int, Whole(0, 2**31)], ...], Items(MAX_BLOCKS)]
+    position: Round
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,10 @@ class Goodbye:
 
 @dataclass(frozen=True)
 class Stopped:
+    """returns: another broker is to go on with the run; wait for it."""
+
     reason: Reason
+    returns: bool
 
 
 @dataclass(frozen=True)

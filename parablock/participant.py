@@ -10,7 +10,8 @@ round may be trained. It opens no socket, reads no clock and touches no model: `
 
 What the broker may say in which state stands in `EXPECTED`; a message that does not fit is one that was delayed or
 repeated, and is passed over. Contributions are kept until their round is closed, and partly received blocks until
-they are superseded, so that a new greeting costs only what was not yet confirmed.
+they are superseded, so that a new greeting costs only what was not yet confirmed. A worker that was ended and begins
+again with what it has kept (`Kept`) goes on as if it were the same process.
 What goes up is in `parablock.contributions`, what comes down in `parablock.downloads`, what rounds ahead are in
 `parablock.agenda`.
 """
@@ -54,6 +55,7 @@ from parablock.participant_events import (
     Event,
     Finish,
     Gone,
+    Kept,
     Notice,
     Prepare,
     Prepared,
@@ -124,6 +126,7 @@ class Participant:
         self._prepared: Prepared | None = None
         self._versions: list[int] = []
         self._commits = Commits(0)
+        self._begun = False  # there is a position to go on from
         self._contributions = Contributions(self._send, self._emit)
         self._downloads = Downloads(self._send, self._emit, self._builds)
         self._start: Start | None = None
@@ -153,12 +156,14 @@ class Participant:
             case Received(envelope):
                 self._receive(envelope, now)
             case Prepared():
-                self._prepared = event
+                first, self._prepared = self._prepared is None, event
                 self._timing.heartbeat = event.config.network.heartbeat_s
                 self._timing.timeout = event.config.network.timeout_s
                 self._timing.resend = event.config.network.resend_s
-                self._versions = self._versions or [0] * len(event.manifest.blocks)
-                self._turns = self._turns or Turns(event.config, len(event.manifest.blocks))
+                if first:
+                    self._versions = [0] * len(event.manifest.blocks)
+                    self._turns = Turns(event.config, len(event.manifest.blocks))
+                    self._resume(event.kept, now)
                 if self.state is State.PREPARING:
                     self._join(now)
             case Contribute():
@@ -182,6 +187,20 @@ class Participant:
                 self._finish(reason, now)
             case Tick():
                 self._tick(now)
+
+    def _resume(self, kept: Kept | None, now: float) -> None:
+        """Be the process that has kept this."""
+        if kept is None:
+            return
+        if kept.run != self._run:
+            self._notice(f"what was kept is of another run ({kept.run}); it is not used")
+            return
+        assert len(kept.versions) == len(self._versions), "kept of a model with other blocks"
+        self._versions = list(kept.versions)
+        # What is in the model was committed; and so was all that must land before the last round that was passed.
+        self._commits = Commits(max(0, *kept.versions, kept.position - self._config.in_flight - 1))
+        self._contributions.restore(kept.held, kept.position, self._config.network.window_bytes, now)
+        self._begun = True
 
     def deadline(self) -> float:
         """When the next `Tick` is due, on the scale of `now`."""
@@ -218,6 +237,8 @@ class Participant:
         if self.state not in EXPECTED.get(type(message), frozenset()):
             return
         known = (envelope.run, envelope.epoch) == (self._run, self._epoch)
+        if envelope.run == self._run and envelope.epoch < self._epoch:
+            return  # said by the broker before it was restarted
         if not known and not isinstance(message, Terms | Rejoin | Refused | Stopped):
             return
         self._heard_at = now
@@ -248,8 +269,12 @@ class Participant:
                 self._contributions.dismiss(round, reason)
             case Refused(reason):
                 self._gone(End.REFUSED, reason)
-            case Stopped(reason):
-                self._gone(End.LOST, f"the broker stopped: {reason}")
+            case Stopped(reason, returns):
+                if returns:  # the next one will not know us, and say so
+                    self._silent = True
+                    self._notice(f"the broker stopped: {reason}; waiting for it to come back")
+                else:
+                    self._gone(End.LOST, f"the broker stopped: {reason}")
             case Goodbye():
                 self._gone(End.DONE, "left the run")
 
@@ -277,10 +302,10 @@ class Participant:
     def _join(self, now: float) -> None:
         assert self._prepared is not None
         self.state = State.JOINING
-        digest = self._prepared.manifest.digest
-        self._send(
-            Join(digest, self._prepared.base, self._prepared.tokenizer, self._prepared.rows, tuple(self._versions))
-        )
+        digest, prepared = self._prepared.manifest.digest, self._prepared
+        position = self._contributions.position if self._begun else -1
+        versions = tuple(self._versions)
+        self._send(Join(digest, prepared.base, prepared.tokenizer, prepared.rows, versions, position))
         self._said_at = now
 
     def _take_start(self, start: Start, now: float) -> None:
@@ -297,8 +322,9 @@ class Participant:
         self._start = start
         self._commits.start(start)
         self._downloads.keep(self._commits.wanted)
-        self._emit(Started(start.round, start.clients, start.next))
+        self._emit(Started(max(start.round, self._contributions.position), start.clients, start.next))
         self._contributions.start(start.round, start.next, self._commits.told, now)
+        self._begun = True
         self._heartbeat(now)  # at once: the broker places our reports in time by it
 
     def _commit(self, commit: Commit, now: float) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
-    from parablock.messages import Evaluated, Landed
-    from parablock.transfer import Encoded
+    from parablock.messages import Evaluated, Landed, Offer
+    from parablock.transfer import Encoded, Payload
     from parablock.wire import Buffer, Envelope
 
 # Events
@@ -24,14 +24,37 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A contribution that an earlier process of this worker has kept. payload: complete, as it travels."""
+
+    offer: Offer
+    payload: Payload
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an earlier process of this worker has left, in the run `run`.
+
+    versions: as in `messages.Join`, of what is in the model. position: the first round that it has neither trained nor
+    passed. held: its contributions to rounds before that, of which nobody has said that they are closed.
+    """
+
+    run: str
+    versions: tuple[int, ...]
+    position: int
+    held: tuple[Held, ...] = ()
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """Model and data are loaded, as the terms said."""
+    """Model and data are loaded, as the terms said. kept: see `Kept`; what is of another run is passed over."""
 
     config: Config
     manifest: Manifest
     base: str
     tokenizer: str
     rows: int
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +141,10 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Started:
-    """Train from `round` on. `next`: rounds before it that are still guessed will not be told any more."""
+    """Train from `round` on, or from where training is if that is later.
+
+    next: rounds before it that are still guessed will not be told any more.
+    """
 
     round: int
     clients: int

@@ -1,7 +1,7 @@
 """One round at the broker: who has answered, what is held, what is folded of it, and whether it may close.
 
     OPEN ──close──▸ CLOSING ──store──▸ STORING ──commit──▸ COMMITTED
-      ▴                │  └───────────commit───────────────────▴       nobody was counted
+      ▴                │
       └────reopen──────┘     a contribution turned out unfit while it was folded
 
 Folding does not wait for the close: an `Attempt` folds chunk c as soon as it is in from everybody who is expected to
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from parablock.messages import Offer
+    from parablock.saved import Entry
     from parablock.sessions import Shipment
     from parablock.transfer import Incoming
     from parablock.wire import Buffer
@@ -38,7 +39,6 @@ TRANSITIONS = {
     (RoundState.OPEN, "close"): RoundState.CLOSING,
     (RoundState.CLOSING, "reopen"): RoundState.OPEN,
     (RoundState.CLOSING, "store"): RoundState.STORING,
-    (RoundState.CLOSING, "commit"): RoundState.COMMITTED,
     (RoundState.STORING, "commit"): RoundState.COMMITTED,
 }
 
@@ -57,12 +57,13 @@ class Upload:
 class Attempt:
     """A fold of the contributions of `clients`, in roster order, chunk by chunk; what it makes leaves at once.
 
-    missing: for each chunk, how many of the clients have not sent it yet.
+    missing: for each chunk, how many of the clients have not sent it yet. moved: see `coordinator_events.Folded`.
     """
 
     clients: tuple[str, ...]
     missing: list[int]
     shipment: Shipment
+    moved: float = 0.0
 
     @property
     def number(self) -> int:
@@ -93,6 +94,7 @@ class Round:
     attempts: int = 0  # how many were begun
     attempt: Attempt | None = None  # the newest one
     why: str = ""  # the reason for which it was closed
+    entry: Entry | None = None  # what is said of it for good, from when it is stored
 
     def move(self, action: str) -> None:
         assert (self.state, action) in TRANSITIONS, f"round {self.number} is {self.state.value}, cannot {action}"

@@ -158,6 +158,15 @@ class RunFolder:
     def model_path(self) -> Path:
         return self.path / "model"
 
+    def write_config(self, config: Config) -> None:
+        """Replace the settings by those of a run that goes on with others. Raises OSError where the disk refuses."""
+        temporary = self.path / f".{CONFIG}.partial"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(settings.to_toml(config))
+            file.flush()
+            os.fsync(file.fileno())
+        block_file.replace(temporary, self.path / CONFIG)
+
     def config(self) -> Config:
         """The settings of the run. Raises ConfigError where the file was damaged or edited into nonsense."""
         return settings.load(self.path / CONFIG)

@@ -43,6 +43,14 @@ class Entry:
     clients: tuple[str, ...]
     tardy: tuple[str, ...]
 
+    @property
+    def loss(self) -> float | None:
+        """Weighted mean over the contributors; None without any."""
+        if not self.contributors:
+            return None
+        shares = zip(self.losses, self.weights, strict=True)
+        return sum(loss * weight for loss, weight in shares) / sum(self.weights)
+
 
 @dataclass(frozen=True)
 class SavedVersion:

@@ -9,6 +9,7 @@ party's lanes. Measuring the times, and putting the clients' clocks on the broke
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,21 @@ def client_process(index: int) -> int:
 class Trace:
     """Writes a trace file, each event flushed as it is added."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Start a new file at `path`. Raises OSError where it cannot be written."""
-        self._file = AppendFile(Path(path), truncate=True)
-        self._file.append("[")
+    def __init__(self, path: Path | str, *, resume: bool = False) -> None:
+        """Start a new file at `path`, or go on with one that is there. Raises OSError where it cannot be written.
+
+        parties: by number, the names that the file tells.
+        """
+        path = Path(path)
+        self.parties: dict[int, str] = {}
         self._separator = "\n"
         self._named: set[tuple[int, str]] = set()
+        if resume and path.exists():
+            self._cut(path)
+            self._file = AppendFile(path)
+        else:
+            self._file = AppendFile(path, truncate=True)
+            self._file.append("[")
 
     def __enter__(self) -> Trace:
         return self
@@ -60,8 +70,21 @@ class Trace:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _cut(self, path: Path) -> None:
+        """Drop the array's end, and a last event that was cut off, and see who is named."""
+        lines = path.read_bytes().split(b"\n")
+        while len(lines) > 1 and not _whole(lines[-1]):
+            lines.pop()
+        for line in lines:
+            if b'"process_name"' in line and (event := _whole(line)) is not None:
+                self.parties[int(event["pid"])] = str(event["args"]["name"])
+        kept = b"\n".join(lines)
+        os.truncate(path, len(kept.removesuffix(b",")))
+        self._separator = ",\n" if len(lines) > 1 else "\n"
+
     def name_process(self, process: int, name: str) -> None:
         """Say what people call a party: "broker", or the client's name."""
+        self.parties[process] = name
         about = {"ph": "M", "pid": process, "tid": 0}
         self._write(
             {**about, "name": "process_name", "args": {"name": name}},
@@ -122,6 +145,15 @@ def read_trace(path: Path | str) -> list[Span]:
             raise TraceError(f"{path}, line {number} is not a whole trace event ({error!r}); {_ADVICE}") from error
     # A name may come after the first span of its process, so it is filled in last.
     return [replace(span, process_name=names.get(span.process, f"process {span.process}")) for span in spans]
+
+
+def _whole(line: bytes) -> dict[str, Any] | None:
+    """The event in a line; None where there is none, or only a part of one."""
+    try:
+        event = json.loads(line.strip().removesuffix(b","))
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 _ADVICE = "delete the file to go on without a time line"

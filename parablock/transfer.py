@@ -127,6 +127,10 @@ class Outgoing:
         self.sent = max(self.sent, held)
         return True
 
+    def settle(self) -> None:
+        """The receiver has all of it from elsewhere."""
+        self.held = self.sent = self.nbytes
+
     def rewind(self) -> None:
         """Send again what the receiver has not confirmed: after a loss of contact, or too long without progress."""
         self.sent = self.held

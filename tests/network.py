@@ -16,6 +16,7 @@ whole world knows rather than by what the machines say of themselves:
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import json
 import random
@@ -44,6 +45,7 @@ from parablock.manifest import Block, Manifest, Slot
 from parablock.messages import Chunk, Commit, Evaluated, Message, Start
 from parablock.participant import Participant, State
 from parablock.participant_events import End
+from parablock.saved import Saved, SavedVersion
 from parablock.schedule import Schedule
 from parablock.transfer import Encoded
 
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from parablock.block_file import Label
+    from parablock.journal import Row
+    from parablock.saved import Entry
 
     Vector = npt.NDArray[np.float32]
 
@@ -64,6 +68,21 @@ SIZES = (300, 500, 257, 640)
 def manifest_of(sizes: Iterable[int] = SIZES) -> Manifest:
     blocks = [Block(i, f"block {i}", (Slot(f"w{i}", (n,), "float32", 0),)) for i, n in enumerate(sizes)]
     return Manifest(tuple(blocks), ())
+
+
+def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
+    """What a broker finds that begins with this journal: of each round the entry, and what it made of its block."""
+    if not journal:
+        return Saved(0)
+    versions = {}
+    for entry, values in journal:
+        if values is not None:
+            made = entry.block, entry.round, entry.base, entry.contributors, memoryview(values)
+            versions[entry.block] = SavedVersion(*made)
+    last = json.loads(json.dumps(dataclasses.asdict(journal[-1][0])))
+    return Saved(
+        last["round"] + 1, tuple(versions.values()), last["agenda"], tuple(last["clients"]), tuple(last["tardy"])
+    )
 
 
 VARYING = {"adaptive": True, "steps": 1, "min_steps": 1, "max_steps": 3}
@@ -305,9 +324,25 @@ class Folder:
 
     stored: dict[int, bytes] = field(default_factory=dict)
 
+    def listed(self) -> dict[int, list[int]]:
+        return {}
+
     def writer(self, label: Label, numel: int, names: Sequence[str]) -> Writer:
         assert "block" in names
         return Writer(self, label, numel)
+
+    def drop(self, index: int, version: int) -> None:
+        """It holds no superseded ones."""
+
+
+@dataclass
+class Rows:
+    """The journal of a broker that is not restarted."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def append(self, row: Row) -> None:
+        self.rows.append(row)
 
 
 @dataclass
@@ -320,7 +355,7 @@ class Writer:
     def write(self, parts: Mapping[str, Vector]) -> None:
         self.content += parts["block"].tobytes()
 
-    def commit(self) -> None:
+    def commit(self, _entry: str) -> None:
         assert len(self.content) == 4 * self.numel
         self.folder.stored[self.label.index] = self.content
 
@@ -375,6 +410,7 @@ class Network:
         self.over_at = 0.0
         self.processes: list[Process] = []
         # The ledger: what has happened, by round.
+        self.entries: list[Entry] = []
         self.committed: list[events.Committed] = []
         self.values: list[bytes | None] = []  # what each round made of its block
         self.made: dict[tuple[str, int], list[Made]] = defaultdict(list)
@@ -387,7 +423,7 @@ class Network:
         self.sent: list[Sent] = []
         zeros = [np.zeros(block.numel, np.float32) for block in self.manifest.blocks]
         self._blocks = GlobalBlocks(BaseModel(self.manifest, BASE, TOKENIZER, zeros), config)
-        self._store = BlockStore(self.folder, self.manifest.digest)  # type: ignore[arg-type]
+        self._store = BlockStore(self.folder, Rows(), self.manifest.digest, 2)  # type: ignore[arg-type]
         self._folding_until = 0.0
         self._heap: list[tuple[float, int, Any, Callable[[], None]]] = []
         self._count = 0
@@ -576,7 +612,9 @@ class Network:
             return
         effects = self.coordinator.handle(event, self.now)
         for effect in effects:
-            if isinstance(effect, events.Committed):  # before what is said of it
+            if isinstance(effect, events.Store):
+                self._settle(effect.entry)
+            elif isinstance(effect, events.Committed):  # before what is said of it
                 self._commit(effect, event)
         for effect in effects:
             match effect:
@@ -645,19 +683,31 @@ class Network:
         return made.answer
 
     def _keep(self, store: events.Store) -> events.Event:
-        tensors, moved = self._blocks.tensors(store), self._blocks.moved(store)
+        tensors = self._blocks.tensors(store) if store.attempt else None
         self._store.commit(store, tensors)
+        if tensors is None:
+            return events.Stored(store.round, 0, None)
         self._blocks.settle(store)
-        return events.Stored(store.round, store.attempt, tensors["block"].data.cast("B"), moved)
+        return events.Stored(store.round, store.attempt, tensors["block"].data.cast("B"))
 
     def _execute(self, act: Callable[[], events.Event]) -> None:
         """On the fold executor: one thing after the other, each taking a while."""
         self._folding_until = max(self._folding_until, self.now) + self.rng.uniform(0.0, 0.1)
         self.after(self._folding_until - self.now, lambda: self.handle(act()), self.coordinator)
 
+    def _settle(self, entry: Entry) -> None:
+        """It is settled who counts in a round, and so what comes in_flight + 1 rounds later."""
+        assert entry.round == len(self.entries), "rounds are stored in order, each once"
+        self.entries.append(entry)
+        if entry.attempt and self._schedule is None:
+            rate = learning_rate(self.config.solver, entry.round, self.config.rounds)
+            self._importance.moved(entry.block, entry.moved / rate)
+        self._blocks_by_round.append(self._importance.next())
+
     def _commit(self, commit: events.Committed, event: events.Event) -> None:
-        assert commit.round == len(self.committed), "rounds are committed in order, each once"
-        values = None
+        assert commit.round == len(self.committed) == len(self.entries) - 1, "rounds are committed in order, each once"
+        entry, values = self.entries[-1], None
+        assert (commit.contributors, commit.late, commit.loss) == (entry.contributors, entry.late, entry.loss)
         if commit.contributors:
             assert isinstance(event, events.Stored)
             fold = self.folds[-1]
@@ -669,10 +719,7 @@ class Network:
             assert self._expected(fold) == values, "what was made is not what the formulas say"
             rms = float(np.sqrt(np.mean(np.square(self._formula.content(commit.block) - before))))
             if self._schedule is None:
-                assert event.moved == pytest.approx(rms, rel=1e-3)
-                rate = learning_rate(self.config.solver, commit.round, self.config.rounds)
-                self._importance.moved(commit.block, event.moved / rate)
-        self._blocks_by_round.append(self._importance.next())
+                assert entry.moved == pytest.approx(rms, rel=1e-3)
         self.committed.append(commit)
         self.values.append(values)
 

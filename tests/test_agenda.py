@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from typing import Any
@@ -185,6 +186,41 @@ def test_rounds_beyond_the_end_are_not_decided() -> None:
     assert agenda.find(ROUNDS - 1) is not None
     assert agenda.find(ROUNDS) is None
     assert agenda.turns(ROUNDS, "c0") == ()
+
+
+@given(
+    order=st.sampled_from(["descending", "random", "importance"]),
+    mode=st.sampled_from(["parablock", "fedcybgd"]),
+    fraction=st.sampled_from([0.5, 1.0]),
+    in_flight=st.integers(1, 3),
+    moves=st.lists(st.floats(0.0, 1e3), min_size=2, max_size=16),
+    stop=st.integers(0, 12),
+)
+def test_what_goes_on_from_a_snapshot_decides_the_same(
+    order: str, mode: str, fraction: float, in_flight: int, moves: list[float], stop: int
+) -> None:
+    """Through JSON, after the commit of any round, and with somebody who made up for others."""
+    fraction, order = (1.0, "descending") if mode == "fedcybgd" else (fraction, order)
+    tables: dict[str, Any] = {"schedule": {"order": order}, "round": {"fraction": fraction, "clients": 4}}
+    run = config(mode=mode, pipeline={"max_in_flight": in_flight}, **tables)
+    plain = Agenda(run, 4)
+    ahead = run.in_flight + 1
+    plain.decide(ahead - 1, NAMES[:4])
+    resumed = plain
+    for round, move in enumerate(moves):
+        for agenda in {id(agenda): agenda for agenda in (plain, resumed)}.values():
+            agenda.moved(round, agenda.block(round), move)
+            agenda.decide(round + ahead, NAMES[: 3 + round % 4])
+            if round % 5 == 0:
+                agenda.join("c7", round + 1, NAMES[:2])
+        if round == stop:
+            snapshot = json.loads(json.dumps(plain.snapshot()))
+            resumed = Agenda(run, 4)
+            resumed.restore(snapshot)
+        for name in NAMES:
+            assert resumed.turns(round + 1, name) == plain.turns(round + 1, name)
+            assert resumed.members(round, frozenset({name})) == plain.members(round, frozenset({name}))
+    assert resumed.snapshot() == plain.snapshot()
 
 
 @pytest.mark.parametrize(("blocks", "trains"), [((4,), (True,)), ((1,), ()), ((1,), (True, False))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -58,7 +58,10 @@ from parablock.messages import (
 from parablock.sessions import ALLOWED, SessionState
 from parablock.transfer import Encoded
 from parablock.wire import Envelope
-from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of
+from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of, saved_of
+
+if TYPE_CHECKING:
+    from parablock.saved import Entry
 
 M = TypeVar("M")
 MANIFEST = manifest_of()
@@ -75,11 +78,21 @@ class Desk:
 
     def __init__(self, clients: int = 2, rounds: int = 6, **config: Any) -> None:
         self.config = config_of(clients, rounds, **config)
-        self.coordinator = Coordinator(self.config, MANIFEST, BASE, TOKENIZER, RUN, 1)
+        self.epoch = 1
+        self.coordinator = Coordinator(self.config, MANIFEST, BASE, TOKENIZER, RUN, self.epoch)
         self.now = 100.0
         self.effects: list[Effect] = []  # of the last event
         self.notes: list[Note] = []  # of all
         self.asked: list[Fold | Store] = []  # of the fold executor, and not answered yet
+        self.journal: list[tuple[Entry, bytes | None]] = []  # what was made durable
+
+    def restart(self) -> None:
+        """Another broker begins with what the one before has made durable."""
+        self.epoch += 1
+        saved = saved_of(self.journal)
+        self.coordinator = Coordinator(self.config, MANIFEST, BASE, TOKENIZER, RUN, self.epoch, saved)
+        self.asked.clear()
+        self.notes.clear()
 
     def handle(self, event: Event, after_s: float = 0.0) -> list[Effect]:
         self.now += after_s
@@ -89,11 +102,11 @@ class Desk:
         return self.effects
 
     def say(
-        self, name: str, message: Message, payload: bytes | None = None, run: str = RUN, epoch: int = 1
+        self, name: str, message: Message, payload: bytes | None = None, run: str = RUN, epoch: int | None = None
     ) -> list[Message]:
-        """A message from `name`; what is answered to it."""
+        """A message from `name`; what is answered to it. epoch: else that of the present broker."""
         view = None if payload is None else memoryview(payload)
-        self.handle(Received(peer_of(name), Envelope(run, epoch, message, view)))
+        self.handle(Received(peer_of(name), Envelope(run, self.epoch if epoch is None else epoch, message, view)))
         return self.to(name)
 
     def to(self, name: str) -> list[Message]:
@@ -105,8 +118,10 @@ class Desk:
     def hello(self, name: str, token: str = "") -> list[Message]:
         return self.say(name, Hello(name, token or f"{ord(name[0]):x}", PROTOCOL))
 
-    def join(self, name: str, versions: tuple[int, ...] = (0, 0, 0, 0), rows: int = 10) -> list[Message]:
-        return self.say(name, Join(MANIFEST.digest, BASE, TOKENIZER, rows, versions))
+    def join(
+        self, name: str, versions: tuple[int, ...] = (0, 0, 0, 0), rows: int = 10, position: int = -1
+    ) -> list[Message]:
+        return self.say(name, Join(MANIFEST.digest, BASE, TOKENIZER, rows, versions, position))
 
     def gather(self, *names: str) -> None:
         for name in names:
@@ -139,8 +154,9 @@ class Desk:
                 made = memoryview(bytes([fill]) * layout.chunk_nbytes(asked.index))
                 effects += self.handle(Folded(asked.round, asked.attempt, Encoded(made)))
             else:
-                values = memoryview(bytes([fill]) * NBYTES[asked.block])
-                effects += self.handle(Stored(asked.round, asked.attempt, values))
+                values = bytes([fill]) * NBYTES[asked.block] if asked.attempt else None
+                self.journal.append((asked.entry, values))
+                effects += self.handle(Stored(asked.round, asked.attempt, memoryview(values) if values else None))
         self.effects = effects
         return effects
 
@@ -217,12 +233,12 @@ def test_another_version_of_the_protocol_is_refused() -> None:
 @pytest.mark.parametrize(
     ("join", "says"),
     [
-        (Join("0", BASE, TOKENIZER, 1, (0,) * 4), "differs from the broker's in its blocks"),
-        (Join(MANIFEST.digest, "0", TOKENIZER, 1, (0,) * 4), "differs from the broker's in its weights;"),
-        (Join(MANIFEST.digest, BASE, "0", 1, (0,) * 4), "differs from the broker's in its tokenizer;"),
-        (Join(MANIFEST.digest, "0", "0", 1, (0,) * 4), "in its weights, its tokenizer; load the same model"),
-        (Join(MANIFEST.digest, BASE, TOKENIZER, 0, (0,) * 4), "no training rows"),
-        (Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 3), "versions of 3 blocks, the run has 4"),
+        (Join("0", BASE, TOKENIZER, 1, (0,) * 4, -1), "differs from the broker's in its blocks"),
+        (Join(MANIFEST.digest, "0", TOKENIZER, 1, (0,) * 4, -1), "differs from the broker's in its weights;"),
+        (Join(MANIFEST.digest, BASE, "0", 1, (0,) * 4, -1), "differs from the broker's in its tokenizer;"),
+        (Join(MANIFEST.digest, "0", "0", 1, (0,) * 4, -1), "in its weights, its tokenizer; load the same model"),
+        (Join(MANIFEST.digest, BASE, TOKENIZER, 0, (0,) * 4, -1), "no training rows"),
+        (Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 3, -1), "versions of 3 blocks, the run has 4"),
     ],
     ids=["manifest", "weights", "tokenizer", "weights and tokenizer", "rows", "versions"],
 )
@@ -509,6 +525,9 @@ def test_a_round_to_which_everybody_abstains_changes_nothing() -> None:
     desk.gather("a", "b")
     desk.say("a", Abstain(0, "diverged"))
     desk.say("b", Abstain(0, "diverged"))
+    assert not desk.of(Committed), "not before it is durable"
+    assert [(store.attempt, store.entry.contributors) for store in desk.of(Store)] == [(0, ())]
+    desk.work()
     (committed,) = desk.of(Committed)
     assert (committed.contributors, committed.loss, committed.bytes_down) == ((), None, 0)
     assert desk.to("a") == [Commit(0, 0, 0, -1, 0, 0, False)]
@@ -782,7 +801,7 @@ def test_another_process_of_the_name_begins_its_upload_anew(desk: Desk, way: str
     if way == "left":
         desk.say("a", Leave("interrupted"))
     other = b"a'"
-    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4)):
+    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4, -1)):
         desk.handle(Received(other, Envelope(RUN, 1, message)))
     payload = memoryview(bytes([2]) * 1024)
     desk.handle(Received(other, Envelope(RUN, 1, Chunk(0, 0, 0, 0, wire.checksum(payload)), payload)))
@@ -796,7 +815,7 @@ def test_a_lost_process_leaves_no_half_upload_to_another(desk: Desk) -> None:
     desk.chunk("a", 0, 0, 0, 1024, fill=1)
     desk.handle(Tick(), after_s=6.0)
     other = b"a'"
-    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4)):
+    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4, -1)):
         desk.handle(Received(other, Envelope(RUN, 1, message)))
     tail = memoryview(bytes([2]) * 176)
     desk.handle(Received(other, Envelope(RUN, 1, Chunk(0, 0, 0, 1024, wire.checksum(tail)), tail)))
@@ -808,10 +827,10 @@ def test_a_lost_process_leaves_no_half_upload_to_another(desk: Desk) -> None:
 def test_what_a_process_had_contributed_counts_though_it_has_died(desk: Desk) -> None:
     desk.upload("a", fill=1)
     desk.handle(Received(b"a'", Envelope("", 0, Hello("a", "0the", PROTOCOL))))
-    desk.handle(Received(b"a'", Envelope(RUN, 1, Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4))))
+    desk.handle(Received(b"a'", Envelope(RUN, 1, Join(MANIFEST.digest, BASE, TOKENIZER, 1, (0,) * 4, -1))))
     assert desk.to("a'")[-1] == Start(0, 2, 0, ())
     desk.handle(Received(b"a'", Envelope(RUN, 1, Offer(0, 0, 1200, 5, 1, 0.1))))
-    assert desk.to("a'") == [Rejected(0, "a contribution that an earlier process of this name sent is counted")]
+    assert desk.to("a'") == [Credit(0, 0, 0, 1200, 1200)], "the broker has one, and the commit will count it"
     desk.upload("b")
     (fold,) = desk.of(Fold)
     assert bytes(fold.contributions[0].payload[:1]) == b"\1"
@@ -856,9 +875,10 @@ def test_a_run_that_ends_while_nobody_is_there_is_complete() -> None:
     assert desk.of(Over)[0].complete
 
 
-def test_stopping_tells_everybody(desk: Desk) -> None:
-    desk.handle(Stop("interrupted (SIGTERM)"))
-    assert desk.to("a") == desk.to("b") == [Stopped("interrupted (SIGTERM)")]
+@pytest.mark.parametrize("returns", [False, True])
+def test_stopping_tells_everybody(desk: Desk, returns: bool) -> None:
+    desk.handle(Stop("interrupted (SIGTERM)", returns))
+    assert desk.to("a") == desk.to("b") == [Stopped("interrupted (SIGTERM)", returns)]
     assert desk.of(Over) == [Over(False, "interrupted (SIGTERM)")]
 
 

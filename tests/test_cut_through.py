@@ -24,7 +24,17 @@ from parablock.messages import (
     Terms,
     Welcome,
 )
-from parablock.participant_events import Arrived, Contribute, Dropped, Gone, Prepared, Received, Took, Uploaded
+from parablock.participant_events import (
+    Arrived,
+    Contribute,
+    Dismissed,
+    Dropped,
+    Gone,
+    Prepared,
+    Received,
+    Took,
+    Uploaded,
+)
 from parablock.wire import Envelope
 from tests.network import BASE, RUN, TOKENIZER
 from tests.test_coordinator import MANIFEST, NBYTES, Desk, kinds
@@ -307,6 +317,8 @@ def test_what_was_folded_of_nobody_in_the_end_changes_nothing() -> None:
     desk.say("a", Abstain(0, "diverged"))
     desk.work()
     desk.say("b", Abstain(0, "diverged"))
+    assert desk.to("a") == [], "not before it is durable"
+    desk.work()
     assert desk.of(Committed)[0].contributors == ()
     assert desk.to("a") == desk.to("b") == [Commit(0, 0, 0, -1, 0, 0, False)]
 
@@ -707,9 +719,20 @@ def test_a_chunk_of_a_contribution_leaves_when_it_is_encoded(seat: Seat) -> None
 
 def test_a_credit_for_what_is_not_encoded_yet_breaks_the_protocol(seat: Seat) -> None:
     seat.handle(CONTRIBUTE)
-    seat.ready(0, 1024)
-    seat.confirm(0)
+    seat.hear(Credit(0, 0, 0, 1024, 1200))
     assert "not all was made yet" in seat.of(Gone)[0].reason
+
+
+def test_what_an_earlier_process_has_sent_whole_is_not_sent_again(seat: Seat) -> None:
+    """The broker says so while this process is still encoding; what it encodes later stays here."""
+    seat.handle(CONTRIBUTE)
+    assert kinds(seat.ready(0, 1024)) == [Chunk]
+    seat.confirm(0)
+    assert seat.of(Uploaded)
+    assert seat.ready(0, 176) == []
+    assert not any(isinstance(said, Offer | Chunk) for said in seat.handle(Tick(), after_s=10.0))
+    seat.hear(Commit(0, 0, 1, -1, 1200, 2, True))
+    assert not seat.of(Dismissed)
 
 
 def test_what_is_encoded_while_nobody_listens_is_sent_later(seat: Seat) -> None:

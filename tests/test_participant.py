@@ -169,7 +169,7 @@ def test_the_conversation_up_to_the_start() -> None:
     assert seat.hear(Terms('{"rounds": 8}')) == []
     assert seat.of(Prepare) == [Prepare('{"rounds": 8}')]
     assert participant.state is State.PREPARING
-    assert seat.prepared() == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (0, 0, 0, 0))]
+    assert seat.prepared() == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (0, 0, 0, 0), -1)]
     assert participant.state is State.JOINING
     seat.hear(Welcome(1))
     assert participant.state is State.WAITING
@@ -220,7 +220,7 @@ def test_a_heartbeat_while_preparing_keeps_the_session() -> None:
 def test_what_is_not_expected_is_passed_over(state: State) -> None:
     messages = [
         Terms("{}"), Welcome(1), Start(0, 2, 0, ()), Commit(0, 0, 0, -1, 0, 0, False), Credit(0, 0, 0, 0, 0),
-        Rejected(0, ""), Heartbeat(0.0, 0, 0, "running"), Rejoin(""), Goodbye(""), Refused(""), Stopped(""),
+        Rejected(0, ""), Heartbeat(0.0, 0, 0, "running"), Rejoin(""), Goodbye(""), Refused(""), Stopped("", False),
         Hello("b", "b0", PROTOCOL),
     ]  # fmt: skip
     for message in messages:
@@ -435,7 +435,7 @@ def test_joining_again_says_what_is_held_and_needs_no_preparation(seat: Seat) ->
     assert seat.hear(Rejoin("who are you?")) == [Hello("a", "5e55", PROTOCOL)]
     assert seat.of(Notice) == [Notice("joining again: who are you?")]
     assert not seat.participant.may_train(0)
-    assert seat.hear(Terms("{}"), epoch=2) == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (1, 2, 0, 0))]
+    assert seat.hear(Terms("{}"), epoch=2) == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (1, 2, 0, 0), 0)]
     assert seat.hear(Start(4, 2, 2, ()), epoch=1) == [], "of the old epoch"
     seat.hear(Welcome(2), Start(4, 2, 3, (2,)), epoch=2)
     assert seat.of(Started) == [Started(4, 2, 3)]
@@ -609,7 +609,7 @@ def test_nobody_to_leave() -> None:
     ("message", "gone"),
     [
         (Refused("another worker has joined"), Gone(End.REFUSED, "another worker has joined")),
-        (Stopped("SIGTERM"), Gone(End.LOST, "the broker stopped: SIGTERM")),
+        (Stopped("SIGTERM", False), Gone(End.LOST, "the broker stopped: SIGTERM")),
     ],
 )
 def test_the_broker_may_end_it_in_any_state(message: Message, gone: Gone) -> None:
@@ -618,6 +618,19 @@ def test_the_broker_may_end_it_in_any_state(message: Message, gone: Gone) -> Non
         seat.hear(*said)
         seat.hear(message, run="", epoch=0)
         assert seat.of(Gone) == [gone]
+
+
+def test_a_broker_that_will_be_back_is_waited_for(seat: Seat) -> None:
+    seat.contribute(0)
+    seat.hear(Stopped("interrupted (SIGTERM)", returns=True))
+    assert seat.of(Gone) == []
+    assert seat.of(Notice) == [Notice("the broker stopped: interrupted (SIGTERM); waiting for it to come back")]
+    assert Heartbeat in kinds(seat.handle(Tick(), after_s=2.0)), "by which the next one learns of us"
+    seat.hear(Rejoin("the broker does not know this session"), epoch=2)
+    assert [notice.text for notice in seat.of(Notice)] == [
+        "the broker is back",
+        "joining again: the broker does not know this session",
+    ]
 
 
 def test_a_silent_broker_is_waited_for_with_patience(seat: Seat) -> None:

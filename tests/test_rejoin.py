@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from broker.__main__ import load_base
+from broker.opening import begin
 from broker.server import Broker
 from broker.socket import RouterSocket
 from parablock import builtin
@@ -105,9 +106,9 @@ def test_who_comes_back_gets_what_changed_and_ends_with_what_all_hold(
     monkeypatch.setattr(setup, "prepare", in_turn)
 
     async def scenario() -> tuple[list[Setup], tuple[int, ...]]:
-        folder = RunFolder.create(tmp_path / "run", config)
-        socket = RouterSocket("tcp://127.0.0.1:*")
-        broker = Broker(config, load_base(config), folder, socket, "run", 1)
+        opened = begin(config, tmp_path / "run", load_base(config))
+        folder, socket = opened.folder, RouterSocket("tcp://127.0.0.1:*")
+        broker = Broker(opened, socket)
         serving = asyncio.get_running_loop().create_task(broker.run())
 
         def rounds() -> int:
@@ -123,7 +124,7 @@ def test_who_comes_back_gets_what_changed_and_ends_with_what_all_hold(
                 pending = participant._start.pending
                 back.set()
                 assert [await stayed, await ended, (await serving).complete] == [0, 0, True]
-                folder.close()
+                opened.close()
                 return [setup_of(staying), setup_of(returned)], pending
 
     setups, pending = asyncio.run(scenario())
@@ -137,7 +138,8 @@ def test_who_comes_back_gets_what_changed_and_ends_with_what_all_hold(
     assert set(pending) == set(newest.values()), "the newest version of each block that has changed, once"
     stored = folder.load_blocks()
     assert {index: version for index, (version, _) in stored.items()} == {
-        row["block"]: row["round"] + 1 for row in rows
+        **dict.fromkeys(range(len(stored)), 0),
+        **{row["block"]: row["round"] + 1 for row in rows},
     }
     base = dict(builtin.model(0).named_parameters())
     for each in setups:

@@ -26,7 +26,7 @@ def test_each_message_of_a_worker_has_its_states_and_no_other_has() -> None:
         (Heartbeat(0.0, -1, 0, "waiting"), True),
         (Heartbeat(0.0, -1, 0, "preparing"), False),
         (Heartbeat(0.0, -1, 0, "joining"), False),
-        (Join("0", "0", "0", 1, ()), False),
+        (Join("0", "0", "0", 1, (), -1), False),
         (Leave("done"), False),
     ],
     ids=lambda value: getattr(value, "state", type(value).__name__),

@@ -208,7 +208,7 @@ def test_every_field_has_bounds(kind: type[Any]) -> None:
 
 def test_the_largest_messages_fit_into_a_header() -> None:
     most = 2**31
-    join = Join("f" * 64, "f" * 64, "f" * 64, 2**53, (most,) * messages.MAX_BLOCKS)
+    join = Join("f" * 64, "f" * 64, "f" * 64, 2**53, (most,) * messages.MAX_BLOCKS, most)
     ahead = messages.MAX_IN_FLIGHT + 1
     last = messages.MAX_BLOCKS - 1
     start = Start(most, most, most, (most,) * messages.MAX_BLOCKS, (last,) * ahead, (True,) * ahead)
@@ -334,7 +334,7 @@ def test_a_header_is_a_map() -> None:
     for other in (1, "text", None, [1], ["v", 1], 1.5, True):
         refused([msgpack.packb(other)], "the header is not a map in valid msgpack")
     refused([b""], "the header is not a map in valid msgpack")
-    refused([msgpack.packb({})], "expected protocol version 3, got None")
+    refused([msgpack.packb({})], "expected protocol version 4, got None")
 
 
 @every_kind
@@ -535,9 +535,9 @@ def test_forms_of_msgpack_that_no_field_has_are_refused(where: str, value: bytes
 # Malformed frames: the frame's own fields, and each field of each message
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, True, 3.0, "3", None, [3]])
+@pytest.mark.parametrize("version", [0, 1, 3, 5, True, 4.0, "4", None, [4]])
 def test_another_version_is_refused(version: Any) -> None:
-    refused(with_field(Leave, "v", version), "expected protocol version 3, got ")
+    refused(with_field(Leave, "v", version), "expected protocol version 4, got ")
 
 
 @pytest.mark.parametrize("kind", ["", "leave", "Envelope", "Whole", "object", 1, None, True, ["Leave"]])
