@@ -24,7 +24,6 @@ from bench import invariants, synthetic
 from bench.chaos_plan import BROKER, Fault
 from bench.exchange import ENVIRONMENT
 from bench.invariants import Exit, Held
-from parablock.run_folder import ENDPOINT, RunFolder
 from bench.link import Link
 from bench.listener import Ear, Line
 from bench.processes import ChildError
@@ -32,6 +31,7 @@ from bench.recoveries import Act
 from bench.victims import Victim
 from parablock import config as settings
 from parablock.journal import Journal, JournalError
+from parablock.run_folder import ENDPOINT, RunFolder
 from parablock.verification import verify
 
 if TYPE_CHECKING:

@@ -308,7 +308,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--block-bytes", type=int, required=True, help="bytes of each of them, in float32")
     add("--varied", action="store_true", help="an update of its own for each round (bench.synthetic), by client's name")
     add("--log", type=Path, metavar="FILE", help="write there what the client, of which there is one, hears and does")
-    add("--state", type=Path, metavar="DIR", help="keep there what outlives the process of the client, of which there is one")
+    add(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="keep there what outlives the process of the client, of which there is one",
+    )
     add("--pause-s", type=float, default=0.0, help="rest before each contribution, in place of training")
     add("--gate", default="", metavar="ENDPOINT", help="wait here before each round")
     add("--report", type=Path, required=True, metavar="FILE", help="where to write what was measured, as JSON")

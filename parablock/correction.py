@@ -124,8 +124,23 @@ class Corrector:
                 return 1.0 if self._alone else self._first
         raise AssertionError(f"no such correction: {self._settings.correction}")
 
-    def guess(self, block: int, start: Vector, delta: Vector) -> Guess:
-        return Guess(block, start, delta, self._parts[block], self.alpha(block))
+    def guess(self, block: int, start: Vector, delta: Vector, alpha: Alpha | None = None) -> Guess:
+        """alpha: if not that which holds now."""
+        return Guess(block, start, delta, self._parts[block], self.alpha(block) if alpha is None else alpha)
+
+    def learnt(self, block: int) -> tuple[float | None, ...] | None:
+        """What was learnt of the block, by tensor; None: nothing. With it another corrector goes on (`restore`)."""
+        return self._learnt.get(block)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this client is taken to be single."""
+        return self._alone
+
+    def restore(self, block: int, learnt: tuple[float | None, ...] | None, *, alone: bool) -> None:
+        if learnt is not None:
+            self._learnt[block] = learnt
+        self._alone = self._alone and alone
 
     def joined(self) -> None:
         """Others have contributed to a block, to which we did as well or did not: this client is not single."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from parablock.correction import Guess, Observation, replacement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     import numpy as np
     import numpy.typing as npt
@@ -46,7 +46,8 @@ class Flight:
     def __init__(self, corrector: Corrector) -> None:
         self._corrector = corrector
         self._guesses: dict[int, Guess] = {}
-        self._departed: list[tuple[int, Callable[[], Guess]]] = []  # rounds that become guesses when something lands
+        # round and block of what becomes a guess when something lands
+        self._departed: list[tuple[int, int, Callable[[], Guess]]] = []
         self._newest: dict[int, int] = {}  # by block, the latest round of which a value has landed
         self._public: dict[int, Vector] = {}  # by guessed block, what all clients hold of it: the newest that landed
 
@@ -57,8 +58,27 @@ class Flight:
         their way from the device until then.
         """
         # Between now and then no α is learnt.
-        self._departed.append((round, lambda: self._corrector.guess(block, start(), delta())))
+        self._departed.append((round, block, lambda: self._corrector.guess(block, start(), delta())))
         return self._corrector.alpha(block)
+
+    def restore(self, round: int, block: int, start: Vector, delta: Vector, alpha: Alpha) -> Vector:
+        """Note a round that an earlier process of this client has trained; returns what stands for the block."""
+        guess = self._guesses[round] = self._corrector.guess(block, start, delta, alpha)
+        self._public.setdefault(block, start)
+        return guess.value
+
+    def landed(self, round: int, block: int) -> None:
+        """The block is as that round has made it: an earlier process has put it in place."""
+        self._newest[block] = round
+
+    @property
+    def rounds(self) -> set[int]:
+        """Those that are guessed."""
+        return self._guesses.keys() | {round for round, _, _ in self._departed}
+
+    def guessed(self, block: int) -> bool:
+        """Whether the model holds a guess of the block. Waits for nothing."""
+        return bool(self._of(block)) or any(departed == block for _, departed, _ in self._departed)
 
     def public(self, block: int) -> Vector | None:
         """What all clients hold of a block that is guessed here; None where the model holds just that."""
@@ -100,27 +120,28 @@ class Flight:
         self._shift(later, base, landed)
         return Landing(value, alpha, seen.drift, seen.miss)
 
-    def revert(self, before: int) -> dict[int, Vector]:
-        """Give up the guesses of rounds below `before`, of which nothing will be heard; block → what it holds without.
+    def revert(self, rounds: Collection[int]) -> dict[int, Vector]:
+        """Give up the guesses of rounds of which nothing will be heard; block → what it holds without.
 
         After a client has lost touch, between two rounds. Blocks of those rounds that were committed come as newer
         versions anyway.
         """
         self._take_departed()
-        given_up = [self._guesses.pop(n) for n in sorted(self._guesses, reverse=True) if n < before]
-        values = {guess.block: guess.start for guess in given_up}  # the earliest one's start, as it comes last
-        for block, start in values.items():
-            later = self._of(block)
+        values = {}
+        for number in sorted(self._guesses.keys() & set(rounds), reverse=True):
+            guess = self._guesses.pop(number)
+            values[guess.block] = guess.start
+            later = self._of(guess.block, after=number)
             if later:
-                self._shift(later, self._guesses[later[0]].start, start)
-                values[block] = self._guesses[later[-1]].value
-            else:
-                self._public.pop(block, None)
+                self._shift(later, self._guesses[later[0]].start, guess.start)
+                values[guess.block] = self._guesses[later[-1]].value
+            elif not self._of(guess.block):
+                self._public.pop(guess.block, None)
         return values
 
     def _take_departed(self) -> None:
         while self._departed:
-            round, make = self._departed.pop(0)
+            round, _, make = self._departed.pop(0)
             guess = self._guesses[round] = make()
             self._public.setdefault(guess.block, guess.start)
 

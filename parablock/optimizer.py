@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from parablock.tensor_file import Tensors
+
 if TYPE_CHECKING:
     from parablock import config
     from parablock.manifest import Block
@@ -70,6 +72,37 @@ class OptimizerStates:
         self._kept[block] = [
             {name: self._out(value) for name, value in optimizer.state.get(master, {}).items()} for master in masters
         ]
+
+    def written(self, block: int) -> Tensors | None:
+        """What is kept of a block, as a file can hold it; None: nothing. Waits for its copies; the same memory as here,
+        so that whoever writes it has to be done before the block is trained again."""
+        if block not in self._kept:
+            return None
+        vectors = {}
+        facts: list[dict[str, Any]] = []
+        for place, state in enumerate(self._kept[block]):
+            for name, kept in state.items():
+                key = f"{place}.{name}"
+                if isinstance(kept, torch.Tensor):
+                    facts.append({"key": key, "number": kept.item(), "device": kept.device.type})
+                else:
+                    values, shape = kept
+                    vectors[key] = values.wait()
+                    facts.append({"key": key, "shape": list(shape)})
+        return Tensors(vectors, {"masters": len(self._kept[block]), "state": facts})
+
+    def restore(self, block: int, written: Tensors, device: torch.device) -> None:
+        """Go on from what another process has kept. device: the masters'."""
+        states: list[dict[str, _Kept]] = [{} for _ in range(written.facts["masters"])]
+        for fact in written.facts["state"]:
+            place, name = fact["key"].split(".", 1)
+            if "number" in fact:
+                where = torch.device("cpu") if fact["device"] == "cpu" else device
+                states[int(place)][name] = torch.tensor(fact["number"], dtype=torch.float32, device=where)
+            else:
+                values = self._staging.out(torch.from_numpy(written.vectors[fact["key"]]).to(device))
+                states[int(place)][name] = (values, torch.Size(fact["shape"]))
+        self._kept[block] = states
 
     def give_back(self, block: int, optimizer: torch.optim.Optimizer, masters: list[torch.Tensor]) -> None:
         """Let a new optimizer, on masters in the same order, go on where the block's last one ended, if any did.

@@ -226,6 +226,11 @@ class Participant:
         return self._turns.turn(round)
 
     @property
+    def run(self) -> str:
+        """The run's id, as the terms said it."""
+        return self._run
+
+    @property
     def told(self) -> int:
         """The first round that is not known to be committed; one before it need not be trained any more."""
         return self._commits.told
@@ -322,7 +327,8 @@ class Participant:
         self._start = start
         self._commits.start(start)
         self._downloads.keep(self._commits.wanted)
-        self._emit(Started(max(start.round, self._contributions.position), start.clients, start.next))
+        position = self._contributions.position
+        self._emit(Started(max(start.round, position), start.clients, start.next, start.pending))
         self._contributions.start(start.round, start.next, self._commits.told, now)
         self._begun = True
         self._heartbeat(now)  # at once: the broker places our reports in time by it

@@ -36,7 +36,7 @@ class Kept:
     """What an earlier process of this worker has left, in the run `run`.
 
     versions: as in `messages.Join`, of what is in the model. position: the first round that it has neither trained nor
-    passed. held: its contributions to rounds before that, of which nobody has said that they are closed.
+    passed, −1 where that is not known. held: its contributions to rounds before that, of which nobody has said that they are closed.
     """
 
     run: str
@@ -143,12 +143,13 @@ class Prepare:
 class Started:
     """Train from `round` on, or from where training is if that is later.
 
-    next: rounds before it that are still guessed will not be told any more.
+    next: of rounds before it that are still guessed only the `pending` ones will be told.
     """
 
     round: int
     clients: int
     next: int
+    pending: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from parablock import config
     from parablock.batch import Batch
     from parablock.manifest import Manifest, Slot
+    from parablock.tensor_file import Tensors
 
 FLOAT16_LOSS_SCALE = 2.0**10
 """Gradients below 6e-8 are zero in float16. A power of two is undone exactly, in the masters' gradients."""
@@ -119,6 +120,15 @@ class BlockSolver:
                 values[part] = guess
         if values is not None:
             self._masters[block] = self._staging.out(values)
+
+    def learnt(self, block: int) -> Tensors | None:
+        """What the optimizer has learnt of the block, see `OptimizerStates.written`; None: nothing that is kept."""
+        return None if self._states is None else self._states.written(block)
+
+    def restore(self, block: int, learnt: Tensors) -> None:
+        """What an earlier process's `learnt` has given."""
+        assert self._states is not None, "no state is kept"
+        self._states.restore(block, learnt, self._device)
 
     def train(
         self,

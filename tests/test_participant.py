@@ -438,7 +438,7 @@ def test_joining_again_says_what_is_held_and_needs_no_preparation(seat: Seat) ->
     assert seat.hear(Terms("{}"), epoch=2) == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (1, 2, 0, 0), 0)]
     assert seat.hear(Start(4, 2, 2, ()), epoch=1) == [], "of the old epoch"
     seat.hear(Welcome(2), Start(4, 2, 3, (2,)), epoch=2)
-    assert seat.of(Started) == [Started(4, 2, 3)]
+    assert seat.of(Started) == [Started(4, 2, 3, pending=(2,))]
 
 
 def test_a_rejoin_while_it_prepares_loses_nothing() -> None:

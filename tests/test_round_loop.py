@@ -52,8 +52,9 @@ class Link:
     def handle(self, event: Event) -> None:
         self.heard.append(event)
 
-    def contribute(self, contribution: Contribute, _delta: object) -> None:
+    def contribute(self, contribution: Contribute, _delta: object) -> tuple[bool, None]:
         self.heard.append(contribution)
+        return True, None
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Trainer:
     def sit_out(self) -> None:
         self.done.append("sits out")
 
-    def revert(self, _before: int) -> None:
+    def revert(self, _before: int, _pending: object) -> None:
         pass
 
     def land(self, through: int, _next_round: int) -> list[Landed]:

@@ -109,7 +109,7 @@ def test_a_device_that_copies_on_its_own_changes_nothing(correction: str, late: 
                 value = held + np.float32(0.5) * solved.values.wait()
                 arrived = Arrived(round, solved.block, 0, -1, 2, True, 0.0, 1.0)
                 committed = [Delivery(arrived, brought(staging, value), change=False)]
-        trainer.revert(3)
+        trainer.revert(3, ())
         told.append([read_block(setup.model, block).numpy().tobytes() for block in setup.manifest.blocks])
     assert told[0] == told[1]
 

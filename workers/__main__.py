@@ -11,6 +11,8 @@ import secrets
 import signal
 import socket
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parablock.allocator import keep_freed_memory
@@ -19,12 +21,15 @@ from parablock.network import EndpointError, check_endpoint
 from parablock.participant_events import End, Finish, Gone, Prepared
 from workers.executor import TorchExecutor
 from workers.link import Interrupted, Link, SessionEnded
+from workers.state_folder import Identity, StateError, StateFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
-    from workers.setup import Local
+    from workers.keeper import Keeper
+    from workers.setup import Local, Setup
+    from workers.state_folder import State
     from workers.trainer import Trainer
 
 log = logging.getLogger("worker")
@@ -53,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--patience", type=_seconds, default=1800.0, metavar="S", help="wait this long for a silent broker"
     )
+    parser.add_argument(
+        "--state",
+        metavar="DIR|none",
+        help="where the worker keeps what a new process needs to go on where this one was killed (default: "
+        "$XDG_STATE_HOME or ~/.local/state, /parablock/RUN/NAME); none: nowhere",
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--allow-plain-tcp", action="store_true", help="connect unencrypted beyond this machine")
     parser.add_argument("--verbose", action="store_true", help="log every oddity")
@@ -67,12 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(level)
     for number in (signal.SIGINT, signal.SIGTERM):  # until the event loop takes them over
         signal.signal(number, _give_up)
-    name = arguments.name or re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()[:40]}-{os.getpid()}")
+    folder = None
     try:
         check_endpoint(arguments.broker, allow_plain_tcp=arguments.allow_plain_tcp)
+        if arguments.state not in (None, "none"):
+            folder = StateFolder(Path(arguments.state))  # locked before anybody hears of this process
+        earlier = None if folder is None else folder.identity
+        name = arguments.name or (earlier.name if earlier is not None else _default_name())
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
             raise EndpointError(f"--name has 1 to 64 letters, digits, dots, dashes or underscores; got {name!r}")
-    except EndpointError as error:
+    except (EndpointError, StateError) as error:
         return _complain(error)
 
     from workers.setup import Local  # torch takes seconds to import; a wrong address should be told at once
@@ -88,8 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         trust_remote_code=arguments.trust_remote_code,
         tell_tasks=arguments.tell_tasks,
     )
+    again = "" if arguments.name or folder is not None else f" --name {name}"
+    keeping = None if arguments.state == "none" else Keeping(folder, again)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_take_part(local, arguments.broker, arguments.patience))
+        return runner.run(_take_part(local, arguments.broker, arguments.patience, keeping))
 
 
 def _give_up(number: int, _frame: FrameType | None) -> None:
@@ -97,17 +114,46 @@ def _give_up(number: int, _frame: FrameType | None) -> None:
     sys.exit(EXIT_LATER)
 
 
-async def _take_part(local: Local, endpoint: str, patience_s: float) -> int:
-    return await Worker(local, endpoint, patience_s).run()
+def _default_name() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()[:40]}-{os.getpid()}")
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """That the worker's state is kept. folder: where; None: in the user's own place, by run and name.
+
+    again: what the command that comes back needs beside what this one was given.
+    """
+
+    folder: StateFolder | None = None
+    again: str = ""
+
+    def open(self, run: str, name: str) -> StateFolder:
+        """Raises StateError."""
+        if self.folder is not None:
+            return self.folder
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return StateFolder(Path(home) / "parablock" / re.sub(r"[^A-Za-z0-9._-]", "-", run) / name)
+
+
+async def _take_part(local: Local, endpoint: str, patience_s: float, keeping: Keeping | None) -> int:
+    return await Worker(local, endpoint, patience_s, keeping).run()
 
 
 class Worker:
-    """One worker process: its link, its torch executor, and what ends them."""
+    """One worker process: its link, its torch executor, its state on disk, and what ends them.
 
-    def __init__(self, local: Local, endpoint: str, patience_s: float) -> None:
+    keeping: None: nothing is kept.
+    """
+
+    def __init__(self, local: Local, endpoint: str, patience_s: float, keeping: Keeping | None = None) -> None:
         self._local = local
+        self._keeping = keeping
+        self._folder: StateFolder | None = None
+        self._keeper: Keeper | None = None
         self._link = Link(endpoint, local.name, secrets.token_hex(16), patience_s, on_gone=self._stop_training)
         self._torch = TorchExecutor(local.threads)
+        self._loop = asyncio.get_running_loop()
         self._trainer: Trainer | None = None
         self._interrupted = ""
 
@@ -120,12 +166,21 @@ class Worker:
         try:
             return await self._take_part()
         finally:
-            self._torch.close()
-            self._link.close()
+            self.close()
+
+    def close(self) -> None:
+        """End all threads; what was told to the keeper is on disk then."""
+        self._torch.close()
+        if self._keeper is not None:
+            self._keeper.close()  # before the link, whose outbox may still encode what is to be kept
+        elif self._folder is not None:
+            self._folder.close()
+        self._link.close()
 
     async def _take_part(self) -> int:
         from parablock import models
         from parablock.blocks import PartitionError
+        from workers.comeback import kept
         from workers.lag import LoopLag
         from workers.rounds import RoundLoop
         from workers.rows import DataError
@@ -138,21 +193,32 @@ class Worker:
         try:
             await self._link.until(lambda: self._link.terms is not None)
             assert self._link.terms is not None
-            setup = await self._torch(prepare, self._link.terms, self._local)
-            prepared = Prepared(setup.config, setup.manifest, setup.base, setup.tokenizer_digest, len(setup.rows))
-            self._link.prepared(prepared, setup.staging)
-            await self._link.until(lambda: self._link.started is not None)
             link = self._link
-            self._trainer = await self._torch(Trainer, setup, link.clients, link.arrivals, link.step)
-            await RoundLoop(setup, self._link, self._torch, self._trainer, lag).run()
-            return self._farewell(await self._link.leave("done"))
-        except (ConfigError, models.ModelError, DataError, PartitionError, DeviceError) as error:
+            setup = await self._torch(prepare, self._link.terms, self._local)
+            state = await self._torch(self._resume, setup)
+            left = None if state is None else kept(state, setup.config, setup.manifest, link.participant.run)
+            prepared = Prepared(setup.config, setup.manifest, setup.base, setup.tokenizer_digest, len(setup.rows), left)
+            link.prepared(prepared, setup.staging, None if state is None else state.residuals)
+            await link.until(lambda: link.started is not None)
+            position = None if state is None else state.position
+            clients = link.clients if position is None else position.clients
+            self._trainer = await self._torch(Trainer, setup, clients, link.arrivals, link.step, self._keeper)
+            if state is not None:
+                assert self._folder is not None
+                await self._torch(self._trainer.resume, state, self._folder.block)
+            await RoundLoop(setup, link, self._torch, self._trainer, lag, self._keeper, state).run()
+            gone = await link.leave("done")
+            if self._keeper is not None and gone.end is End.DONE:
+                self._keeper.remove()
+            return self._farewell(gone)
+        except (ConfigError, models.ModelError, DataError, PartitionError, DeviceError, StateError) as error:
             await self._link.leave("the worker's own input is wrong")
             return _complain(error)
         except (Interrupted, Stopped):
             if self._link.gone is not None:
                 return self._farewell(self._link.gone)
             self._farewell(await self._link.leave(f"interrupted ({self._interrupted})"))
+            self._tell_how_to_come_back()
             return EXIT_LATER
         except SessionEnded as ended:
             return self._farewell(ended.gone)
@@ -162,12 +228,34 @@ class Worker:
         finally:
             sampling.cancel()
 
+    def _resume(self, setup: Setup) -> State | None:
+        """Begin to keep what this process does; what an earlier one of this worker has left. Raises StateError."""
+        from workers.keeper import Keeper
+
+        if self._keeping is None:
+            return None
+        run = self._link.participant.run
+        self._folder = self._keeping.open(run, setup.name)
+        state = self._folder.begin(Identity(setup.name, run, setup.manifest.digest))
+        if state is not None and state.position is not None:
+            log.info("going on from %s, with round %d", self._folder.path, state.position.round)
+        call_soon, fail = self._loop.call_soon_threadsafe, self._link.fail
+        self._keeper = Keeper(self._folder, state, call_soon, lambda error: fail({"exception": error}))
+        return state
+
     def _farewell(self, gone: Gone) -> int:
+        if gone.end is End.LOST and self._keeper is not None:
+            self._tell_how_to_come_back()
         if gone.end is End.DONE:
             log.info("%s", gone.reason)
         else:
             log.error("%s", gone.reason)
         return _EXITS[gone.end]
+
+    def _tell_how_to_come_back(self) -> None:
+        if self._keeping is not None and self._folder is not None:
+            more = f" with{self._keeping.again}" if self._keeping.again else ""
+            log.info("the same command%s goes on from %s", more, self._folder.path)
 
     def _interrupt(self, number: int) -> None:
         """The first signal leaves the run in good order; a second one, of either kind, ends the process."""

@@ -45,12 +45,14 @@ from workers.outbox import Outbox
 from workers.socket import DealerSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from concurrent.futures import Future
 
     import zmq
 
-    from workers.inbox import Staging
-    from workers.outbox import Leaving
+    from parablock.transfer import Encoded
+    from workers.inbox import Staging, Vector
+    from workers.outbox import Encoding, Leaving
 
 log = logging.getLogger("worker")
 
@@ -104,20 +106,21 @@ class Link:
     def gone(self) -> Gone | None:
         return self._gone
 
-    def prepared(self, prepared: Prepared, staging: Staging) -> None:
-        """Model and data are loaded; blocks may come and go."""
+    def prepared(self, prepared: Prepared, staging: Staging, residuals: Mapping[int, Vector] | None = None) -> None:
+        """Model and data are loaded; blocks may come and go. residuals: see `Outbox`."""
         self._inbox = Inbox(prepared.config, prepared.manifest, staging, self._fail)
-        self._outbox = Outbox(prepared.config, lambda round, chunk: self.handle(Ready(round, chunk)), self._fail)
+        self._outbox = Outbox(prepared.config, self._ready, self._fail, residuals)
         self.handle(prepared)
 
-    def contribute(self, contribution: Contribute, delta: Leaving) -> None:
-        """Send a delta, which may still be on its way from the device."""
+    def contribute(self, contribution: Contribute, delta: Leaving) -> tuple[bool, Future[Encoding] | None]:
+        """Send a delta, which may still be on its way from the device. Whether it is of use, and what it becomes (see
+        `Outbox.put`)."""
         assert self._outbox is not None
         wanted = contribution.round >= self.participant.told
         self.handle(contribution)
         if not wanted:
-            return  # nothing of it is sent, so nothing is encoded, and no residual moves
-        self._outbox.put(contribution.round, contribution.block, delta)
+            return False, None  # nothing of it is sent, so nothing is encoded, and no residual moves
+        return True, self._outbox.put(contribution.round, contribution.block, delta)
 
     def handle(self, event: Event) -> None:
         """Give the participant an event and perform what it asks for."""
@@ -152,6 +155,9 @@ class Link:
         if not isinstance(event, Progress):
             self._changed.set()
             self._set_timer(now)
+
+    def _ready(self, round: int, chunk: Encoded) -> None:
+        self.handle(Ready(round, chunk))
 
     def step(self, round: int, step: int) -> None:
         """Training has come so far. From any thread."""

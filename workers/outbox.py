@@ -1,12 +1,15 @@
 """The outbox: contributions on their way from the torch thread to the link, encoded chunk by chunk on a thread.
 
 The first chunks travel while the later ones are being encoded, and training goes on meanwhile. What a lossy codec
-rounds away is kept here, a residual per block, and added to the block's next contribution. Knows no message.
+rounds away is kept here, a residual per block, and added to the block's next contribution. Each contribution leaves a
+residual of its own, which is not changed any more, so that it can be kept on disk meanwhile. Knows no message.
 """
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +21,7 @@ from parablock.layout import Layout
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy.typing as npt
 
@@ -37,14 +40,41 @@ class Leaving(Protocol):
         """float32 of shape (numel,), which nobody changes any more; the same memory each time."""
 
 
+@dataclass
+class Encoding:
+    """What a lossy codec has made of a contribution. residual: what the block's next one has to make up for."""
+
+    chunks: list[Encoded] = field(default_factory=list)
+    residual: Vector | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A contribution on the thread. done: what it was made into, where whoever keeps it needs more than the delta."""
+
+    round: int
+    block: int
+    delta: Leaving
+    layout: Layout
+    encoding: Encoding
+    done: Future[Encoding]
+
+
 class Outbox:
-    """Lives on the event loop; there `on_chunk(round, chunk)` is called, in order, for each chunk of a delta."""
+    """Lives on the event loop; there `on_chunk(round, chunk)` is called, in order, for each chunk of a delta.
+
+    residuals: by block, where an earlier process left off.
+    """
 
     def __init__(
-        self, config: Config, on_chunk: Callable[[int, Encoded], None], on_error: Callable[[BaseException], None]
+        self,
+        config: Config,
+        on_chunk: Callable[[int, Encoded], None],
+        on_error: Callable[[BaseException], None],
+        residuals: Mapping[int, Vector] | None = None,
     ) -> None:
         self._config = config
-        self._residuals: dict[int, Vector] = {}  # by block; of the thread
+        self._residuals = dict(residuals or {})  # by block; of the thread
         self._conveyor: Conveyor[tuple[int, Encoded]] = Conveyor(
             "encode",
             asyncio.get_running_loop().call_soon_threadsafe,
@@ -52,21 +82,42 @@ class Outbox:
             on_error=on_error,
         )
 
-    def put(self, round: int, block: int, delta: Leaving) -> None:
-        """Encode a contribution; it is waited for on the thread."""
+    def put(self, round: int, block: int, delta: Leaving) -> Future[Encoding] | None:
+        """Encode a contribution; it is waited for on the thread. Returns what it becomes; None: just the delta."""
         layout = Layout.up(self._config, delta.numel)
+        job = _Job(round, block, delta, layout, Encoding(), Future())
         for index in range(layout.count):  # a job each, so that the end of a worker need not wait for a whole block
-            self._conveyor.put(partial(self._encode, round, block, delta, layout, index))
+            self._conveyor.put(partial(self._encode, job, index))
+        return None if layout.codec.lossless else job.done
 
     def close(self) -> None:
         self._conveyor.close()
 
-    def _encode(self, round: int, block: int, leaving: Leaving, layout: Layout, index: int) -> tuple[int, Encoded]:
-        part, delta = layout.part(index), leaving.wait()
+    def _encode(self, job: _Job, index: int) -> tuple[int, Encoded]:
+        try:
+            chunk = self._chunk(job, index)
+        except BaseException as error:
+            if not job.done.done():
+                job.done.set_exception(error)
+            raise
+        if not job.layout.codec.lossless:
+            job.encoding.chunks.append(chunk)
+            if index + 1 == job.layout.count and not job.done.done():
+                if job.encoding.residual is not None:
+                    self._residuals[job.block] = job.encoding.residual
+                job.done.set_result(job.encoding)
+        return job.round, chunk
+
+    def _chunk(self, job: _Job, index: int) -> Encoded:
+        layout, encoding = job.layout, job.encoding
+        part, delta = layout.part(index), job.delta.wait()
         residual = None
         if self._config.codec.error_feedback and not layout.codec.lossless:
-            if block not in self._residuals:
-                self._residuals[block] = np.zeros_like(delta)
-            residual = self._residuals[block][part]
+            before = self._residuals.get(job.block)
+            if encoding.residual is None:
+                encoding.residual = np.zeros_like(delta) if before is None else np.empty_like(delta)
+            residual = encoding.residual[part]
+            if before is not None:
+                residual[:] = before[part]
         payload, _ = feedback.encode(layout.codec, delta[part], residual)
-        return round, Encoded.checked(payload)
+        return Encoded.checked(payload)

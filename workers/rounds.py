@@ -24,6 +24,7 @@ from parablock import messages
 from parablock.adaptive_steps import AdaptiveSteps
 from parablock.participant_events import Contribute, Progress, Say, SitOut, Withhold
 from parablock.scores import total
+from workers.state_folder import Contribution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from parablock.participant_events import Arrived
     from parablock.scores import Scores
     from workers.executor import TorchExecutor
+    from workers.keeper import Keeper
     from workers.lag import LoopLag
     from workers.link import Link
     from workers.setup import Setup
+    from workers.state_folder import State
     from workers.trainer import Landed, Solved, Trainer
 
 log = logging.getLogger("worker")
@@ -44,9 +47,21 @@ _NEVER: Span = (0.0, 0.0)
 
 
 class RoundLoop:
-    """One client's part in a run, from the start it was given to the drained pipeline."""
+    """One client's part in a run, from the start it was given to the drained pipeline.
 
-    def __init__(self, setup: Setup, link: Link, torch: TorchExecutor, trainer: Trainer, lag: LoopLag) -> None:
+    keeper: told of every round that is behind. state: where an earlier process left off, as the trainer has resumed it.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        link: Link,
+        torch: TorchExecutor,
+        trainer: Trainer,
+        lag: LoopLag,
+        keeper: Keeper | None = None,
+        state: State | None = None,
+    ) -> None:
         self._setup = setup
         self._link = link
         self._torch = torch
@@ -58,20 +73,30 @@ class RoundLoop:
         self._waited: dict[int, Span] = {}
         self._landed = -1  # all rounds through this one have
         self._astray = False  # the newest guess to be replaced had missed by too much: train upon no other one
-        self._given = -1  # the last round committed before our newest start: what came of it is older than any guess
+        self._given = -1  # the last round committed before a start that passes rounds by: nothing of them is awaited
+        self._keeper = keeper
+        self._resumed = None if state is None else state.position
+        self._missed: set[int] = set()  # as `_astray`, of what the earlier process has landed since its last round
+        if state is not None and self._resumed is not None:
+            self._astray = self._resumed.astray
+            since = [block for block in state.blocks.values() if block.position == self._resumed.round]
+            self._missed = {block.round for block in since if self._too_far(block.miss)}
 
     async def run(self) -> None:
         """Raises SessionEnded, Interrupted (see `workers.link`), and Stopped when the trainer was stopped."""
         config = self._setup.config
-        round = await self._start(-1)
-        if round == 0:
-            await self._evaluate(-1)
+        every = config.eval.every
+        position = -1 if self._resumed is None else self._resumed.round
+        round = await self._start(position)
+        if round == 0 or (round == position < config.rounds and every and round % every == 0):
+            await self._evaluate(round - 1)
         while round < config.rounds:
             round = await self._settle(round)
             if round >= config.rounds:
                 break
             before, round = round, await self._take_turn(round)
-            every = config.eval.every
+            if self._keeper is not None:
+                self._keeper.moved_on(round, self._trainer.surplus, self._trainer.clients, astray=self._astray)
             if every and round // every > before // every and round < config.rounds:
                 await self._evaluate(round // every * every - 1)
         await self._settle(config.rounds + config.delay)
@@ -135,6 +160,9 @@ class RoundLoop:
         through = round if arrival else max(landing, self._given)
         self._landed = max(self._landed, landing)
         self._report(await self._torch(self._trainer.land, through, min(round, config.rounds)))
+        if missed := {earlier for earlier in self._missed if earlier <= landing}:
+            self._astray = True
+            self._missed -= missed
         return round
 
     def _ready(self, landing: int) -> bool:
@@ -146,8 +174,8 @@ class RoundLoop:
         await self._link.until(lambda: self._link.started is not None)
         started, self._link.started = self._link.started, None
         assert started is not None
-        self._given = started.next - 1
-        await self._torch(self._trainer.revert, started.next)
+        self._given = started.next - 1 if started.next > round else -1
+        await self._torch(self._trainer.revert, started.next, started.pending)
         log.info("start: round %d of %d, %d clients", started.round, self._setup.config.rounds, started.clients)
         return max(round, started.round)
 
@@ -155,12 +183,26 @@ class RoundLoop:
         """Hand the delta to the link, which sends it while the next round trains."""
         self._computed[solved.round] = (solved.began, solved.ended)
         name = self._setup.manifest.blocks[solved.block].name
+        if self._keeper is not None and solved.learnt is not None:
+            self._keeper.learnt(solved.block, solved.round, solved.learnt)
         if solved.values is None:
             log.error("round %d (%s) was of no use: %s", solved.round, name, solved.reason)
             self._link.handle(Withhold(solved.round, solved.reason[:1000]))
         else:
             contribution = Contribute(solved.round, solved.block, solved.weight, solved.steps, solved.loss)
-            self._link.contribute(contribution, solved.values)
+            offered, encoded = self._link.contribute(contribution, solved.values)
+            if self._keeper is not None:
+                made = Contribution(
+                    solved.round,
+                    solved.block,
+                    solved.weight,
+                    solved.steps,
+                    solved.loss,
+                    offered,
+                    solved.alpha,
+                    solved.built_on,
+                )
+                self._keeper.contributed(made, solved.values, encoded)
             steps, seconds = solved.steps, solved.ended - solved.began
             self._steps.trained(solved.block, steps, seconds)
             log.info("round %d (%s): loss %.4f, %d steps, %.2f s", solved.round, name, solved.loss, steps, seconds)
@@ -170,10 +212,9 @@ class RoundLoop:
         if not landed:
             return
         lag_ms = self._lag.take_p99_ms()
-        limit = self._setup.config.pipeline.max_miss
         for block in landed:
             arrived = block.arrived
-            if limit and block.miss > limit and self._setup.config.delay:
+            if self._too_far(block.miss):
                 self._astray = True
                 told = "round %d: the guess was off by %.2f times the step; training waits for what is in flight"
                 log.warning(told, arrived.round, block.miss)
@@ -195,6 +236,11 @@ class RoundLoop:
                 loop_lag_ms=lag_ms,
             )
             self._link.handle(Say(report))
+
+    def _too_far(self, miss: float) -> bool:
+        """Whether the guard minds it."""
+        limit = self._setup.config.pipeline.max_miss
+        return bool(limit and miss > limit and self._setup.config.delay)
 
     async def _evaluate(self, round: int) -> None:
         """Scores over the own held-out rows; without any, an empty report, so that nobody waits for one."""

@@ -6,9 +6,11 @@ data. Knows no message and no socket.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,19 +21,26 @@ from parablock.learning_rate import learning_rate
 from parablock.solver import BlockSolver, Diverged
 from workers.batches import step_batches
 from workers.evaluation import evaluate
+from workers.state_folder import LandedBlock
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
+    from parablock.correction import Alpha
     from parablock.participant_events import Arrived
     from parablock.scores import Scores
     from parablock.staging import Incoming, Outgoing
+    from parablock.tensor_file import Tensors
     from workers.inbox import Delivery
+    from workers.keeper import Keeper
     from workers.setup import Setup
+    from workers.state_folder import State
+
+log = logging.getLogger("worker")
 
 
 class Stopped(Exception):
@@ -56,7 +65,8 @@ class Landed:
 class Solved:
     """A round was trained. values: the delta, on its way from the device; None with a `reason` where it diverged.
 
-    weight: tokens trained on, in so many steps. loss: per token. began, ended: monotonic seconds.
+    weight: tokens trained on, in so many steps. loss: per token. began, ended: monotonic seconds. learnt: gives what
+    the optimizer keeps of the block, where it keeps anything. alpha, built_on: see `workers.state_folder.Contribution`.
     """
 
     round: int
@@ -69,10 +79,16 @@ class Solved:
     began: float
     ended: float
     landed: list[Landed] = field(default_factory=list)  # in between, with land = "arrival"
+    alpha: Alpha = ()
+    built_on: int | None = -1
+    learnt: Callable[[], Tensors | None] | None = None
 
 
 class Trainer:
-    """See the module. arrivals: blocks that wait to be put in place. on_step: told (round, step) after each step."""
+    """See the module. arrivals: blocks that wait to be put in place. on_step: told (round, step) after each step.
+
+    keeper: told of what lands.
+    """
 
     def __init__(
         self,
@@ -80,23 +96,51 @@ class Trainer:
         clients: int,
         arrivals: deque[Delivery],
         on_step: Callable[[int, int], None],
+        keeper: Keeper | None = None,
     ) -> None:
         config = setup.config
+        self.clients = clients
         self._setup = setup
         self._config = config
         self._solver = BlockSolver(setup.model, setup.manifest, config.solver, setup.device, setup.staging)
         sampled = config.sampled(clients)
-        self._flight = Flight(Corrector(config.pipeline, clients, setup.manifest.starts, sampled))
+        self._corrector = Corrector(config.pipeline, clients, setup.manifest.starts, sampled)
+        self._flight = Flight(self._corrector)
         self._arrivals = arrivals
         self._waiting: list[Delivery] = []
         self._versions: dict[int, int] = {}  # by block, the round whose block all clients hold; none: the base model's
-        self._surplus = 0  # steps taken beyond `solver.steps` a round, or short of it
+        self.surplus = 0  # steps taken beyond `solver.steps` a round, or short of it
         self._on_step = on_step
+        self._keeper = keeper
         self._stop = threading.Event()
 
     def stop(self) -> None:
         """End `train` at its next step; from any thread."""
         self._stop.set()
+
+    def resume(self, state: State, values: Callable[[int], npt.NDArray[np.float32]]) -> None:
+        """Become what an earlier process was when it began with the round at `state.position`. values: of a block.
+
+        A guess of a block that began with another guess (where there are fewer blocks than rounds in flight) does not
+        stand again, nor one of a block that could not be read: their blocks are as they landed, or the base model's.
+        """
+        for block, landed in state.blocks.items():
+            self._solver.write(block, torch.from_numpy(values(block)))
+            self._versions[block] = landed.round
+            self._flight.landed(landed.round, block)
+            self._corrector.restore(block, landed.alpha, alone=landed.alone)
+        for round, spooled in sorted(state.contributions.items()):
+            made = spooled.made
+            if made.built_on != self._versions.get(made.block, -1) or self._flight.guessed(made.block):
+                log.warning("round %d: what stood for its block until it lands is not restored", round)
+                continue
+            start = self._solver.read(made.block).numpy()
+            value = self._flight.restore(round, made.block, start, spooled.delta, made.alpha)
+            self._solver.write(made.block, torch.from_numpy(value))
+        for block, learnt in state.optimizer.items():
+            self._solver.restore(block, learnt)
+        if state.position is not None:
+            self.surplus = state.position.surplus
 
     def train(self, round: int, blocks: Sequence[int], steps: int) -> list[Solved]:
         """So many steps on the round's block, which then holds its guess; or on several blocks at once, those of the
@@ -104,10 +148,13 @@ class Trainer:
         setup, config = self._setup, self._config
         began = time.monotonic()
         # The rows go on where the last round left them; a round that is not trained here counts as solver.steps.
-        first = round // config.together * config.solver.steps + self._surplus
-        self._surplus += steps - config.solver.steps
+        first = round // config.together * config.solver.steps + self.surplus
+        self.surplus += steps - config.solver.steps
+        if self._keeper is not None:
+            self._keeper.settle(blocks)
         batches = step_batches(setup.rows, config.seed, setup.name, first, steps, config.solver)
         landed: list[Landed] = []
+        built_on = [None if self._flight.guessed(block) else self._versions.get(block, -1) for block in blocks]
 
         def after_step(step: int) -> None:
             if self._stop.is_set():
@@ -117,13 +164,29 @@ class Trainer:
                 (active,) = blocks
                 landed.extend(self._land_meanwhile(round, active))
 
-        def told(place: int, values: Outgoing | None, weight: int, loss: float, reason: str = "") -> Solved:
+        def told(
+            place: int, values: Outgoing | None, weight: int, loss: float, reason: str = "", alpha: Alpha = ()
+        ) -> Solved:
             """The steps are in the first round's time; each later one's begins where that before it has ended."""
             nonlocal began
             span = began, time.monotonic()
             began = span[1]
             meanwhile = [] if place else landed
-            return Solved(round + place, blocks[place], values, weight, steps, loss, reason, *span, meanwhile)
+            keeps = config.solver.state == "keep"
+            return Solved(
+                round + place,
+                blocks[place],
+                values,
+                weight,
+                steps,
+                loss,
+                reason,
+                *span,
+                landed=meanwhile,
+                alpha=alpha,
+                built_on=built_on[place],
+                learnt=partial(self._solver.learnt, blocks[place]) if keeps else None,
+            )
 
         rate = learning_rate(config.solver, round, config.rounds)
         try:
@@ -137,25 +200,31 @@ class Trainer:
             delta = setup.staging.out(made.delta)
             alpha = self._flight.depart(round + place, block, setup.staging.out(made.start).wait, delta.wait)
             self._solver.write_guess(block, made, alpha)
-            solved.append(told(place, delta, made.tokens, made.loss))
+            solved.append(told(place, delta, made.tokens, made.loss, alpha=alpha))
         return solved
 
     def sit_out(self) -> None:
         """A round is trained by others only: the rows that it would have taken are those of the next."""
-        self._surplus -= self._config.solver.steps
+        self.surplus -= self._config.solver.steps
 
     def land(self, through: int, next_round: int) -> list[Landed]:
         """Put in place, in the order of rounds, every block that has arrived from a round up to `through`."""
         taken, together = self._take(lambda arrived: arrived.round <= through), self._config.together
         return [
-            self._land(delivery, (next_round - 1) // together - delivery.arrived.round // together)
+            self._land(delivery, next_round, (next_round - 1) // together - delivery.arrived.round // together)
             for delivery in taken
         ]
 
-    def revert(self, before: int) -> None:
-        """Take back the guesses of rounds below `before`, of which the broker will not speak again."""
-        for block, start in self._flight.revert(before).items():
+    def revert(self, before: int, pending: Collection[int]) -> None:
+        """Take back the guesses of rounds below `before`, of which the broker will not speak again, but of those that
+        are `pending` or here."""
+        self._take(lambda _: False)
+        heard = {*pending, *(delivery.arrived.round for delivery in self._waiting)}
+        unheard = {round for round in self._flight.rounds if round < before and round not in heard}
+        for block, start in self._flight.revert(unheard).items():
             self._solver.write(block, torch.from_numpy(start))
+        if self._keeper is not None:
+            self._keeper.closed(before, heard)
 
     def evaluate(self) -> dict[str, Scores]:
         """Scores over this worker's held-out rows by task. Only `#### N` rows are answered, as the record of a run
@@ -172,7 +241,7 @@ class Trainer:
     def _land_meanwhile(self, round: int, active: int) -> list[Landed]:
         """Between two steps: what has arrived, but nothing for the block that is being trained."""
         taken = self._take(lambda arrived: arrived.block != active)
-        return [self._land(delivery, round - delivery.arrived.round) for delivery in taken]
+        return [self._land(delivery, round, round - delivery.arrived.round) for delivery in taken]
 
     def _take(self, wanted: Callable[[Arrived], bool]) -> list[Delivery]:
         """Deliveries that are `wanted`, in the order of rounds; the others wait here."""
@@ -182,13 +251,14 @@ class Trainer:
         self._waiting = [delivery for delivery in self._waiting if not wanted(delivery.arrived)]
         return sorted(taken, key=lambda delivery: delivery.arrived.round)
 
-    def _land(self, delivery: Delivery, staleness: int) -> Landed:
+    def _land(self, delivery: Delivery, next_round: int, staleness: int) -> Landed:
         arrived, staging = delivery.arrived, self._setup.staging
         incoming = None if delivery.values is None else delivery.values.result()
+        landed = self._landed(delivery, incoming)
         landing = self._flight.land(
             arrived.round,
             arrived.block,
-            self._landed(delivery, incoming),
+            landed,
             alone=arrived.contributors == int(arrived.counted),
             held=lambda: self._solver.read(arrived.block).numpy(),
         )
@@ -196,9 +266,31 @@ class Trainer:
             same = incoming is not None and landing.value is incoming.values
             arriving = incoming if same and incoming is not None else staging.bring(landing.value)
             self._solver.write(arrived.block, arriving.ready())
+        released: Callable[[], None] | None = None
         if incoming is not None and self._flight.public(arrived.block) is None:
-            staging.release(incoming)  # nothing but the model holds the block now
+            released = partial(staging.release, incoming)  # nothing but the model holds the block now
+        self._keep(arrived, landed, landing.miss, next_round, released)
         return Landed(arrived, landing.alpha, landing.drift, landing.miss, max(staleness, 0))
+
+    def _keep(
+        self,
+        arrived: Arrived,
+        landed: npt.NDArray[np.float32] | None,
+        miss: float,
+        next_round: int,
+        released: Callable[[], None] | None,
+    ) -> None:
+        """Have it kept on disk. released: called when its memory is free again."""
+        block = arrived.block
+        if self._keeper is not None and landed is not None and self._versions[block] == arrived.round:
+            learnt, alone = self._corrector.learnt(block), self._corrector.alone
+            told = LandedBlock(block, arrived.round, learnt, alone, next_round, miss)
+            self._keeper.landed(told, landed, released)
+            return
+        if self._keeper is not None:
+            self._keeper.dropped(arrived.round)
+        if released is not None:
+            released()
 
     def _landed(self, delivery: Delivery, incoming: Incoming | None) -> npt.NDArray[np.float32] | None:
         """What every client holds of the block from now on, bit for bit; None: what it held before.

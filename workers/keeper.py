@@ -1,0 +1,187 @@
+"""The keeper: has a worker's state written into its folder on a thread of its own, in the order in which it came about.
+
+Neither the event loop nor training waits for the disk, but where training would change what is still being written
+(`settle`). Since all of it is written in order, what is on disk is at any moment what the worker was at some moment
+before. A disk that refuses is told once; nothing about the run depends on it, and each later round is tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from parablock.conveyor import Conveyor
+from workers.state_folder import Position
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    import numpy.typing as npt
+
+    from parablock.tensor_file import Tensors
+    from workers.outbox import Encoding, Leaving
+    from workers.state_folder import Contribution, LandedBlock, State, StateFolder
+
+    Vector = npt.NDArray[np.float32]
+
+log = logging.getLogger("worker")
+
+
+class Keeper:
+    """See the module. call_soon, on_error: as `parablock.conveyor.Conveyor` has them; any thread may call the methods.
+
+    state: what the folder holds already.
+    """
+
+    def __init__(
+        self,
+        folder: StateFolder,
+        state: State | None,
+        call_soon: Callable[[Callable[[], None]], object],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._folder = folder
+        self._writing: dict[int, Future[None]] = {}  # by block, that of its optimizer's state
+        # What follows is the thread's.
+        position = None if state is None else state.position
+        self._position = position or Position(0)
+        self._open = {} if state is None else {r: spooled.made.block for r, spooled in state.contributions.items()}
+        self._residuals = dict.fromkeys(() if state is None else state.residuals, 0)
+        self._optimizer = dict.fromkeys(() if state is None else state.optimizer, 0)
+        if position is not None:
+            self._residuals = {block: position.residuals[block] for block in self._residuals}
+            self._optimizer = {block: position.optimizer[block] for block in self._optimizer}
+        self._refused = False  # the disk has, and it was told
+        self._whole = True  # nothing was refused since the last position
+        self._given_up = False
+        self.written = 0
+        self._conveyor: Conveyor[None] = Conveyor("state", call_soon, on_result=lambda _: None, on_error=on_error)
+
+    def landed(self, landed: LandedBlock, values: Vector, done: Callable[[], None] | None = None) -> None:
+        """A block has landed. values: nobody changes them before `done` is called, on the thread."""
+        self._put(partial(self._landed, landed, values), done)
+
+    def dropped(self, round: int) -> None:
+        """Nothing stands in the model for this round any more."""
+        self._put(partial(self._drop, lambda number, _block: number == round))
+
+    def closed(self, before: int, but: Collection[int]) -> None:
+        """Of rounds before `before` nothing will be heard any more, but of some."""
+        self._put(partial(self._drop, lambda number, _block: number < before and number not in but))
+
+    def contributed(self, made: Contribution, delta: Leaving, encoded: Future[Encoding] | None) -> None:
+        """A round was trained. encoded: what a lossy codec makes of it, when it has."""
+        self._put(partial(self._contributed, made, delta, encoded))
+
+    def learnt(self, block: int, round: int, state: Callable[[], Tensors | None]) -> None:
+        """What the optimizer knows of a block after this round; None: nothing any more. state: asked for it on the
+        thread, as it may be on its way from the device."""
+        done = self._writing[block] = Future()
+        self._put(partial(self._learnt, block, round, state), lambda: done.set_result(None))
+
+    def settle(self, blocks: Iterable[int]) -> None:
+        """Wait until what `learnt` was given of these blocks may be changed."""
+        for block in blocks:
+            if (writing := self._writing.pop(block, None)) is not None:
+                writing.result()
+
+    def moved_on(self, round: int, surplus: int, clients: int, *, astray: bool) -> None:
+        """All before `round` is behind, and everything about it was told here."""
+        position = Position(round, surplus, astray, clients)
+        self._put(partial(self._moved_on, position))
+
+    def close(self) -> None:
+        """Write all that was told, and let the folder go."""
+        done = threading.Event()
+        self._conveyor.put(done.set)
+        done.wait()
+        self._conveyor.close()
+        self._folder.close()
+
+    def remove(self) -> None:
+        """The run is done: remove the folder as well as all in it. Before `close`."""
+        self._conveyor.put(self._remove)
+
+    # On the thread
+
+    def _put(self, job: Callable[[], int], done: Callable[[], None] | None = None) -> None:
+        self._conveyor.put(partial(self._do, job, done))
+
+    def _do(self, job: Callable[[], int], done: Callable[[], None] | None) -> None:
+        try:
+            if not self._given_up:
+                self.written += job()
+        except OSError as error:
+            self._whole = False
+            if not self._refused:
+                self._refused = True
+                log.error(
+                    "cannot write the worker's state into %s: %s; the run goes on, but should this process end, a new "
+                    "one has to begin further back. Make room, and it is written again",
+                    self._folder.path,
+                    error.strerror or error,
+                )
+        except BaseException:
+            self._given_up = True  # what follows would claim that this was done
+            raise
+        finally:
+            if done is not None:
+                done()
+
+    def _landed(self, landed: LandedBlock, values: Vector) -> int:
+        written = self._folder.write_block(landed, values)
+        self._drop(lambda round, block: block == landed.block and round <= landed.round)
+        return written
+
+    def _drop(self, which: Callable[[int, int], bool]) -> int:
+        for round in [round for round, block in self._open.items() if which(round, block)]:
+            self._folder.drop_contribution(round)
+            del self._open[round]
+        return 0
+
+    def _contributed(self, made: Contribution, delta: Leaving, encoded: Future[Encoding] | None) -> int:
+        values, chunks, written = delta.wait(), [], 0
+        if encoded is not None:
+            encoding = encoded.result()
+            chunks = [np.frombuffer(chunk.payload, np.uint8) for chunk in encoding.chunks]
+            if encoding.residual is not None:
+                self._residuals.pop(made.block, None)  # an older one would be wrong, should this one not be written
+                written += self._folder.write_residual(made.block, made.round, encoding.residual)
+                self._residuals[made.block] = made.round
+        written += self._folder.write_contribution(made, values, chunks)
+        self._open[made.round] = made.block
+        return written
+
+    def _learnt(self, block: int, round: int, state: Callable[[], Tensors | None]) -> int:
+        self._optimizer.pop(block, None)
+        if (learnt := state()) is None:
+            return 0
+        written = self._folder.write_optimizer(block, round, learnt)
+        self._optimizer[block] = round
+        return written
+
+    def _moved_on(self, position: Position) -> int:
+        self._position = replace(
+            position,
+            contributions=dict(self._open),
+            residuals=dict(self._residuals),
+            optimizer=dict(self._optimizer),
+        )
+        written = self._folder.write_position(self._position)
+        if self._refused and self._whole:
+            self._refused = False
+            log.warning("the worker's state is written into %s again", self._folder.path)
+        self._whole = True
+        return written
+
+    def _remove(self) -> None:
+        self._given_up = True
+        with suppress(FileNotFoundError):
+            self._folder.remove()

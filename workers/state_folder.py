@@ -1,0 +1,370 @@
+"""The worker's folder: what of a worker outlives its process, as files that one process at a time reads and writes.
+
+    worker.json                         whose it is: name, run, manifest
+    position.safetensors                the round that comes next, the counters, and which of the files below go with it
+    blocks/0003.safetensors             a block as it landed, with the α that was learnt of it
+    contributions/000018.safetensors    what a round made of its block, until the broker's version of that has landed
+    residuals/0003-000018.safetensors   what the codec lost of a block's contributions, through that round's
+    optimizer/0003-000018.safetensors   what the optimizer has learnt of a block, through that round
+
+Everything of a round is written before the position says that it is behind: whenever the process dies, what is of a
+round that the position has not passed is as if it had never been, and is trained again; and what an older position
+named is kept until a newer one is there. Nothing is waited for to be on the disk itself: after a power cut a checksum
+tells what is lost, and that is pulled or begun anew. All of it is private, as the contributions are derived from text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from parablock import tensor_file
+from parablock.tensor_file import TensorFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from parablock.tensor_file import Tensors
+
+    Vector = npt.NDArray[np.float32]
+
+log = logging.getLogger("worker")
+
+_FORMAT = 1
+_IDENTITY, _LOCK, _POSITION = "worker.json", "lock", "position.safetensors"
+_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER = "blocks", "contributions", "residuals", "optimizer"
+_FOLDERS = (_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER)
+_SUFFIX = ".safetensors"
+
+
+class StateError(ValueError):
+    """The folder cannot be used. The message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose the folder is. manifest: `Manifest.digest`."""
+
+    name: str
+    run: str
+    manifest: str
+
+
+@dataclass(frozen=True)
+class LandedBlock:
+    """A block as it landed. round: that made it. alpha: by tensor, None where it is not learnt; None: of none of them.
+
+    alone: nobody else had contributed to anything. position: the round that came next. miss: as in `flight.Landing`.
+    """
+
+    block: int
+    round: int
+    alpha: tuple[float | None, ...] | None
+    alone: bool
+    position: int
+    miss: float
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a round made. offered: or else the round was closed before. alpha: of the guess that stands for it.
+
+    built_on: the round that had made the version that it began with, −1: the base model; None: it began with a guess.
+    """
+
+    round: int
+    block: int
+    weight: int
+    steps: int
+    loss: float
+    offered: bool
+    alpha: tuple[float, ...]
+    built_on: int | None
+
+
+@dataclass(frozen=True)
+class Position:
+    """round: the first that is neither trained nor passed. surplus: steps taken beyond `solver.steps` a round.
+
+    astray: the guard has it that the next round waits for all before it. clients: how many there were at the start.
+    contributions: the blocks of those that are open, by round. residuals, optimizer: by block, the round through which
+    they go.
+    """
+
+    round: int
+    surplus: int = 0
+    astray: bool = False
+    clients: int = 1
+    contributions: Mapping[int, int] = field(default_factory=dict)
+    residuals: Mapping[int, int] = field(default_factory=dict)
+    optimizer: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """An open contribution. delta: float32 of shape (numel,). chunks: as a lossy codec has encoded it."""
+
+    made: Contribution
+    delta: Vector
+    chunks: tuple[npt.NDArray[np.uint8], ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """What an earlier process has left. position: None where that is not known. blocks: their values are in the folder.
+
+    optimizer: by block what `OptimizerStates` had, see there.
+    """
+
+    position: Position | None
+    blocks: Mapping[int, LandedBlock]
+    contributions: Mapping[int, Spooled]
+    residuals: Mapping[int, Vector]
+    optimizer: Mapping[int, Tensors]
+
+
+class StateFolder:
+    """Locked for this process from the beginning to `close`. All writing raises OSError where the disk refuses."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the folder, if it is not there, and lock it. Raises StateError."""
+        self.path = path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StateError(
+                f"cannot write {path}: {error.strerror or error}; choose another --state, or none"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._lock)
+            raise StateError(
+                f"{path} is the state of a worker that runs (process {holder}); end that one, or choose another --state"
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    @property
+    def identity(self) -> Identity | None:
+        """Whose the folder is; None where it does not say."""
+        try:
+            tree = json.loads((self.path / _IDENTITY).read_text(encoding="utf-8"))
+            return Identity(tree["name"], tree["run"], tree["manifest"]) if tree["format"] == _FORMAT else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def begin(self, identity: Identity) -> State | None:
+        """Make it this worker's; what an earlier process of this very worker has left in it, if anything.
+
+        What was another run's is put aside, in a folder of its own. Raises StateError where it is another worker's.
+        """
+        found = self.identity
+        holds = any((self.path / name).exists() for name in (_IDENTITY, _POSITION, *_FOLDERS))
+        if found is not None and found.name != identity.name:
+            raise StateError(
+                f"{self.path} is the state of the worker {found.name!r}, not of {identity.name!r}; "
+                f"take part as --name {found.name}, or choose another --state"
+            )
+        if holds and found != identity:
+            self._put_aside(found)
+        try:
+            for name in _FOLDERS:
+                (self.path / name).mkdir(mode=0o700, exist_ok=True)
+            text = json.dumps({"format": _FORMAT, **asdict(identity)}, indent=1)
+            temporary = self.path / f".{_IDENTITY}.partial"
+            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.replace(self.path / _IDENTITY)
+        except OSError as error:
+            raise StateError(
+                f"cannot write {self.path}: {error.strerror or error}; make room, or choose another --state, or none"
+            ) from error
+        return self._load() if holds and found == identity else None
+
+    def _put_aside(self, found: Identity | None) -> None:
+        if found is None:
+            whose, place = "does not say whose it is, or is another version's", "unknown"
+        else:
+            whose, place = f"is of the run {found.run}", re.sub(r"[^A-Za-z0-9._-]", "-", found.run)
+        aside = self.path / f"aside-{place}"
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.path / f"aside-{place}-{number}"
+        try:
+            aside.mkdir(mode=0o700)
+            for name in (_IDENTITY, _POSITION, *_FOLDERS):
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / name).replace(aside / name)
+        except OSError as error:
+            raise StateError(f"cannot write {self.path}: {error.strerror or error}; choose another --state") from error
+        log.warning("what %s holds %s; it is not used, and lies in %s", self.path, whose, aside)
+
+    # Reading
+
+    def _load(self) -> State:
+        for partial in self.path.glob("**/.*.partial"):  # of a process that was killed while it wrote
+            partial.unlink()
+        position = self._position()
+        blocks = self._landed()
+        if position is None:
+            for name in (_CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER):
+                self._clear(name, but=())
+            return State(None, blocks, {}, {}, {})
+        residuals = self._named(_RESIDUALS, position.residuals, "what the codec had lost of it")
+        optimizer = self._named(_OPTIMIZER, position.optimizer, "its optimizer's state")
+        self._clear_passed(position)
+        return State(
+            position,
+            blocks,
+            self._spooled(position, blocks),
+            {block: tensors.vectors["residual"] for block, tensors in residuals.items()},
+            optimizer,
+        )
+
+    def _position(self) -> Position | None:
+        path = self.path / _POSITION
+        if not path.exists() and not self._files(_BLOCKS):
+            return None  # killed in its first round
+        tensors = self._read(path, "where the earlier process was is not known")
+        if tensors is None:
+            return None
+        facts = dict(tensors.facts)
+        for name in ("contributions", "residuals", "optimizer"):  # JSON's keys are texts
+            facts[name] = {int(key): value for key, value in facts[name].items()}
+        return Position(**facts)
+
+    def _landed(self) -> dict[int, LandedBlock]:
+        """All of them looked through; their values are read when they are needed, one at a time."""
+        found = {}
+        for path in self._files(_BLOCKS):
+            if (tensors := self._read(path, "the block is pulled again")) is not None:
+                landed = _landed_block(tensors.facts)
+                found[landed.block] = landed
+        return found
+
+    def _spooled(self, position: Position, blocks: Mapping[int, LandedBlock]) -> dict[int, Spooled]:
+        found = {}
+        for path in self._files(_CONTRIBUTIONS):
+            if _numbers(path)[0] >= position.round:
+                path.unlink()  # the position has not passed it: it will be trained again
+                continue
+            if (tensors := self._read(path, "the round does without it")) is None:
+                continue
+            facts = {**tensors.facts, "alpha": tuple(tensors.facts["alpha"])}
+            made = Contribution(**facts)
+            if made.block in blocks and blocks[made.block].round >= made.round:
+                path.unlink()  # what the broker made of it has landed
+                continue
+            names = sorted(name for name in tensors.vectors if name != "delta")
+            chunks = tuple(tensors.vectors[name] for name in names)
+            found[made.round] = Spooled(made, tensors.vectors["delta"], chunks)
+        for round, block in position.contributions.items():
+            landed = blocks[block].round if block in blocks else -1
+            if round not in found and round > landed:
+                log.warning("%s holds nothing of the contribution to round %d: it does without", self.path, round)
+        return found
+
+    def _named(self, folder: str, rounds: Mapping[int, int], what: str) -> dict[int, Tensors]:
+        found = {}
+        for block, round in rounds.items():
+            path = self._path(folder, block, round)
+            if not path.exists():
+                log.warning("%s is missing: of block %d, %s begins anew", path, block, what)
+            elif (tensors := self._read(path, f"of block {block}, {what} begins anew")) is not None:
+                found[block] = tensors
+        return found
+
+    def block(self, block: int) -> Vector:
+        """The values of a block that has landed. Raises TensorFileError."""
+        return tensor_file.read(self._path(_BLOCKS, block)).vectors["block"]
+
+    def _read(self, path: Path, consequence: str) -> Tensors | None:
+        """None, which is said, where there is none or it is damaged; that one goes."""
+        try:
+            return tensor_file.read(path)
+        except FileNotFoundError:
+            log.warning("%s is missing: %s", path, consequence)
+        except TensorFileError as error:
+            log.warning("%s: %s", error, consequence)
+            path.unlink(missing_ok=True)
+        return None
+
+    # Writing
+
+    def write_block(self, landed: LandedBlock, values: Vector) -> int:
+        """Returns the bytes written, as all of these do."""
+        return self._write(self._path(_BLOCKS, landed.block), {"block": values}, asdict(landed))
+
+    def write_contribution(self, made: Contribution, delta: Vector, chunks: Iterable[npt.NDArray[np.uint8]]) -> int:
+        vectors: dict[str, npt.NDArray[Any]] = {"delta": delta}
+        vectors |= {f"chunk.{index:06d}": chunk for index, chunk in enumerate(chunks)}
+        return self._write(self._path(_CONTRIBUTIONS, made.round, width=6), vectors, asdict(made))
+
+    def drop_contribution(self, round: int) -> None:
+        self._path(_CONTRIBUTIONS, round, width=6).unlink(missing_ok=True)
+
+    def write_residual(self, block: int, round: int, residual: Vector) -> int:
+        return self._write(self._path(_RESIDUALS, block, round), {"residual": residual}, {})
+
+    def write_optimizer(self, block: int, round: int, state: Tensors) -> int:
+        return self._write(self._path(_OPTIMIZER, block, round), state.vectors, state.facts)
+
+    def write_position(self, position: Position) -> int:
+        """All that it names is there. What an older one named goes."""
+        written = self._write(self.path / _POSITION, {}, asdict(position))
+        self._clear_passed(position)
+        return written
+
+    def remove(self) -> None:
+        """The run is done, and nothing of it is needed any more. What is not ours stays, and the folder with it."""
+        for name in _FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (_POSITION, _IDENTITY, _LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            self.path.rmdir()
+
+    def _write(self, path: Path, vectors: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> int:
+        return tensor_file.write(path, vectors, facts, private=True)
+
+    def _clear_passed(self, position: Position) -> None:
+        self._clear(_RESIDUALS, but=position.residuals.items())
+        self._clear(_OPTIMIZER, but=position.optimizer.items())
+
+    def _clear(self, folder: str, but: Collection[tuple[int, int]]) -> None:
+        for path in self._files(folder):
+            if _numbers(path) not in but:
+                path.unlink()
+
+    def _files(self, folder: str) -> list[Path]:
+        return sorted((self.path / folder).glob(f"[0-9]*{_SUFFIX}"))
+
+    def _path(self, folder: str, *numbers: int, width: int = 4) -> Path:
+        first, *rest = numbers
+        return self.path / folder / ("-".join([f"{first:0{width}d}", *(f"{n:06d}" for n in rest)]) + _SUFFIX)
+
+
+def _landed_block(facts: Mapping[str, Any]) -> LandedBlock:
+    alpha = facts["alpha"]
+    return replace(LandedBlock(**facts), alpha=None if alpha is None else tuple(alpha))
+
+
+def _numbers(path: Path) -> tuple[int, ...]:
+    return tuple(map(int, path.stem.split("-")))
