@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--state",
         type=Path,
         metavar="DIR",
-        help="keep there what outlives the process of the client, of which there is one",
+        help="keep there what the client, of which there is one, goes on from",
     )
     add("--pause-s", type=float, default=0.0, help="rest before each contribution, in place of training")
     add("--gate", default="", metavar="ENDPOINT", help="wait here before each round")

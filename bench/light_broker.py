@@ -93,7 +93,7 @@ class _ForgetfulJournal(Journal):
 
 
 def _watch(folder: RunFolder, watch: usage.Watch, forget: list[dict[str, Any]]) -> None:
-    """Have `watch` look after each round. forget: thrown away then, as what the benchmark keeps would pass for growth."""
+    """Have `watch` look after each round. forget: thrown away then; what the benchmark keeps would pass for growth."""
     append = folder.append_metrics
 
     def append_and_look(row: Mapping[str, Any]) -> None:
