@@ -66,6 +66,7 @@ def run(settings: config.Config, links: Network, folder: Path, broker_module: st
             place = ("--broker", endpoint, "--name", name, "--threads", "1", *links.flags)
             shard = f"{index}/{len(links.endpoints)}"
             rows = (f"--data={settings.data.train}", f"--eval={settings.data.eval}", "--shard", shard)
+            place = (*place, "--state", str(folder / f"{name}-state"))
             workers.append(children.start(name, [*prefix, *python, "workers", *place, *rows], ENVIRONMENT))
         children.wait(broker, progress, PATIENCE_S)
         for worker in workers:

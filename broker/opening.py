@@ -68,10 +68,11 @@ class Opened:
 
         In the same boot of the same machine it is what it was; else the record goes on where it ended.
         """
-        boot = boot_id()
-        for _, life in sorted(self.journal.incarnations.items(), reverse=True):
-            if boot and life.boot == boot and life.clock + self.ended <= now:
-                return life.clock
+        lives, boot = self.journal.incarnations, boot_id()
+        if lives and boot:
+            newest = lives[max(lives)]
+            if newest.boot == boot and newest.clock + self.ended <= now:
+                return newest.clock
         return now - self.ended
 
     def begin_epoch(self, began: float) -> int:
@@ -81,7 +82,10 @@ class Opened:
 
     def write_endpoint(self, endpoint: str) -> None:
         """Say where the broker listens. Raises OSError where the disk refuses."""
-        (self.folder.path / ENDPOINT).write_text(endpoint + "\n", encoding="utf-8")
+        path = self.folder.path / ENDPOINT
+        temporary = path.with_name(f".{ENDPOINT}.partial")
+        temporary.write_text(endpoint + "\n", encoding="utf-8")
+        temporary.replace(path)
 
     def close(self) -> None:
         self.journal.close()

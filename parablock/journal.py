@@ -107,6 +107,8 @@ class Journal:
         """Use `create` or `open`. Raises JournalError."""
         self.path = path
         self._connection = connection
+        there = os.stat(path)
+        self._place = there.st_dev, there.st_ino
         with _named(path):
             self.facts = _facts(connection)
             self.incarnations = _incarnations(connection)
@@ -220,6 +222,7 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        self._check_place()
         with _refusals(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -229,6 +232,15 @@ class Journal:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def _check_place(self) -> None:
+        """SQLite goes on with a file that has no name any more, and what it writes there is gone with the process."""
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != self._place:
+            raise OSError(errno.ENOENT, "The journal was removed, or replaced, while it was written", str(self.path))
 
 
 def salvage(path: Path) -> tuple[Facts | None, dict[int, Incarnation], list[Row]]:
@@ -263,6 +275,8 @@ def entry_from_json(text: str) -> Entry:
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     # The disk's thread appends, whichever thread has opened it. Transactions are begun and ended here, not by sqlite3.
     place = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    if read_only and not path.with_name(path.name + "-wal").exists():  # nobody writes: nothing need be written to read
+        place += "&immutable=1"
     connection = sqlite3.connect(place, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
     try:
         connection.execute("PRAGMA synchronous = FULL")

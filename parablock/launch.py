@@ -1,12 +1,15 @@
 """`parablock run CONFIG.toml --workers N`: the broker and N workers as processes of this machine, until all have ended.
 
-The broker keeps the terminal; the workers write to `logs/` in the run's folder. Whatever ends this command ends them.
-Where the workers do not just take turns at the rows, who gets what is shown first.
+The broker keeps the terminal; the workers write to `logs/` in the run's folder. Whatever ends this command ends them,
+and `parablock run --resume RUN` goes on. Where the workers do not just take turns at the rows, who gets what is shown
+first.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +20,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from parablock import config as settings
-from parablock.run_folder import PARTITION_PLOT, RunFolder, RunFolderError
+from parablock.folder_lock import holder
+from parablock.run_folder import (
+    CONFIG,
+    ENDPOINT,
+    LAUNCH,
+    LOGS,
+    METRICS,
+    PARTITION_PLOT,
+    WORKERS,
+    RunFolder,
+    RunFolderError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +40,6 @@ if TYPE_CHECKING:
     from parablock.config import Config
 
 EXIT_FAILED, EXIT_INPUT, EXIT_REFUSED, EXIT_LATER = 1, 2, 3, 75
-_ENDPOINT = "endpoint"
 _GRACE_S = 15.0
 _POLL_S = 0.05
 
@@ -35,35 +48,78 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="parablock run", description=__doc__)
     parser.add_argument("config", nargs="?", type=Path, help="TOML file; without one, the defaults")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set a key; may be repeated")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="workers, each with its share of the rows")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="workers, each with its share of the rows (default: 2)"
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/ and the present time)")
-    parser.add_argument("--device", default="auto", help="the workers' device: cpu, cuda, cuda:N or auto")
+    parser.add_argument("--device", help="the workers' device: cpu, cuda, cuda:N or auto (default)")
     shared = "torch threads of each worker (default: this machine's cores, shared out)"
     parser.add_argument("--threads", type=int, metavar="N", help=shared)
+    resumed = "go on with the run in this folder, as it was begun; --set, --device and --threads may be given"
+    parser.add_argument("--resume", type=Path, metavar="RUN", help=resumed)
     arguments = parser.parse_args(argv)
-    if arguments.workers < 1:
+    if arguments.workers is not None and arguments.workers < 1:
         print(f"parablock run: --workers is at least 1, got {arguments.workers}", file=sys.stderr)
         return EXIT_INPUT
     if arguments.threads is not None and arguments.threads < 1:
         print(f"parablock run: --threads is at least 1, got {arguments.threads}", file=sys.stderr)
         return EXIT_INPUT
     try:
+        if arguments.resume is not None:
+            return _resumed(arguments).run()
+        workers = arguments.workers or 2
         # One machine needs no fixed port, and waits for exactly the workers that it starts.
-        here = ["network.bind=tcp://127.0.0.1:*", f"round.clients={arguments.workers}"]
+        here = ["network.bind=tcp://127.0.0.1:*", f"round.clients={workers}"]
         config = settings.load(arguments.config, [*here, *arguments.set])
-    except settings.ConfigError as error:
+    except (settings.ConfigError, RunFolderError) as error:
         print(f"parablock run: {error}", file=sys.stderr)
         return EXIT_INPUT
     out = arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Launch(config, out, arguments.workers, arguments.device, arguments.threads).run()
+    return Launch(config, out, workers, arguments.device or "auto", arguments.threads).run()
+
+
+def _resumed(arguments: argparse.Namespace) -> Launch:
+    """The launch of a run that goes on. Raises RunFolderError or ConfigError where it cannot."""
+    for name in ("config", "workers", "out"):
+        if getattr(arguments, name) is not None:
+            raise RunFolderError(f"--resume goes on with the run as it was begun; leave {name} out, or begin a new run")
+    folder = RunFolder.open(arguments.resume)
+    config = settings.load(folder.path / CONFIG, arguments.set)
+    path = folder.path / LAUNCH
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        workers, device, threads = int(told["workers"]), str(told["device"]), int(told["threads"])
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{folder.path} was not begun by `parablock run`; go on with it by `parablock broker --resume "
+            f"{folder.path}`, and its workers by themselves"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{path} is damaged: {error!r}; it holds workers, device and threads, as in "
+            '{"workers": 2, "device": "auto", "threads": 1}'
+        ) from error
+    device, threads = arguments.device or device, arguments.threads or threads
+    return Launch(config, folder.path, workers, device, threads, resume=tuple(arguments.set))
 
 
 class Launch:
-    """A broker and its workers, as child processes. threads: torch's in each worker; None: the cores, shared out."""
+    """A broker and its workers, as child processes. threads: torch's in each worker; None: the cores, shared out.
+
+    resume: what is set for a run that goes on, as KEY=VALUE; None: it is a new one.
+    """
 
     def __init__(
-        self, config: Config, out: Path, workers: int, device: str = "auto", threads: int | None = None
+        self,
+        config: Config,
+        out: Path,
+        workers: int,
+        device: str = "auto",
+        threads: int | None = None,
+        *,
+        resume: Sequence[str] | None = None,
     ) -> None:
+        self._resume = resume
         self._config = config
         self._out = out
         self._count = workers
@@ -80,16 +136,20 @@ class Launch:
         """The broker's exit code, or that of the worker that ended the run (2: wrong input; 3: refused; 1: a bug)."""
         try:
             # Here as well as in the broker: an old run's endpoint is not waited at, and its logs are not written over.
-            RunFolder.check_free(self._out)
+            if self._resume is None:
+                RunFolder.check_free(self._out)
+            elif (owner := holder(self._out)) is not None:
+                raise RunFolderError(f"{self._out} is in use by {owner}; stop that first, or wait until it has ended")
         except RunFolderError as error:
             print(f"parablock run: {error}", file=sys.stderr)
             return EXIT_INPUT
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if self._config.partition.method != "iid" and (code := self._show_shards()) != 0:
-                return code
-            if (self._out / _ENDPOINT).is_file():  # of a run whose other files were removed
-                (self._out / _ENDPOINT).unlink()
+            if self._resume is None:
+                if self._config.partition.method != "iid" and (code := self._show_shards()) != 0:
+                    return code
+                if (self._out / ENDPOINT).is_file():  # of a run whose other files were removed
+                    (self._out / ENDPOINT).unlink()
             if self._start_broker():
                 self._start_workers()
             return self._wait()
@@ -115,27 +175,42 @@ class Launch:
 
     def _start_broker(self) -> bool:
         """Start it and wait until it listens; false if it ended instead (it has said why)."""
-        command = [sys.executable, "-P", "-m", "broker", "--out", str(self._out), *_sets(self._config)]
+        command = [sys.executable, "-P", "-m", "broker"]
+        if self._resume is None:
+            command += ["--out", str(self._out), *_sets(self._config)]
+        else:
+            command += ["--resume", str(self._out), *(f"--set={line}" for line in self._resume)]
+        before = self._listened()
         # A process group of its own: Ctrl-C reaches the children through `_on_signal`, once, and not by the terminal.
         self._broker = subprocess.Popen(command, process_group=0)
         self._catch_up(self._broker)
         while self._broker.poll() is None and not self._signalled:
-            if self._endpoint():
+            if self._endpoint() and self._listened() != before:
                 return True
             time.sleep(_POLL_S)
         return False
 
+    def _listened(self) -> int | None:
+        """When a broker has last said where it listens; None: none has."""
+        try:
+            return (self._out / ENDPOINT).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
     def _endpoint(self) -> str:
         """Where the broker listens; "" until it has written the whole line."""
         try:
-            line = (self._out / _ENDPOINT).read_text(encoding="utf-8")
+            line = (self._out / ENDPOINT).read_text(encoding="utf-8")
         except FileNotFoundError:
             return ""
         return line.strip() if line.endswith("\n") else ""
 
     def _start_workers(self) -> None:
         endpoint = self._endpoint()
-        logs = self._out / "logs"
+        if self._resume is None:  # what `--resume` needs to know
+            told = {"workers": self._count, "device": self._device, "threads": self._threads}
+            (self._out / LAUNCH).write_text(json.dumps(told) + "\n", encoding="utf-8")
+        logs = self._out / LOGS
         logs.mkdir(exist_ok=True)
         for index in range(self._count):
             if self._signalled:
@@ -144,11 +219,12 @@ class Launch:
             command = [sys.executable, "-P", "-m", "workers", "--broker", endpoint, "--name", name]
             command += [f"--data={self._config.data.train}", f"--eval={self._config.data.eval}"]
             command += ["--shard", f"{index}/{self._count}", "--threads", str(self._threads), "--device", self._device]
+            command += ["--state", str(self._out / WORKERS / name)]
             if self._config.trust_remote_code:
                 command.append("--trust-remote-code")
             if self._config.eval.task:  # told to nobody but a broker on this machine
                 command.append("--tell-tasks")
-            log = (logs / f"{name}.log").open("wb")
+            log = (logs / f"{name}.log").open("ab")
             self._logs.append(log)
             # As many numpy threads as torch threads: the cores are shared out once.
             threads = str(self._threads)
@@ -173,12 +249,12 @@ class Launch:
                     shown.add(name)
                     worst = max(worst, code if code in (EXIT_INPUT, EXIT_REFUSED) else EXIT_FAILED)
                     print(f"parablock run: {name} ended with exit code {code}:\n{self._tail(name)}", file=sys.stderr)
-            begun = (self._out / "metrics.jsonl").exists()
+            begun = (self._out / METRICS).exists()
             left = len(self._workers) - len(shown)
             hopeless = worst > EXIT_FAILED or not begun or left < self._config.quorum
             if shown and hopeless and not ended and not self._signalled:
                 ended = True
-                self._broker.terminate()  # it tells the other workers
+                self._broker.terminate()  # and then the other workers, which would wait for it
             time.sleep(_POLL_S)
         if self._broker.returncode < 0 and not self._signalled and not ended:
             name = signal.Signals(-self._broker.returncode).name
@@ -188,7 +264,7 @@ class Launch:
         return self._broker.returncode if self._broker.returncode >= 0 else EXIT_LATER
 
     def _tail(self, name: str) -> str:
-        text = (self._out / "logs" / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+        text = (self._out / LOGS / f"{name}.log").read_text(encoding="utf-8", errors="replace")
         return "\n".join(f"  {line}" for line in text.splitlines()[-15:])
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -222,6 +298,8 @@ class Launch:
             process.wait()
         for log in self._logs:
             log.close()
+        with contextlib.suppress(OSError):  # a worker may have had to leave something there to come back to
+            (self._out / WORKERS).rmdir()
 
 
 def _sets(config: Config) -> list[str]:

@@ -135,6 +135,7 @@ class Participant:
         self._heard_at = now
         self._said_at = now - 1e9  # the first Tick calls
         self._silent = False
+        self._stopped = False  # it has said so, and nothing since
         self._leaving_since = now
         self._leave = Leave("")
         self._effects: list[Effect] = []
@@ -248,7 +249,7 @@ class Participant:
             return
         self._heard_at = now
         if self._silent:
-            self._silent = False
+            self._silent = self._stopped = False
             self._notice("the broker is back")
         match message:
             case Terms():
@@ -275,11 +276,13 @@ class Participant:
             case Refused(reason):
                 self._gone(End.REFUSED, reason)
             case Stopped(reason, returns):
-                if returns:  # the next one will not know us, and say so
-                    self._silent = True
-                    self._notice(f"the broker stopped: {reason}; waiting for it to come back")
-                else:
+                if not returns:
                     self._gone(End.LOST, f"the broker stopped: {reason}")
+                elif self.state is State.LEAVING:
+                    self._gone(End.DONE, f"left the run (the broker stopped: {reason})")
+                else:  # the next one will not know us, and say so
+                    self._silent = self._stopped = True
+                    self._notice(f"the broker stopped: {reason}; waiting for it to come back")
             case Goodbye():
                 self._gone(End.DONE, "left the run")
 
@@ -327,8 +330,8 @@ class Participant:
         self._start = start
         self._commits.start(start)
         self._downloads.keep(self._commits.wanted)
-        position = self._contributions.position
-        self._emit(Started(max(start.round, position), start.clients, start.next, start.pending))
+        first = max(start.round, self._contributions.position)
+        self._emit(Started(first, start.clients, start.next, start.pending))
         self._contributions.start(start.round, start.next, self._commits.told, now)
         self._begun = True
         self._heartbeat(now)  # at once: the broker places our reports in time by it
@@ -467,8 +470,8 @@ class Participant:
         self._said_at = now
 
     def _finish(self, reason: str, now: float) -> None:
-        if self.state in (State.CALLING, State.PREPARING) and not self._run:
-            self._gone(End.DONE, reason)
+        if self._stopped or (self.state in (State.CALLING, State.PREPARING) and not self._run):
+            self._gone(End.DONE, reason)  # there is nobody to leave
             return
         self.state = State.LEAVING
         self._leaving_since = now

@@ -36,8 +36,7 @@ class Kept:
     """What an earlier process of this worker has left, in the run `run`.
 
     versions: as in `messages.Join`, of what is in the model. position: the first round that it has neither trained nor
-    passed, −1 where that is not known. held: its contributions to rounds before that, of which nobody has said that
-    they are closed.
+    passed. held: its contributions to rounds before that, of which nobody has said that they are closed.
     """
 
     run: str

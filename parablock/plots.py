@@ -78,8 +78,8 @@ def column(rows: Sequence[Row], key: str) -> Column:
     return np.array([float(v) if isinstance(v, int | float) else np.nan for v in values], dtype=np.float64)
 
 
-def loss(rounds: Sequence[Row], evaluations: Sequence[Row]) -> str | None:
-    """Training and held-out loss, by rounds done and by time."""
+def loss(rounds: Sequence[Row], evaluations: Sequence[Row], restarts: Sequence[float] = ()) -> str | None:
+    """Training and held-out loss, by rounds done and by time. restarts: when the broker came back, in seconds."""
     training, held_out = column(rounds, "loss"), column(evaluations, "eval_loss")
     if not (np.isfinite(training).any() or np.isfinite(held_out).any()):
         return None
@@ -97,13 +97,15 @@ def loss(rounds: Sequence[Row], evaluations: Sequence[Row]) -> str | None:
                 axes.plot(x, y, color=COMPUTE, lw=1.1, marker=dots, ms=2.5, label="training, mean over clients")
             if np.isfinite(held_out).any():
                 axes.plot(held_out_x, held_out, ":", color=UPLOAD, marker="o", ms=5, label="held out")
+        for at in restarts:
+            by_time.axvline(at, color=NEUTRAL, lw=0.8, ls="--", label="broker restarted" if at == restarts[0] else "")
         by_round.set(xlabel="rounds done", ylabel="loss (nats per token)")
         by_round.xaxis.set_major_locator(MaxNLocator(integer=True))
         by_time.set_xlabel("time since the start (s)")
         by_round.margins(x=0.02)
         by_round.set_xlim(left=-0.02 * len(rounds) - 0.1, auto=True)
         by_time.set_xlim(left=-0.02 * by_time.get_xlim()[1], auto=True)
-        handles, labels = by_round.get_legend_handles_labels()
+        handles, labels = by_time.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
 
     return svg("loss", 3.1, "Loss by round and by time", draw)

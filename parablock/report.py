@@ -62,13 +62,14 @@ def page(
     spans: Sequence[Span],
     num_blocks: int | None = None,
     counts: ShardCounts | None = None,
+    restarts: Sequence[float] = (),
 ) -> str:
     """The whole page. rows: of metrics.jsonl. num_blocks: of the model, None where it is not known yet. counts: None
-    where the rows were not divided."""
+    where the rows were not divided. restarts: when the broker came back, in seconds since the run began."""
     rounds = [row for row in rows if row.get("kind") == "round" and isinstance(row.get("round"), int)]
     evaluations = [row for row in rows if row.get("kind") == "evaluation"]
     figures = (
-        ("Loss", plots.loss(rounds, evaluations),
+        ("Loss", plots.loss(rounds, evaluations, restarts),
          "Training loss is the clients' own, over the steps of each round; held-out loss is on rows that "
          "nobody trains on."),
         ("Time line", plots.timeline(spans),
@@ -82,7 +83,7 @@ def page(
     body = [
         f"<h1>{html.escape(name)}</h1>",
         f'<p class="soft">{html.escape(_status(config, rounds, evaluations))}</p>',
-        _cards(_settings(config, rounds, num_blocks)),
+        _cards(_settings(config, rounds, num_blocks) + _restarts(restarts)),
         "<h2>In numbers</h2>",
         _table(headlines(config, rounds, evaluations)),
     ]
@@ -175,7 +176,9 @@ def write(folder: RunFolder, out: Path | None = None) -> Path:
     spans = read_trace(folder.trace_path) if folder.trace_path.exists() else []
     num_blocks = len(folder.manifest().blocks) if folder.has_manifest else None
     config = folder.config()
-    text = page(folder.path.resolve().name, config, folder.read_metrics(), spans, num_blocks, _counts(folder, config))
+    restarts = [float(event["time_s"]) for event in folder.read_events() if event.get("kind") == "restarted"]
+    name, counts = folder.path.resolve().name, _counts(folder, config)
+    text = page(name, config, folder.read_metrics(), spans, num_blocks, counts, restarts)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside and renamed: whoever reloads the page of a running run sees a whole one.
     temporary = out.with_name(f".{out.name}.partial")
@@ -227,6 +230,10 @@ def _settings(config: Config, rounds: Sequence[Row], num_blocks: int | None) -> 
     if config.mode == "parablock":
         shown.append(("Correction", f"{pipeline.correction}, lands at {pipeline.land}"))
     return shown
+
+
+def _restarts(at: Sequence[float]) -> list[tuple[str, str]]:
+    return [("Broker restarts", f"{len(at)}, at {_listed([_duration(seconds) for seconds in at])}")] if at else []
 
 
 def _steps(fixed: int, rounds: Sequence[Row]) -> str:

@@ -7,7 +7,7 @@
         blocks/         versions of each block, with the server's state of them (parablock.block_versions)
         lock            which broker is at work here (parablock.folder_lock)
         endpoint        where it listens, or did
-        launch.json     with which workers `parablock run` goes on
+        launch.json     with which workers `parablock run` goes on; workers/ what they keep, logs/ what they say
         metrics.jsonl   one object per round or evaluation
         events.jsonl    one object per thing that happened
         trace.json      who did what when (parablock.trace)
@@ -59,6 +59,8 @@ BLOCKS = "blocks"
 JOURNAL = "journal.sqlite"
 ENDPOINT = "endpoint"
 LAUNCH = "launch.json"
+WORKERS = "workers"
+LOGS = "logs"
 
 
 class RunFolderError(ValueError):

@@ -109,6 +109,12 @@ class Processes:
         overrides = [f"--set={key}={value}" for key, value in settings.items()]
         self.broker = Process("broker", ["--out", str(self.out), *overrides], self.broker_log)
 
+    def resume(self, **settings: object) -> None:
+        """Another broker in the place of the one that has ended."""
+        assert self.broker.poll() is not None
+        overrides = [f"--set={key}={value}" for key, value in settings.items()]
+        self.broker = Process("broker", ["--resume", str(self.out), *overrides], self.broker_log)
+
     def __enter__(self) -> Self:
         return self
 
@@ -125,7 +131,8 @@ class Processes:
 
     def worker(self, index: int, *more: str, data: str = "builtin", endpoint: str = "") -> Process:
         arguments = ["--broker", endpoint or self.endpoint(), "--name", f"worker-{index}"]
-        arguments += ["--data", data, "--shard", f"{index}/2", "--threads", "1", "--device", "cpu", *more]
+        arguments += ["--data", data, "--shard", f"{index}/2", "--threads", "1", "--device", "cpu"]
+        arguments += ["--state", str(self.folder / f"state-{index}"), *more]
         self.workers.append(Process("workers", arguments, self.folder / f"worker-{index}.log"))
         return self.workers[-1]
 

@@ -1,7 +1,7 @@
 """A worker that is killed at any moment and comes back trains on, bit for bit, as one that was not.
 
-The real round loop, trainer, outbox and keeper of one client, with a broker that is plain arithmetic. Every state of its
-folder that a kill could leave is copied while an undisturbed run goes on, and a new worker begins from each.
+The real round loop, trainer, outbox and keeper of one client, with a broker that is plain arithmetic. Every state of
+its folder that a kill could leave is copied while an undisturbed run goes on, and a new worker begins from each.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ class Link:
         self.told = 0
         self.position = 0
         self.coming: dict[int, list[Encoded]] = {}
+        self.pending: list[int] = []  # arrives after the start has been taken
         self.here: set[int] = set()
         self.changed = asyncio.Event()
         self.failure: BaseException | None = None
@@ -126,12 +127,11 @@ class Link:
             left = kept(state, self.config, self.setup.manifest, "run")
             versions, self.position = left.versions, max(left.position, 0)
             held = {of.offer.round: of.payload for of in left.held}
-        pending = [n for block, n in self.broker.newest(next_round).items() if n + 1 > versions[block]]
-        self.here.update(range(next_round))
+        newest = self.broker.newest(next_round).items()
+        self.pending = sorted(n for block, n in newest if n + 1 > versions[block])
+        self.here.update(set(range(next_round)) - set(self.pending))
         self.told = next_round
-        for round in sorted(pending):
-            self.deliver(round)
-        self.started = Started(next_round, 2, next_round, tuple(pending))
+        self.started = Started(next_round, 2, next_round, tuple(self.pending))
         for round in range(next_round, self.position):
             if self.trains(round):
                 assert held[round].complete
@@ -150,7 +150,7 @@ class Link:
         return Turn(round % BLOCKS, self.trains(round)) if round < ROUNDS else None
 
     def may_train(self, round: int) -> bool:
-        return all(n in self.here for n in range(min(round - self.config.in_flight, ROUNDS)))
+        return not self.pending and all(n in self.here for n in range(min(round - self.config.in_flight, ROUNDS)))
 
     def handle(self, event: Event) -> None:
         if type(event).__name__ == "SitOut":
@@ -164,6 +164,9 @@ class Link:
         async with asyncio.timeout(20):
             while not condition():
                 assert self.failure is None, self.failure
+                if self.started is None and self.pending:
+                    self.deliver(self.pending.pop(0))
+                    continue
                 self.changed.clear()
                 await self.changed.wait()
 

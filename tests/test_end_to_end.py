@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.link import Link
 from bench.shaping import Shape
-from bench.simulation import Simulation
-from parablock import export, models, report
+from bench.simulation import Outcome, Simulation
+from parablock import export, models, report, tensor_file, verify_command
 from parablock.run_folder import RunFolder
 from parablock.trace import read_trace
 from tests.processes import Processes, blocks, finished, run, wait_for
@@ -83,16 +84,21 @@ def test_staleness_is_the_pipelines(overlapped: RunFolder, synchronous: RunFolde
     assert staleness(synchronous) == [0.0] * 6
 
 
+def simulation(folder: RunFolder) -> tuple[Simulation, Outcome]:
+    """The same run without brokers, links and processes, on as many threads as its workers had."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))
+    try:
+        simulated = Simulation(folder.config())
+        return simulated, simulated.run()
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("which", ["overlapped", "synchronous"])
 def test_a_simulation_gives_the_runs_own_blocks_and_loss(which: str, request: pytest.FixtureRequest) -> None:
     folder: RunFolder = request.getfixturevalue(which)
-    settings, threads = folder.config(), torch.get_num_threads()
-    torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))  # as the run's workers
-    try:
-        simulated = Simulation(settings)
-        outcome = simulated.run()
-    finally:
-        torch.set_num_threads(threads)
+    simulated, outcome = simulation(folder)
     assert [values.tobytes() for values in simulated.blocks] == [values for _, values in blocks(folder).values()]
     rows = folder.read_metrics()
     assert outcome.loss == next(row["eval_loss"] for row in rows if row.get("eval_loss") and row["round"] == 5)
@@ -208,6 +214,47 @@ def test_no_training_text_leaves_the_worker(tmp_path: Path) -> None:
     assert "stork" not in told
 
 
+def test_a_run_outlives_its_brokers_and_ends_as_if_there_had_been_one(tmp_path: Path) -> None:
+    """One is killed, the next one asked to end; the workers wait, train on, and make the same blocks bit for bit."""
+    settings = {"rounds": 40, "server.optimizer": "momentum", "server.lr": 0.5, "network.heartbeat_s": 0.2}
+    with Processes(tmp_path, **settings, **{"network.timeout_s": 20, "eval.generate": 0}) as processes:
+        threads = max((os.cpu_count() or 1) // 2, 1)
+        workers = [processes.worker(index, "--eval", "builtin", "--threads", str(threads)) for index in range(2)]
+        endpoint = processes.endpoint()
+        folder = processes.folder_of_run()
+
+        def committed() -> int:
+            return sum(event["kind"] == "committed" for event in folder.read_events())
+
+        wait_for(lambda: committed() >= 3)
+        processes.broker.kill()
+        processes.broker.wait(timeout=30)
+        before = committed()
+        processes.resume()
+        wait_for(lambda: committed() >= before + 5)
+        processes.broker.send_signal(signal.SIGTERM)
+        assert processes.broker.wait(timeout=30) == 75
+        assert f"go on with it: parablock broker --resume {processes.out}" in processes.broker_log.read_text()
+        assert [worker.poll() for worker in workers] == [None, None], "they wait"
+        processes.resume()
+        assert processes.broker.wait(timeout=120) == 0, processes.broker_log.read_text()
+        assert [worker.wait(timeout=30) for worker in workers] == [0, 0]
+        assert processes.endpoint() == endpoint, "where they waited"
+    assert "the broker stopped: the broker was interrupted (SIGTERM); waiting for it to come back" in processes.said(0)
+    rows = [row for row in folder.read_metrics() if row["kind"] == "round"]
+    assert [row["round"] for row in rows] == list(range(40)), "each once"
+    assert all(row["contributors"] == ["worker-0", "worker-1"] for row in rows)
+    assert [row["round"] for row in folder.read_metrics() if row["kind"] == "evaluation"] == [-1, 39]
+    events = folder.read_events()
+    assert [event["text"][:10] for event in events if event["kind"] == "restarted"] == ["as epoch 2", "as epoch 3"]
+    assert all(one["time_s"] <= other["time_s"] for one, other in itertools.pairwise(events))
+    assert {span.process_name for span in read_trace(folder.trace_path)} == {"broker", "worker-0", "worker-1"}
+    assert "Broker restarts" in report.write(folder).read_text()
+    assert verify_command.main([str(folder.path)]) == 0
+    simulated, _ = simulation(folder)
+    assert [values.tobytes() for values in simulated.blocks] == [values for _, values in blocks(folder).values()]
+
+
 def test_interrupt_ends_everything_in_good_order(tmp_path: Path) -> None:
     with Processes(tmp_path, rounds=5000) as processes:
         workers = [processes.worker(index) for index in range(2)]
@@ -216,8 +263,9 @@ def test_interrupt_ends_everything_in_good_order(tmp_path: Path) -> None:
         assert workers[0].wait(timeout=30) == 75
         processes.broker.send_signal(signal.SIGTERM)
         assert processes.broker.wait(timeout=30) == 75
+        wait_for(lambda: "broker stopped" in processes.said(1))
+        workers[1].send_signal(signal.SIGTERM)
         assert workers[1].wait(timeout=30) == 75
-    assert "broker stopped" in processes.said(1)
     folder = RunFolder.open(processes.out)
     assert read_trace(folder.trace_path)
     json.loads(folder.trace_path.read_text(encoding="utf-8"))
@@ -242,6 +290,36 @@ def test_a_killed_worker_is_missed_and_a_new_one_catches_up(tmp_path: Path) -> N
     rounds = [row for row in RunFolder.open(folder).read_metrics() if row["kind"] == "round"]
     assert [row["round"] for row in rounds] == list(range(len(rounds)))
     assert any(row["contributors"] == ["worker-0"] for row in rounds)
+
+
+def test_a_worker_that_is_killed_goes_on_as_if_nothing_had_happened(overlapped: RunFolder, tmp_path: Path) -> None:
+    """Killed while it trains, with a round in flight; the same command brings it back, and the run ends as ever."""
+    threads = str(max((os.cpu_count() or 1) // 2, 1))
+    with Processes(tmp_path, mode="parablock") as processes:
+        workers = [processes.worker(index, "--eval", "builtin", "--threads", threads) for index in range(2)]
+        state = tmp_path / "state-1"
+
+        def in_mid_round() -> bool:
+            """Stopped where what it has sent is on disk: a moment before it the round might be closed without that."""
+            workers[1].send_signal(signal.SIGSTOP)
+            passed = state / "position.safetensors"
+            position = tensor_file.read(passed).facts["round"] if passed.exists() else 0
+            if position >= 2 and processes.said(1).count(": loss ") == position:
+                return True
+            workers[1].send_signal(signal.SIGCONT)
+            return False
+
+        wait_for(in_mid_round)
+        workers[1].kill()
+        workers[1].wait()
+        returned = processes.worker(1, "--eval", "builtin", "--threads", threads)
+        assert processes.broker.wait(timeout=120) == 0, processes.broker_log.read_text()
+        assert [workers[0].wait(timeout=30), returned.wait(timeout=30)] == [0, 0]
+    assert "going on from" in processes.said(1)
+    rows = [row for row in processes.folder_of_run().read_metrics() if row["kind"] == "round"]
+    assert all(row["contributors"] == ["worker-0", "worker-1"] for row in rows)
+    assert blocks(processes.folder_of_run()) == blocks(overlapped)
+    assert not state.exists(), "the run is done"
 
 
 def test_a_worker_of_another_model_is_refused_at_the_door(tmp_path: Path) -> None:

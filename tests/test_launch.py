@@ -150,6 +150,7 @@ def test_every_child_gets_its_part(place: Path) -> None:
         assert option(told["argv"], "--data") == "-häuser = 1.jsonl"
         assert option(told["argv"], "--eval") == ""
         assert option(told["argv"], "--device") == "cpu"
+        assert option(told["argv"], "--state") == str(place / "run" / "workers" / f"worker-{index}")
         # The cores are shared out once, and numpy gets as many threads as torch.
         threads = str(max((os.cpu_count() or 1) // 3, 1))
         assert [option(told["argv"], "--threads"), *told["threads"]] == [threads] * 3

@@ -633,6 +633,17 @@ def test_a_broker_that_will_be_back_is_waited_for(seat: Seat) -> None:
     ]
 
 
+@pytest.mark.parametrize("first", ["the broker", "the worker"])
+def test_nobody_waits_for_the_goodbye_of_a_broker_that_has_stopped(seat: Seat, first: str) -> None:
+    if first == "the broker":
+        seat.hear(Stopped("SIGINT", returns=True))
+        assert seat.handle(Finish("interrupted")) == []
+    else:
+        assert kinds(seat.handle(Finish("interrupted"))) == [Leave]
+        seat.hear(Stopped("SIGINT", returns=True))
+    assert [gone.end for gone in seat.of(Gone)] == [End.DONE]
+
+
 def test_a_silent_broker_is_waited_for_with_patience(seat: Seat) -> None:
     notices = []
     while seat.participant.state is not State.GONE:

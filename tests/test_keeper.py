@@ -1,0 +1,169 @@
+"""The keeper: in order, on its own thread, and what it does where the disk refuses."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from parablock import tensor_file
+from parablock.tensor_file import Tensors
+from parablock.transfer import Encoded
+from tests.test_state_folder import WHO, contribution, files, left, vector
+from workers.keeper import Keeper
+from workers.outbox import Encoding
+from workers.state_folder import LandedBlock, StateFolder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    Vector = npt.NDArray[np.float32]
+
+
+class Delta:
+    numel = 100
+
+    def __init__(self, values: Vector) -> None:
+        self._values = values
+
+    def wait(self) -> Vector:
+        return self._values
+
+
+class Kept:
+    """A keeper of a new folder. failures: what went wrong on its thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failures: list[BaseException] = []
+        folder = StateFolder(path)
+        assert folder.begin(WHO) is None
+        self.keeper = Keeper(folder, None, lambda act: act(), self.failures.append)
+
+    def trained(self, round: int, block: int, encoded: Future[Encoding] | None = None) -> None:
+        self.keeper.contributed(contribution(round, block), Delta(vector(round)), encoded)
+        self.keeper.moved_on(round + 1, 0, 2, astray=False)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    return Kept(tmp_path / "state")
+
+
+def landed(block: int, round: int) -> LandedBlock:
+    return LandedBlock(block, round, None, False, round + 2, 0.0)
+
+
+def test_a_contribution_is_kept_until_its_block_has_landed(kept: Kept) -> None:
+    kept.trained(0, 0)
+    kept.trained(1, 1)
+    kept.keeper.landed(landed(0, 0), vector(9))
+    kept.keeper.close()
+    assert files(kept.path) == {"blocks/0000.safetensors", "contributions/000001.safetensors", "position.safetensors"}
+    assert kept.keeper.written > 3 * vector(0).nbytes
+    assert sorted(left(kept.path).contributions) == [1]
+    assert not kept.failures
+
+
+def test_what_nothing_is_heard_of_goes(kept: Kept) -> None:
+    for round in range(4):
+        kept.trained(round, round)
+    kept.keeper.closed(3, {1})
+    kept.keeper.dropped(3)
+    kept.keeper.close()
+    assert sorted(left(kept.path).contributions) == [1]
+
+
+def test_what_a_lossy_codec_makes_is_kept_with_its_residual(kept: Kept) -> None:
+    encoded: Future[Encoding] = Future()
+    kept.trained(0, 3, encoded)
+    encoded.set_result(Encoding([Encoded(memoryview(b"ab")), Encoded(memoryview(b"c"))], vector(5)))
+    kept.keeper.close()
+    state = left(kept.path)
+    assert [chunk.tobytes() for chunk in state.contributions[0].chunks] == [b"ab", b"c"]
+    assert state.residuals[3].tobytes() == vector(5).tobytes()
+
+
+def test_a_contribution_that_cannot_be_made_stops_it_all(kept: Kept) -> None:
+    encoded: Future[Encoding] = Future()
+    kept.trained(0, 0)
+    kept.trained(1, 1, encoded)
+    kept.trained(2, 2)
+    encoded.set_exception(RuntimeError("the device is gone"))
+    kept.keeper.close()
+    state = left(kept.path)
+    assert state.position is not None
+    assert (state.position.round, sorted(state.contributions)) == (1, [0])
+
+
+def test_training_waits_only_where_it_would_change_what_is_being_written(kept: Kept) -> None:
+    may_write = threading.Event()
+
+    def learnt() -> Tensors:
+        assert may_write.wait(10)
+        return Tensors({"0.exp_avg": vector(1)}, {"masters": 1, "state": []})
+
+    kept.keeper.learnt(2, 0, learnt)
+    kept.keeper.settle([0, 1, 3])  # others do not wait
+    waits = threading.Thread(target=kept.keeper.settle, args=([2],))
+    waits.start()
+    waits.join(0.05)
+    assert waits.is_alive()
+    may_write.set()
+    waits.join(10)
+    assert not waits.is_alive()
+    kept.keeper.close()
+
+
+def test_a_full_disk_is_said_once_and_written_again_when_there_is_room(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.keeper.learnt(0, 0, lambda: Tensors({}, {"masters": 0, "state": []}))
+    kept.trained(0, 0)
+    kept.trained(1, 1)
+    full, released = threading.Event(), []
+    write = tensor_file.write
+
+    def writing(path: Path, vectors: Any, *arguments: Any, **named: Any) -> int:
+        if full.is_set() and vectors:  # what is small has room still
+            raise OSError(28, "No space left on device")
+        return write(path, vectors, *arguments, **named)
+
+    monkeypatch.setattr(tensor_file, "write", writing)
+    done = threading.Event()
+    kept.keeper.landed(landed(3, -1), vector(3), done.set)
+    assert done.wait(10)
+    full.set()
+    kept.keeper.landed(landed(0, 0), vector(0), lambda: released.append(0))
+    kept.keeper.learnt(0, 2, lambda: Tensors({"0.exp_avg": vector(1)}, {"masters": 1, "state": []}))
+    kept.trained(2, 2)
+    done.clear()
+    kept.keeper.landed(landed(1, 1), vector(1), done.set)
+    assert done.wait(10)
+    assert released == [0]
+    assert caplog.text.count("No space left") == 1
+    assert "written again" not in caplog.text.replace("it is written again", "")
+    full.clear()
+    kept.trained(3, 3)
+    kept.trained(4, 0)
+    kept.keeper.close()
+    assert caplog.text.count("cannot write") == 1
+    assert caplog.text.count("again") == 2
+    assert not kept.failures
+    state = left(kept.path)
+    assert state.position is not None
+    assert state.position.round == 5
+    assert sorted(state.contributions) == [0, 1, 3, 4], "0 and 1 have not landed, as far as the disk knows"
+    assert not state.optimizer, "an older one would be wrong"
+
+
+def test_when_the_run_is_done_nothing_is_left(kept: Kept) -> None:
+    kept.trained(0, 0)
+    kept.keeper.remove()
+    kept.keeper.close()
+    assert not kept.path.exists()

@@ -1,0 +1,207 @@
+"""The worker's folder: what comes back of it, what does not and how that is said, and whose it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from parablock.tensor_file import Tensors
+from workers.state_folder import Contribution, Identity, LandedBlock, Position, State, StateError, StateFolder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    Vector = npt.NDArray[np.float32]
+
+WHO = Identity("us", "run-1", "d1")
+
+
+def vector(seed: int) -> Vector:
+    return np.random.default_rng(seed).standard_normal(100).astype(np.float32)
+
+
+def contribution(round: int, block: int, **changes: Any) -> Contribution:
+    return Contribution(**{**vars(Contribution(round, block, 7, 2, 0.5, True, (0.25, 1 / 3), -1)), **changes})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def filled(folder: StateFolder) -> Position:
+    """Rounds 0 to 3 of three blocks are behind; those of 2 and 3 are on their way, and 0 has landed."""
+    assert folder.begin(WHO) is None
+    folder.write_block(LandedBlock(0, 0, (0.1, None), False, 2, 0.5), vector(0))
+    folder.write_contribution(contribution(2, 2), vector(2), [np.arange(9, dtype=np.uint8)])
+    folder.write_contribution(contribution(3, 0, built_on=0), vector(3), [])
+    folder.write_residual(2, 2, vector(4))
+    folder.write_optimizer(2, 2, Tensors({"0.exp_avg": vector(5)}, {"masters": 1, "state": []}))
+    position = Position(4, 1, True, 2, {2: 2, 3: 0}, {2: 2}, {2: 2})
+    folder.write_position(position)
+    return position
+
+
+def again(path: Path, who: Identity = WHO) -> State | None:
+    folder = StateFolder(path)
+    try:
+        return folder.begin(who)
+    finally:
+        folder.close()
+
+
+def files(path: Path) -> set[str]:
+    return {str(each.relative_to(path)) for each in path.rglob("*.safetensors")}
+
+
+def left(path: Path) -> State:
+    state = again(path)
+    assert state is not None
+    return state
+
+
+@pytest.fixture
+def kept(path: Path) -> Path:
+    folder = StateFolder(path)
+    filled(folder)
+    folder.close()
+    return path
+
+
+def test_what_was_written_comes_back(path: Path) -> None:
+    folder = StateFolder(path)
+    position = filled(folder)
+    folder.close()
+    state = left(path)
+    assert state.position == position
+    assert state.blocks == {0: LandedBlock(0, 0, (0.1, None), False, 2, 0.5)}
+    assert {round: spooled.made for round, spooled in state.contributions.items()} == {
+        2: contribution(2, 2),
+        3: contribution(3, 0, built_on=0),
+    }
+    assert state.contributions[2].delta.tobytes() == vector(2).tobytes()
+    assert [chunk.tobytes() for chunk in state.contributions[2].chunks] == [bytes(range(9))]
+    assert state.residuals[2].tobytes() == vector(4).tobytes()
+    assert state.optimizer[2].vectors["0.exp_avg"].tobytes() == vector(5).tobytes()
+    again_open = StateFolder(path)
+    assert again_open.block(0).tobytes() == vector(0).tobytes()
+    again_open.close()
+
+
+def test_nobody_else_may_read_it(kept: Path) -> None:
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(each.stat().st_mode) for each in kept.rglob("*.safetensors")} == {0o600}
+
+
+def test_what_the_position_has_not_passed_is_as_if_it_had_never_been(kept: Path) -> None:
+    folder = StateFolder(kept)
+    folder.begin(WHO)
+    folder.write_optimizer(1, 4, Tensors({}, {"masters": 0, "state": []}))
+    folder.write_residual(2, 5, vector(6))
+    folder.write_contribution(contribution(4, 1), vector(7), [])
+    folder.close()
+    before = left(kept)
+    assert sorted(before.contributions) == [2, 3]
+    assert before.residuals[2].tobytes() == vector(4).tobytes()
+    assert sorted(before.optimizer) == [2]
+    assert not {"contributions/000004.safetensors", "residuals/0002-000005.safetensors"} & files(kept)
+
+
+def test_what_has_landed_needs_no_contribution_any_more(kept: Path) -> None:
+    folder = StateFolder(kept)
+    folder.begin(WHO)
+    folder.write_block(LandedBlock(2, 2, None, False, 4, 0.0), vector(8))
+    folder.close()
+    assert sorted(left(kept).contributions) == [3]
+
+
+DAMAGE = {
+    "blocks/0000.safetensors": "the block is pulled again",
+    "contributions/000003.safetensors": "the round does without it",
+    "residuals/0002-000002.safetensors": "begins anew",
+    "optimizer/0002-000002.safetensors": "begins anew",
+    "position.safetensors": "where the earlier process was is not known",
+}
+
+
+@pytest.mark.parametrize("how", ["torn", "flipped", "missing"])
+@pytest.mark.parametrize("file", DAMAGE)
+def test_what_is_damaged_is_said_and_not_loaded(
+    file: str, how: str, kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = bytearray((kept / file).read_bytes())
+    content[-20] ^= 4
+    if how == "missing":
+        (kept / file).unlink()
+    else:
+        (kept / file).write_bytes(content[:-50] if how == "torn" else content)
+    state = left(kept)
+    held = {
+        "blocks/0000.safetensors": 0 in state.blocks,
+        "contributions/000003.safetensors": 3 in state.contributions,
+        "residuals/0002-000002.safetensors": 2 in state.residuals,
+        "optimizer/0002-000002.safetensors": 2 in state.optimizer,
+        "position.safetensors": state.position is not None,
+    }
+    if file == "position.safetensors":
+        assert held == {**dict.fromkeys(held, False), "blocks/0000.safetensors": True}
+    else:
+        assert held == {**dict.fromkeys(held, True), file: False}
+    if (file, how) == ("contributions/000003.safetensors", "missing"):
+        assert "nothing of the contribution to round 3" in caplog.text
+    elif (file, how) != ("blocks/0000.safetensors", "missing"):  # as if it had never landed
+        assert str(kept / file) in caplog.text
+        assert DAMAGE[file] in caplog.text
+    assert how == "missing" or file not in files(kept)
+
+
+def test_two_workers_do_not_share_a_folder(path: Path) -> None:
+    folder = StateFolder(path)
+    with pytest.raises(StateError, match=f"process {os.getpid()}"):
+        StateFolder(path)
+    folder.close()
+    StateFolder(path).close()
+
+
+def test_anothers_folder_is_refused(kept: Path) -> None:
+    with pytest.raises(StateError, match=r"the worker 'us', not of 'them'.*--name us"):
+        again(kept, Identity("them", "run-1", "d1"))
+    assert sorted(left(kept).contributions) == [2, 3], "it is as it was"
+
+
+@pytest.mark.parametrize("who", [Identity("us", "run-2", "d1"), Identity("us", "run-1", "d2")])
+def test_another_runs_state_is_put_aside(who: Identity, kept: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = files(kept)
+    assert again(kept, who) is None
+    assert "not used" in caplog.text
+    assert files(kept / "aside-run-1") == before
+    assert again(kept, who) is not None, "it is this one's now"
+
+
+def test_what_another_version_has_written_is_put_aside(kept: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree = json.loads((kept / "worker.json").read_text())
+    (kept / "worker.json").write_text(json.dumps({**tree, "format": 99}))
+    assert again(kept) is None
+    assert "another version's" in caplog.text
+    assert (kept / "aside-unknown").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="choose another --state, or none"):
+        StateFolder(tmp_path / "file" / "state")
+
+
+def test_removed_with_all_in_it_but_what_is_not_its_own(kept: Path) -> None:
+    (kept / "mine.txt").touch()
+    folder = StateFolder(kept)
+    folder.remove()
+    folder.close()
+    assert os.listdir(kept) == ["mine.txt"]
