@@ -261,6 +261,8 @@ def test_interrupt_ends_everything_in_good_order(tmp_path: Path) -> None:
         wait_for(lambda: len(RunFolder.open(processes.out).read_metrics()) >= 2)
         workers[0].send_signal(signal.SIGINT)
         assert workers[0].wait(timeout=30) == 75
+        assert f"the same command goes on from {tmp_path / 'state-0'}" in processes.said(0)
+        assert tensor_file.read(tmp_path / "state-0" / "position.safetensors").facts["round"] >= 1
         processes.broker.send_signal(signal.SIGTERM)
         assert processes.broker.wait(timeout=30) == 75
         wait_for(lambda: "broker stopped" in processes.said(1))

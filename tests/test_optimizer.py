@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from parablock import config
+from parablock import config, tensor_file
 from parablock.manifest import Block, Slot
 from parablock.optimizer import OptimizerStates, optimizer_of
 from parablock.staging import Staging
@@ -15,6 +15,7 @@ from tests.test_staging import Copies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 BLOCK = Block(
     3,
@@ -76,6 +77,30 @@ def test_what_is_kept_goes_on_as_if_it_had_never_been_away(name: str, staging: s
         stranger = optimizer_of(BLOCK, other, settings, 0.1)
         step(stranger, other, seed=50 + round)
         states.keep(0, stranger, other)
+    assert all(torch.equal(a, b) for a, b in zip(steady, moving, strict=True))
+
+
+@pytest.mark.parametrize("staging", STAGINGS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_is_kept_goes_on_in_another_process(name: str, staging: str, tmp_path: Path) -> None:
+    """Through a file, after each round; also where a tensor has had no gradient yet."""
+    settings, path = settings_of(name), tmp_path / "learnt.safetensors"
+    steady, moving = masters(), masters()
+    lasting = optimizer_of(BLOCK, steady, settings, 0.1)
+    for round in range(3):
+        states = OptimizerStates(STAGINGS[staging]())
+        assert states.written(3) is None
+        if path.exists():
+            states.restore(3, tensor_file.read(path), torch.device("cpu"))
+        moving = [master.detach().clone().requires_grad_() for master in moving]
+        optimizer = optimizer_of(BLOCK, moving, settings, 0.1)
+        states.give_back(3, optimizer, moving)
+        for one, on in ((lasting, steady), (optimizer, moving)):
+            step(one, on, round, idle=2 if round == 0 else -1)
+        states.keep(3, optimizer, moving)
+        written = states.written(3)
+        assert written is not None
+        tensor_file.write(path, written.vectors, written.facts)
     assert all(torch.equal(a, b) for a, b in zip(steady, moving, strict=True))
 
 

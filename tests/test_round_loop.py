@@ -65,10 +65,13 @@ class Trainer:
     done: list[Any] = field(default_factory=list)
     landed: int = 0
     misses: dict[int, float] = field(default_factory=dict)
+    diverges: int = -1
 
     def train(self, round: int, blocks: list[int], steps: int) -> list[Solved]:
         made = list(enumerate(blocks, start=round))
         self.done += made
+        if round == self.diverges:
+            return [Solved(at, block, None, 0, steps, 0.0, "the loss is nan", 10.0, 10.5) for at, block in made]
         return [Solved(at, block, object(), 7, steps, 0.5, "", 10.0 + at, 10.5 + at) for at, block in made]  # type: ignore[arg-type]
 
     def sit_out(self) -> None:
@@ -91,11 +94,16 @@ async def call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def run(turns: str, misses: dict[int, float] | None = None, first: int = 0, **tables: Any) -> tuple[Trainer, Link]:
+def run(
+    turns: str, misses: dict[int, float] | None = None, first: int = 0, diverges: int = -1, **tables: Any
+) -> tuple[Trainer, Link]:
     """A client's run from round `first` on, of as many rounds as there are turns. misses: of guesses, by round."""
     config: Config = from_dict({"rounds": len(turns), **tables})
     participant = Participant(turns)
-    link, trainer = Link(participant, Started(first, 4, first)), Trainer(participant, misses=misses or {})
+    link, trainer = (
+        Link(participant, Started(first, 4, first)),
+        Trainer(participant, misses=misses or {}, diverges=diverges),
+    )
     setup = SimpleNamespace(config=config, manifest=manifest_of(), held_out=None)
     loop = RoundLoop(setup, link, call, trainer, LoopLag())  # type: ignore[arg-type]
     asyncio.run(loop.run())
@@ -116,6 +124,14 @@ def test_a_client_trains_its_rounds_and_passes_the_others_by() -> None:
         (0, 8), (3, 8), (4, 8)
     ]  # fmt: skip
     assert trainer.landed == 5, "it lands every round"
+
+
+def test_a_round_that_diverges_is_withheld_and_told_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    trainer, link = run("TTTT", diverges=1)
+    assert [event for event in link.heard if isinstance(event, Withhold)] == [Withhold(1, "the loss is nan")]
+    assert [event.round for event in link.heard if isinstance(event, Contribute)] == [0, 2, 3]
+    assert "round 1 (block 1) was of no use: the loss is nan" in caplog.text
+    assert trainer.landed == 4
 
 
 @pytest.mark.parametrize(

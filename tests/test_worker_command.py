@@ -1,0 +1,76 @@
+"""`parablock worker`'s own state, as its command line has it: whose it is, and what is refused before it calls."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from workers import __main__ as command
+from workers.state_folder import Identity, StateFolder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from workers.__main__ import Keeping
+    from workers.setup import Local
+
+BROKER = ("--broker", "tcp://127.0.0.1:9")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Local, Keeping | None]]:
+    """With what workers would take part."""
+    found: list[tuple[Local, Keeping | None]] = []
+
+    async def take_part(local: Local, _endpoint: str, _patience_s: float, keeping: Keeping | None) -> int:
+        found.append((local, keeping))
+        if keeping is not None and keeping.folder is not None:
+            keeping.folder.close()
+        return 0
+
+    monkeypatch.setattr(command, "_take_part", take_part)
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    return found
+
+
+def state_of(path: Path, name: str) -> None:
+    folder = StateFolder(path)
+    folder.begin(Identity(name, "run-1", "d1"))
+    folder.close()
+
+
+def test_a_state_that_another_process_uses_is_refused(
+    tmp_path: Path, asked: list[tuple[Local, Keeping | None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = StateFolder(tmp_path / "s")
+    assert command.main([*BROKER, "--state", str(tmp_path / "s")]) == 2
+    assert f"a worker that runs (process {os.getpid()})" in capsys.readouterr().err
+    assert not asked
+    folder.close()
+
+
+def test_the_name_is_the_states_unless_one_is_given(tmp_path: Path, asked: list[tuple[Local, Keeping | None]]) -> None:
+    state_of(tmp_path / "s", "us")
+    assert command.main([*BROKER, "--state", str(tmp_path / "s")]) == 0
+    assert command.main([*BROKER, "--state", str(tmp_path / "s"), "--name", "them"]) == 0  # refused when it has joined
+    assert command.main([*BROKER, "--state", "none"]) == 0
+    (us, _), (them, _), (nobody, keeping) = asked
+    assert (us.name, them.name, keeping) == ("us", "them", None)
+    assert str(os.getpid()) in nobody.name
+
+
+def test_without_a_folder_it_is_the_users_own_by_run_and_name(
+    tmp_path: Path, asked: list[tuple[Local, Keeping | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert command.main([*BROKER, "--name", "us"]) == 0
+    assert command.main([*BROKER]) == 0
+    (_, named), (local, nameless) = asked
+    assert named is not None
+    folder = named.open("run/1", "us")
+    assert folder.path == tmp_path / "parablock" / "run-1" / "us"
+    folder.close()
+    assert nameless is not None
+    assert (named.again, nameless.again) == ("", f" --name {local.name}")
