@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bench import command, figures, plans, results, runs, workload
+from bench import command, figures, plans, results, runs, store_broker, workload
 from bench.network import Kind, choose, network
 from bench.paired import Paired, log_ratios, text
 from parablock import config
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
 JOURNAL_BAR = 1.05
 """A journaled round may take so many times what one does that is kept nowhere."""
 
-_BARE = "bench.unjournaled_broker"
+_BROKERS = {"fedbcd": ("broker",), "parablock": ("broker",), "journaled": ("bench.store_broker", "timed"),
+            "bare": ("bench.store_broker", "nowhere")}  # fmt: skip
+"""By kind of run: the broker's module, and what comes before its arguments."""
+
 _GUESS_S = 0.5  # in which the calibration's link moves a block up and down
 
 _console = Console(stderr=True)
@@ -76,12 +80,12 @@ class Bench:
     workload: Workload
     folder: Path
 
-    def run(self, name: str, mode: str, clients: int, rate: float, sweeps: int, broker: str = "broker") -> Averages:
-        """One run of real processes. broker: its module. Raises ChildError, LinkError, FiguresError, ConfigError."""
+    def run(self, name: str, mode: str, clients: int, rate: float, sweeps: int, kind: str = "fedbcd") -> Averages:
+        """One run of real processes. kind: see `_BROKERS`. Raises ChildError, LinkError, FiguresError, ConfigError."""
         rounds = figures.rounds_for(sweeps, self.workload.blocks)
         with network(self.plan.kind, [rate] * clients, self.plan.delay_s) as links:
             settings = self._settings(name, mode, rounds, clients, links.bind)
-            finished = runs.run(settings, links, self.folder / name, broker)
+            finished = runs.run(settings, links, self.folder / name, _BROKERS[kind])
         return figures.averages(finished.read_metrics(), blocks=len(finished.manifest().blocks), clients=clients)
 
     def predict(self, name: str, clients: int, rate: float) -> list[dict[str, Any]]:
@@ -112,24 +116,28 @@ class Bench:
         if self.plan.predict:
             _console.print(f"{_clients(clients)}: planning at {format_rate(rate)}")
             predicted = self.predict(f"{clients}-{ratio or 'given'}-plan", clients, rate)
-        found, bare = [], []
+        found, bare, stored = [], [], []
         for turn in range(self.plan.repeat):
             kinds = ["fedbcd", "parablock"]
             if self.plan.journal:  # now the one and now the other first, so that what drifts is in neither's favour
-                kinds.insert(1 + turn % 2, _BARE)
-            name = f"{clients}-{ratio or 'given'}-{turn}"
-            measured = {kind: self._measured(kind, name, clients, rate) for kind in kinds}
-            found.append(row(clients, rate, ratio, measured["fedbcd"], measured["parablock"]))
-            bare += [measured[_BARE].round_s] if self.plan.journal else []
+                kinds = ["fedbcd", *(("journaled", "bare") if turn % 2 else ("bare", "journaled"))]
+            measured = {}
+            for kind in kinds:
+                mode = "fedbcd" if kind == "fedbcd" else "parablock"
+                _console.print(f"{_clients(clients)}: {kind} at {format_rate(rate)}")
+                name = f"{clients}-{ratio or 'given'}-{turn}-{kind}"
+                measured[kind] = self.run(name, mode, clients, rate, self.plan.sweeps, kind)
+                stored += self.stored_s(name) if kind == "journaled" else []
+            parablock = measured["journaled" if self.plan.journal else "parablock"]
+            found.append(row(clients, rate, ratio, measured["fedbcd"], parablock))
+            bare += [measured["bare"].round_s] if self.plan.journal else []
         merged = figures.medians(found)
-        merged |= journal_cost([each["parablock_round_s"] for each in found], bare) if bare else {}
+        merged |= journal_cost([each["parablock_round_s"] for each in found], bare, stored) if bare else {}
         return merged if predicted is None else {**merged, **prediction(merged, predicted)}
 
-    def _measured(self, kind: str, name: str, clients: int, rate: float) -> Averages:
-        """A run of a mode, or of parablock under the broker that keeps nothing."""
-        mode, broker = ("parablock", kind) if kind == _BARE else (kind, "broker")
-        _console.print(f"{_clients(clients)}: {mode} at {format_rate(rate)}{' without the journal' * (kind == _BARE)}")
-        return self.run(f"{name}-{kind}", mode, clients, rate, self.plan.sweeps, broker)
+    def stored_s(self, name: str) -> list[float]:
+        """What each round of a journaled run took to become durable."""
+        return store_broker.read_times(self.folder / name / "run")
 
 
 def measure(plan: Plan, folder: Path) -> None:
@@ -163,10 +171,19 @@ def row(clients: int, rate: float, ratio: float | None, fedbcd: Averages, parabl
     }
 
 
-def journal_cost(journaled_s: Sequence[float], bare_s: Sequence[float]) -> dict[str, Any]:
-    """What the journal adds to parablock's round, from runs with it and without it, in pairs."""
-    cost = Paired(tuple(log_ratios(journaled_s, bare_s))).told(math.log(JOURNAL_BAR))
-    return {"unjournaled_rounds_s": list(bare_s), "journaled_rounds_s": list(journaled_s), "journal": cost}
+def journal_cost(journaled_s: Sequence[float], bare_s: Sequence[float], stored_s: Sequence[float]) -> dict[str, Any]:
+    """What the journal adds to parablock's round, from runs with it and without it, in pairs.
+
+    stored_s: what rounds took to become durable once their last chunk was folded, which is all that it can add where
+    nothing hides it: its median and its longest.
+    """
+    return {
+        "unjournaled_rounds_s": list(bare_s),
+        "journaled_rounds_s": list(journaled_s),
+        "journal": Paired(tuple(log_ratios(journaled_s, bare_s))).told(math.log(JOURNAL_BAR)),
+        "store_p50_s": statistics.median(stored_s),
+        "store_max_s": max(stored_s),
+    }
 
 
 def prediction(row: dict[str, Any], plans: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -218,7 +235,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         caption += "; plan: how far off its round times were, fedbcd and parablock"
     if all("journal" in row for row in rows):
         columns["journal %"] = lambda row: text(row["journal"])
-        caption += "; journal: what it adds to a round of parablock, and its 95 % interval"
+        columns["store ms"] = lambda row: f"{1e3 * row['store_p50_s']:.1f}"
+        caption += "; journal: what it adds to a round of parablock, and its 95 % interval; store: of it, until durable"
     return results.table(columns, rows, caption)
 
 

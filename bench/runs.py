@@ -40,12 +40,12 @@ ENVIRONMENT = {
 }
 
 
-def run(settings: config.Config, links: Network, folder: Path, broker_module: str = "broker") -> RunFolder:
+def run(settings: config.Config, links: Network, folder: Path, module: Sequence[str] = ("broker",)) -> RunFolder:
     """Start a broker and one worker per link, wait until all have ended well, and return the run's folder.
 
     settings: with `network.bind` as `links` says; worker i has shard i of `data.train` and `data.eval`. folder: new;
-    it gets the config, a log per process, and the run in `folder/run`. broker_module: what to run in the broker's
-    place, with its arguments. Raises ChildError, with the ends of the logs, where a process fails or nothing moves.
+    it gets the config, a log per process, and the run in `folder/run`. module: the broker's, and what comes before its
+    arguments. Raises ChildError, with the ends of the logs, where a process fails or nothing moves.
     """
     assert settings.network.bind == links.bind, "the broker must listen where the links lead"
     assert settings.round.clients == len(links.endpoints), "one link per client"
@@ -59,7 +59,7 @@ def run(settings: config.Config, links: Network, folder: Path, broker_module: st
     python = (sys.executable, "-m")
     with Children(folder) as children:
         broker_options = (str(config_path), "--out", str(out), *links.flags)
-        broker = children.start("broker", [*links.broker_prefix, *python, broker_module, *broker_options], ENVIRONMENT)
+        broker = children.start("broker", [*links.broker_prefix, *python, *module, *broker_options], ENVIRONMENT)
         workers = []
         for index, (endpoint, prefix) in enumerate(zip(links.endpoints, links.client_prefixes, strict=True)):
             name = f"worker-{index}"

@@ -48,7 +48,7 @@ def test_what_stays_as_it_is_does_not_grow() -> None:
 @pytest.mark.parametrize(
     ("rows", "grows"),
     [
-        (watched(resident=lambda n: 50e6 + 4096 * n), ["resident"]),
+        (watched(resident=lambda n: 50e6 + 5000 * n), ["resident"]),
         (watched(files=lambda n: 20 + (n > 60)), ["files"]),
         (watched(resident=lambda n: 50e6 + 1000 * n), []),  # the free lists
         (watched(resident=lambda n: 50e6 + 1e6 * min(n, 40), files=lambda n: 20 + (n == 3)), []),  # the warm-up
