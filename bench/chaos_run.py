@@ -135,7 +135,7 @@ class _Ordeal:
             moved_at = now if self._listen() else moved_at
             while self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2]()
-            if self._look() or self._stalled(now - moved_at):
+            if self._look() or self._stalled(now - moved_at) or self.seen.wrong:
                 break
             if faults and self._committed >= faults[-1].rounds and self._victims[faults[-1].target].runs:
                 after = after or now + faults[-1].delay_s

@@ -1,7 +1,8 @@
 """How long it took to come back: from what was done to whom and when, and from what the clients heard after it.
 
 Only what nothing else disturbed is a measure: a client that was itself killed, stopped or cut off before it was back
-says nothing about the broker's restart, nor does one for which the broker went again too soon.
+says nothing about the broker's restart, nor does one that had not yet begun when the broker went, or for which it went
+again too soon.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def of_broker(acts: Sequence[Act], lines: Mapping[str, Sequence[Line]]) -> Itera
     for act in acts:
         if act.kind == "kill" and act.target == BROKER:
             for client in lines:
-                yield from _recovery(act, client, lines[client], acts)
+                if _in_session(lines[client], act.began):
+                    yield from _recovery(act, client, lines[client], acts)
 
 
 def of_clients(acts: Sequence[Act], lines: Mapping[str, Sequence[Line]]) -> Iterator[Recovery]:
@@ -55,6 +57,12 @@ def of_clients(acts: Sequence[Act], lines: Mapping[str, Sequence[Line]]) -> Iter
     for act in acts:
         if act.kind == "kill" and act.target != BROKER:
             yield from _recovery(act, act.target, lines[act.target], acts)
+
+
+def _in_session(lines: Sequence[Line], at: float) -> bool:
+    """Whether the client's process of that time had been in session."""
+    last = next((line for line in reversed(lines) if line.at < at and line.what in ("born", "start")), None)
+    return last is not None and last.what == "start"
 
 
 def _recovery(act: Act, client: str, lines: Sequence[Line], acts: Sequence[Act]) -> Iterator[Recovery]:

@@ -313,6 +313,11 @@ def test_what_something_else_disturbed_is_no_measure(other: Act) -> None:
     assert clients == (set() if other.target == BROKER else {"b"})
 
 
+def test_a_client_that_had_not_begun_when_the_broker_went_is_no_measure() -> None:
+    loading = [BACK[0], line(9.0, "born"), *BACK[1:]]
+    assert list(recoveries.of_broker([KILL], {"a": loading, "b": BACK[1:]})) == []
+
+
 def test_a_clients_restart_is_its_own() -> None:
     act = Act("kill", "a", 10.0, 11.0)
     lines = {"a": [line(5.0, "start", 1), line(12.0, "start", 1), line(12.25, "contribute")], "b": BACK}
