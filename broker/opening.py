@@ -95,15 +95,19 @@ class Opened:
 def begin(config: Config, out: Path, base: BaseModel) -> Opened:
     """A new run's folder. Raises RunFolderError where it cannot be made, OSError where the disk refuses."""
     folder = RunFolder.create(out, config)
-    folder.lock(utc_now())
-    run = _run_id(folder.path)
-    folder.write_manifest(base.manifest, base.weights, tokenizer=base.tokenizer, run=run)
-    stored = []
-    for index, values in enumerate(base.values):
-        stored.append(StoredBlock(Label(index, 0, base.manifest.digest), {BLOCK: values}, ""))
-        folder.blocks.save(stored[index].label, stored[index].tensors)
-    facts = Facts(run, base.manifest.digest, base.weights, base.tokenizer, utc_now())
-    return Opened(config, folder, Journal.create(folder.path / JOURNAL, facts), base, stored)
+    try:
+        folder.lock(utc_now())
+        run = _run_id(folder.path)
+        folder.write_manifest(base.manifest, base.weights, tokenizer=base.tokenizer, run=run)
+        stored = []
+        for index, values in enumerate(base.values):
+            stored.append(StoredBlock(Label(index, 0, base.manifest.digest), {BLOCK: values}, ""))
+            folder.blocks.save(stored[index].label, stored[index].tensors)
+        facts = Facts(run, base.manifest.digest, base.weights, base.tokenizer, utc_now())
+        return Opened(config, folder, Journal.create(folder.path / JOURNAL, facts), base, stored)
+    except BaseException:
+        folder.close()
+        raise
 
 
 def resume(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Opened:

@@ -120,6 +120,12 @@ class Flight:
         self._shift(later, base, landed)
         return Landing(value, alpha, seen.drift, seen.miss)
 
+    def block_of(self, round: int) -> int | None:
+        """The block that is guessed of a round; None: none is."""
+        self._take_departed()
+        guess = self._guesses.get(round)
+        return None if guess is None else guess.block
+
     def revert(self, rounds: Collection[int]) -> dict[int, Vector]:
         """Give up the guesses of rounds of which nothing will be heard; block → what it holds without.
 

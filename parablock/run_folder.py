@@ -90,6 +90,8 @@ class RunFolder:
             # Exclusive: of two brokers given the same folder at the same moment, one is refused.
             with (path / CONFIG).open("x", encoding="utf-8") as file:
                 file.write(settings.to_toml(config))
+                file.flush()
+                os.fsync(file.fileno())
             (path / BLOCKS).mkdir()
         except FileExistsError as error:
             raise _already_a_run(path, CONFIG) from error

@@ -57,7 +57,7 @@ class Trace:
         self.parties: dict[int, str] = {}
         self._separator = "\n"
         self._named: set[tuple[int, str]] = set()
-        if resume and path.exists():
+        if resume and path.exists() and path.stat().st_size:
             self._cut(path)
             self._file = AppendFile(path)
         else:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,7 +28,6 @@ from parablock.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from parablock.config import Config
 
@@ -399,6 +399,83 @@ def test_an_endpoint_is_read_once_it_is_whole(tmp_path: Path, written: str, read
     assert run._endpoint() == ""
     (tmp_path / "endpoint").write_text(written)
     assert run._endpoint() == read
+
+
+# A run that goes on
+
+
+def begun(place: Path, told: str = '{"workers": 3, "device": "cpu", "threads": 5}') -> Path:
+    with RunFolder.create(place / "run", settings.load(None, ["rounds=7", "data.train=mine.jsonl"])):
+        (place / "run" / "launch.json").write_text(told)
+        (place / "run" / "endpoint").write_text("tcp://127.0.0.1:5555\n")
+    return place / "run"
+
+
+def test_the_same_workers_go_on(place: Path) -> None:
+    fakes(place, "listen()\nuntil(lambda: marks() == 3)\n")
+    (place / "broker" / "__main__.py").write_text(
+        (place / "broker" / "__main__.py").read_text().replace('"--out"', '"--resume"')
+    )
+    run = begun(place)
+    (run / "logs").mkdir()
+    (run / "logs" / "worker-0.log").write_text("said before\n")
+    with unchanged_signals():
+        assert launch.main(["--resume", "run", "--set", "round.deadline_s=3"]) == 0
+    assert json.loads((run / "broker.json").read_text()) == ["--resume", "run", "--set=round.deadline_s=3"]
+    for index in range(3):
+        told = json.loads((run / f"worker-{index}.json").read_text())["argv"]
+        assert option(told, "--broker") == "tcp://127.0.0.1:5557", "where the broker listens now"
+        assert [option(told, name) for name in ("--name", "--shard", "--data", "--device", "--threads", "--state")] == [
+            f"worker-{index}", f"{index}/3", "mine.jsonl", "cpu", "5", str(Path("run/workers") / f"worker-{index}")
+        ]  # fmt: skip
+    assert (run / "logs" / "worker-0.log").read_text().startswith("said before\n")
+
+
+def test_what_a_launch_was_told_is_kept(place: Path) -> None:
+    fakes(place, "listen()\nuntil(lambda: marks() == 2)\n")
+    assert started(place)[0] == 0
+    threads = max((os.cpu_count() or 1) // 2, 1)
+    told = {"workers": 2, "device": "cpu", "threads": threads}
+    assert json.loads((place / "run" / "launch.json").read_text()) == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "3"], "--resume goes on with the run as it was begun; leave workers out"),
+        (["--out", "other"], "leave out out, or begin"),
+        (["config.toml"], "leave config out"),
+        (["--set", "rounds"], "--set expects KEY=VALUE"),
+    ],
+)
+def test_what_was_told_before_is_not_told_again(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    begun(place)
+    assert launch.main(["--resume", "run", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_was_not_launched_or_is_in_use_does_not_go_on(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["--resume", "run"]) == 2
+    assert "there is no run folder run" in capsys.readouterr().err
+    run = begun(place, "{}")
+    assert launch.main(["--resume", "run"]) == 2
+    assert (
+        "launch.json is damaged: KeyError('workers'); it holds workers, device and threads" in capsys.readouterr().err
+    )
+    with RunFolder.open(run) as folder:
+        folder.lock("noon")
+        (run / "launch.json").write_text('{"workers": 2, "device": "auto", "threads": 1}')
+        assert launch.main(["--resume", "run"]) == 2
+        assert "run is in use by a broker" in capsys.readouterr().err
+    (run / "launch.json").unlink()
+    assert launch.main(["--resume", "run"]) == 2
+    assert (
+        "was not begun by `parablock run`; go on with it by `parablock broker --resume run`" in capsys.readouterr().err
+    )
 
 
 # The command

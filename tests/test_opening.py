@@ -23,6 +23,7 @@ from parablock.aggregation import Contribution
 from parablock.block_file import BlockWriter
 from parablock.config import ConfigError, from_dict, to_dict
 from parablock.coordinator_events import Fold, Store
+from parablock.folder_lock import holder
 from parablock.journal import Journal, JournalError
 from parablock.layout import Layout
 from parablock.manifest import Block, Manifest, Slot
@@ -405,6 +406,16 @@ def test_a_folder_that_is_removed_is_told(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"The journal was removed, or replaced, while it was written"):
         desk.hold(counted=False)
     desk.opened.close()
+
+
+def test_a_folder_that_could_not_be_made_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "create", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            begun(tmp_path / "run")
+    with pytest.raises(JournalError, match=r"there is no journal .*; the run had not begun"):
+        resume(tmp_path / "run", None, [])
+    assert holder(tmp_path / "run") is None
 
 
 # Settings

@@ -13,6 +13,7 @@ from parablock.coordinator_events import Committed, Note, Reported
 from parablock.manifest import Block, Manifest, Slot
 from parablock.messages import Heartbeat, Landed
 from parablock.run_folder import RunFolder
+from parablock.saved import Entry
 from parablock.trace import read_trace
 from tests.test_evaluations import shares
 
@@ -154,3 +155,46 @@ def test_what_the_disk_refuses_is_kept_and_written_later(record: Record, monkeyp
     ]
     record.close()
     json.loads(record._folder.trace_path.read_text())
+
+
+def entry(round: int) -> Entry:
+    counted = round != 2
+    names = ("a", "b") if counted else ()
+    numbers = (1, 3) if counted else ()
+    return Entry(
+        round, round % 2, int(counted), -1, names, numbers, numbers, (1.0, 2.0)[: len(names)], 0.0, 1, 64, 32, "all",
+        {}, ("a", "b"), (),
+    )  # fmt: skip
+
+
+def test_a_record_goes_on_and_lacks_no_round(record: Record) -> None:
+    """Rounds 0 to 3 are committed, and the broker that was killed had heard what became of 0 and 1."""
+    for round in range(2):
+        commit(record, round, at=4.0 + round)
+        for client in "ab":
+            land(record, client, round, computing=(1 + round, 2 + round), uploading=(2 + round, 3 + round))
+    record.reported(Reported("a", shares(-1)), ("a",), BEGAN + 1)
+    folder = record._folder
+    before = folder.read_metrics()
+    again = Record(folder, MANIFEST, Config(), BEGAN, before, [entry(round) for round in range(4)])
+    assert [row["round"] for row in again.fresh] == [2, 3], "what is new is shown"
+    assert folder.read_metrics()[: len(before)] == before
+    missing, other = folder.read_metrics()[len(before) :]
+    assert missing.keys() == before[0].keys()
+    assert (missing["round"], missing["loss"], missing["contributors"], missing["late"]) == (2, None, [], 1)
+    assert (other["loss"], other["bytes_up"], other["block_name"]) == (1.75, 64, "layer 1")
+    assert [other[key] for key in ("time_s", "compute_s", "comm_s", "round_s", "alpha")] == [None] * 5
+    land(again, "a", 3, computing=(4, 5))  # the row is written
+    again.reported(Reported("b", shares(-1)), ("b",), BEGAN + 9)  # and so is this one
+    commit(again, 4, at=9.0)
+    for client, offset in AHEAD.items():
+        again.reported(Reported(client, Heartbeat(BEGAN + offset, 0, 0, "training")), AHEAD, BEGAN)
+        land(again, client, 4, computing=(5, 8), uploading=(8, 8.5))
+    again.close()
+    rows_by_kind = [(row["kind"], row["round"]) for row in folder.read_metrics()]
+    assert rows_by_kind == [
+        ("round", 0), ("round", 1), ("evaluation", -1), ("round", 2), ("round", 3), ("round", 4)
+    ]  # fmt: skip
+    assert folder.read_metrics()[-1]["time_s"] == 9.0
+    assert folder.read_metrics()[-1]["round_s"] == pytest.approx(4.0), "since its training began"
+    assert {(span.process, span.process_name) for span in read_trace(folder.trace_path)} == {(1, "a"), (2, "b")}

@@ -360,3 +360,14 @@ def test_what_the_user_got_wrong_ends_with_2_and_a_reason(tmp_path: Path, capsys
     with pytest.raises(SystemExit) as ended:
         report.main([])
     assert ended.value.code == 2
+
+
+def test_a_page_tells_of_restarts_and_of_rounds_without_reports() -> None:
+    rows = [round_row(number) for number in range(6)]
+    for missing in (2, 3):  # committed by a broker that was killed before it could tell more
+        unknown = ("time_s", "compute_s", "comm_s", "exposed_s", "round_s", "staleness", "drift", "alpha")
+        rows[missing] |= dict.fromkeys(unknown)
+    shown = Page(report.page("run", settings(), rows, [], restarts=[19.5, 75.0]))
+    assert "Broker restarts 2, at 19.5 s, 1 min 15 s" in shown.text
+    assert "broker restarted" in shown.text
+    assert "Broker restarts" not in Page(report.page("run", settings(), rows, [])).text

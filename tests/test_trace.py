@@ -118,3 +118,36 @@ def test_an_unknown_lane_and_a_span_that_ends_before_it_starts_are_our_own_bugs(
             trace.span(0, "gpu", "round 0", 0, 1)
         with pytest.raises(AssertionError, match="before its start"):
             trace.span(0, "fold", "round 0", 2, 1)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_trace_goes_on_where_another_has_ended(tmp_path: Path, closed: bool) -> None:
+    path = tmp_path / "trace.json"
+    write_example(path, close=closed)._file.close()
+    with Trace(path, resume=True) as trace:
+        assert trace.parties == {BROKER: "broker", 1: "häuser & söhne"}
+        trace.name_process(client_process(1), "bob")
+        trace.span(client_process(1), "upload", "round 4", 5.0, 6.0)
+    json.loads(path.read_text(encoding="utf-8"))
+    spans = read_trace(path)
+    assert [span.name for span in spans[-2:]] == ["round 3", "round 4"]
+    assert [span.process_name for span in spans] == ["häuser & söhne", "häuser & söhne", "broker", "bob", "bob"]
+
+
+def test_a_trace_that_was_cut_anywhere_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    write_example(path, close=False)._file.close()
+    content = path.read_bytes()
+    for cut in range(0, len(content) + 1, 3):
+        path.write_bytes(content[:cut])
+        before = read_trace(path)
+        with Trace(path, resume=True) as trace:
+            trace.span(BROKER, "fold", "after", 9.0, 9.5)
+        assert [span.name for span in read_trace(path)] == [*(span.name for span in before), "after"]
+        json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_where_there_is_no_trace_one_begins(tmp_path: Path) -> None:
+    with Trace(tmp_path / "trace.json", resume=True) as trace:
+        assert trace.parties == {}
+    assert json.loads((tmp_path / "trace.json").read_text()) == []

@@ -213,6 +213,22 @@ def test_a_training_that_diverges_is_of_no_use_to_any_of_its_rounds() -> None:
     assert all("(embeddings + final norm + head + layer " in solved.reason for solved in told)
 
 
+def test_a_round_that_the_broker_has_spent_on_another_block_takes_our_guess_back() -> None:
+    """As its restart does where a block's file was damaged."""
+    trainer = client(config.from_dict({"solver": {"steps": 1}, "round": {"clients": 2}}))
+    setup = trainer._setup
+    before = [read_block(setup.model, block) for block in setup.manifest.blocks]
+    trainer.train(0, [0], 1)
+    repaired = before[2].numpy() + 1.0
+    arrived = Arrived(0, 2, 0, -1, 1, False, 0.0, 0.0)
+    trainer._arrivals.append(Delivery(arrived, brought(setup.staging, repaired), change=False))
+    (landed,) = trainer.land(0, 1)
+    assert (landed.alpha, landed.drift, landed.miss) == (0.0, 0.0, 0.0)
+    for index, block in enumerate(setup.manifest.blocks):
+        held = read_block(setup.model, block).numpy()
+        assert held.tobytes() == (repaired if index == 2 else before[index].numpy()).tobytes()
+
+
 def test_a_change_of_another_version_is_our_own_bug() -> None:
     setup = prepared(config.from_dict({"solver": {"steps": 1, "batch_size": 2}}))
     arrivals: deque[Delivery] = deque()

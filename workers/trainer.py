@@ -255,6 +255,10 @@ class Trainer:
         arrived, staging = delivery.arrived, self._setup.staging
         incoming = None if delivery.values is None else delivery.values.result()
         landed = self._landed(delivery, incoming)
+        if self._flight.block_of(arrived.round) not in (None, arrived.block):
+            # The broker has spent the round on the repair of another block (`broker.opening`): ours came to nothing.
+            for block, start in self._flight.revert([arrived.round]).items():
+                self._solver.write(block, torch.from_numpy(start))
         landing = self._flight.land(
             arrived.round,
             arrived.block,

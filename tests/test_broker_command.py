@@ -1,0 +1,148 @@
+"""`parablock broker`: what it refuses and how it says so; and that a full disk holds it up, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from broker import server
+from broker.__main__ import main
+from broker.opening import resume
+from broker.server import Broker
+from broker.socket import RouterSocket
+from parablock.coordinator_events import Event, Store, Stored
+from parablock.journal import Journal
+from parablock.run_folder import RunFolder
+from tests.test_opening import begun, damage, killed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Of five rounds, and nobody is at work in it."""
+    begun(tmp_path / "run", rounds=5).opened.close()
+    return tmp_path / "run"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("broker.__main__.tune", lambda: None)
+        patch.setattr("signal.signal", lambda *_: None)
+        assert main([*arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("parablock broker: ")
+    return said
+
+
+def test_a_run_with_another_config_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "--resume", str(run), "--set", "server.lr=0.5")
+    assert "server.lr was 0.01 when the run began, and would be 0.5 now" in said
+    assert "what may change: data.eval, data.train, journal.keep, network.bind" in said
+
+
+def test_a_run_in_use_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder.open(run) as folder:
+        folder.lock("noon")
+        assert "since noon); stop that first" in refused(capsys, "--resume", str(run))
+
+
+def test_a_newer_journal_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sqlite3.connect(run / "journal.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    assert "install a newer parablock" in refused(capsys, "--resume", str(run))
+
+
+def test_damage_that_nobody_can_repair_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(run / "manifest.json")
+    assert "manifest.json is damaged" in refused(capsys, "--resume", str(run))
+
+
+def test_a_damaged_record_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "metrics.jsonl").write_text("{torn\n")
+    assert "metrics.jsonl, line 1 is not valid JSON" in refused(capsys, "--resume", str(run))
+
+
+def test_the_port_of_the_broker_before_is_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = RouterSocket("tcp://127.0.0.1:*")
+    (run / "endpoint").write_text(other.endpoint + "\n")
+    assert f"{other.endpoint} is in use" in refused(capsys, "--resume", str(run))
+    other.close()
+    said = refused(capsys, "--resume", str(run), "--set", "network.bind=tcp://10.0.0.1:5557")
+    assert "tcp://10.0.0.1:5557 is beyond this machine" in said
+    resume(run, None, []).close()  # and nobody holds it
+
+
+def test_a_run_is_new_or_it_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--resume", str(run), "--out", "elsewhere"])
+    assert caught.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+class Deaf:
+    """A socket that nobody is connected to."""
+
+    def listen(self, _on_frames: Any) -> None: ...
+
+    def send(self, _peer: bytes, _frames: Any) -> bool:
+        return False
+
+    def close(self) -> None: ...
+
+
+def test_what_cannot_be_stored_is_not_said_and_tried_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = begun(tmp_path / "run")
+    left = killed(desk, tmp_path / "left")
+    commit = desk.store.commit
+    asked: list[tuple[Store, Any]] = []
+    monkeypatch.setattr(desk.store, "commit", lambda *arguments: asked.append(arguments) or commit(*arguments))
+    desk.hold(counted=False)
+    desk.opened.close()
+    store, _ = asked[0]
+
+    append, tries = Journal.append, 0
+
+    def full(journal: Journal, row: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(journal, row)
+
+    monkeypatch.setattr(server, "_DISK_RETRY_S", 0.01)
+    monkeypatch.setattr(Journal, "append", full)
+
+    async def scenario() -> list[Event]:
+        opened = resume(left, None, [])
+        broker = Broker(opened, Deaf())  # type: ignore[arg-type]
+        heard: list[Event] = []
+        stored = asyncio.get_running_loop().create_future()
+
+        def handle(event: Event) -> None:
+            heard.append(event)
+            assert opened.journal.next_round == 1, "it is in the journal before it is told"
+            stored.set_result(None)
+
+        monkeypatch.setattr(broker, "_handle", handle)
+        broker._keep(server._Kept(store, None))
+        await asyncio.wait_for(stored, 20)
+        broker._fold.close()
+        broker._disk.close()
+        broker._record.close()
+        opened.close()
+        return heard
+
+    assert asyncio.run(scenario()) == [Stored(0, 0, None)]
+    assert tries == 4
+    assert capsys.readouterr().err.count("cannot store round 0: [Errno 28] No space left on device; trying again") == 3
+    with Journal.open(left / "journal.sqlite") as journal:
+        assert journal.next_round == 1
