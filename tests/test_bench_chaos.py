@@ -436,10 +436,9 @@ def test_wrong_input_is_told_before_anything_runs(
 
 def test_one_small_run_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "chaos.json"
-    small = ["--seed", "6", "--kills", "3", "--clients", "2", "--spacing", "4", "--block", "4KiB", "--pause-s", "0"]
+    small = ["--seed", "7", "--kills", "2", "--clients", "2", "--spacing", "4", "--block", "4KiB", "--pause-s", "0"]
     assert chaos.main([*small, "--out", str(out)]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told == json.loads(out.read_text())
-    assert told["kills"] == 3
-    assert told["verified"] == told["broker_kills"] >= 1
+    assert (told["kills"], told["broker_kills"], told["verified"]) == (2, 1, 1)
     assert out.with_suffix(".png").stat().st_size > 1000
