@@ -234,8 +234,8 @@ class _Ordeal:
         copy = self._folder / f"left-{len(self._broker.starts)}"
         shutil.copytree(self._out, copy)
         self._listen()
-        self._verdicts.append(self._checks.submit(_verified, copy))
         self._hold_against(copy)
+        self._verdicts.append(self._checks.submit(_verified, copy))  # which removes it
 
     def _hold_against(self, run: Path) -> None:
         try:

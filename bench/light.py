@@ -34,7 +34,7 @@ from broker.__main__ import loop_factory
 from parablock import config as settings
 from parablock import messages
 from parablock.allocator import keep_freed_memory
-from parablock.participant_events import Contribute, Prepared, Say
+from parablock.participant_events import Contribute, Prepared, Say, SitOut
 from workers.comeback import kept
 from workers.executor import SWITCH_INTERVAL_S
 from workers.keeper import Keeper
@@ -148,12 +148,14 @@ class LightClient:
                 break
             if self._gate is not None:
                 await self._gate.wait()
-            if self._pause_s:
-                await asyncio.sleep(self._pause_s)
             turn = link.participant.turn(round)
             assert turn is not None
-            assert turn.trains, "light clients take part in every round"
-            self._contribute(round, turn.block)
+            if turn.trains:
+                if self._pause_s:
+                    await asyncio.sleep(self._pause_s)
+                self._contribute(round, turn.block)
+            else:
+                link.handle(SitOut(round))
             if self._watch is not None:
                 self._watch.look(round)
             round = max(round + 1, link.participant.told)
