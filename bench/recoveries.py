@@ -48,7 +48,7 @@ def of_broker(acts: Sequence[Act], lines: Mapping[str, Sequence[Line]]) -> Itera
     for act in acts:
         if act.kind == "kill" and act.target == BROKER:
             for client in lines:
-                if _in_session(lines[client], act.began):
+                if _in_session(client, lines[client], acts, act.began):
                     yield from _recovery(act, client, lines[client], acts)
 
 
@@ -59,10 +59,13 @@ def of_clients(acts: Sequence[Act], lines: Mapping[str, Sequence[Line]]) -> Iter
             yield from _recovery(act, act.target, lines[act.target], acts)
 
 
-def _in_session(lines: Sequence[Line], at: float) -> bool:
-    """Whether the client's process of that time had been in session."""
-    last = next((line for line in reversed(lines) if line.at < at and line.what in ("born", "start")), None)
-    return last is not None and last.what == "start"
+def _in_session(client: str, lines: Sequence[Line], acts: Sequence[Act], at: float) -> bool:
+    """Whether the client's process of that time, if there was one, had been in session."""
+    started = max((line.at for line in lines if line.what == "start" and line.at < at), default=None)
+    killed = max(
+        (act.began for act in acts if act.kind == "kill" and act.target == client and act.began < at), default=0.0
+    )
+    return started is not None and started > killed
 
 
 def _recovery(act: Act, client: str, lines: Sequence[Line], acts: Sequence[Act]) -> Iterator[Recovery]:
