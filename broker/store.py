@@ -71,8 +71,7 @@ class BlockStore:
         if tensors is not None:
             assert self._attempt == (store.round, store.attempt), "another attempt was written last"
             if not self._named:
-                self._name(store, tensors)
-                self._named = True
+                self.name(store, tensors)
         self._journal.append(Row(store.entry, None if tensors is None else store.round + 1))
         if tensors is not None:
             self._drop_superseded(store.block, store.round + 1)
@@ -82,17 +81,19 @@ class BlockStore:
         if self._writer is not None:
             self._give_up()
 
-    def _name(self, store: Store, tensors: Mapping[str, Vector]) -> None:
+    def name(self, store: Store, tensors: Mapping[str, Vector]) -> None:
+        """The first half of `commit`: the version takes its name. Raises as that does."""
         entry = entry_json(store.entry)
-        if self._writer is None:
-            self._versions.save(self._label(store.block, store.round), tensors, entry)
-            return
         try:
-            self._writer.commit(entry)
-            self._writer = None
+            if self._writer is None:
+                self._versions.save(self._label(store.block, store.round), tensors, entry)
+            else:
+                self._writer.commit(entry)
+                self._writer = None
         except OSError:
             self._give_up()
             raise
+        self._named = True
 
     def _drop_superseded(self, block: int, version: int) -> None:
         listed = self._listed.setdefault(block, [])

@@ -591,10 +591,15 @@ def _text_keys() -> frozenset[str]:
     return frozenset(key.path for key in keys() if key.kind == "text")
 
 
+@functools.cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def _build(cls: type[Any], tree: Any, prefix: str) -> Any:
     if not isinstance(tree, dict):
         raise ConfigError(f"{prefix.rstrip('.') or 'a config'} is a table of settings, got {tree!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # of the class itself, which is hashable
     fields = {item.name: item for item in dataclasses.fields(cls)}
     for name in tree:
         if name not in fields:

@@ -171,11 +171,16 @@ class Distribution:
 
     def _pump(self, session: Session) -> None:
         """Send what is ready, earlier blocks first. No more than a window is under way to one session altogether:
-        what is queued for a slow one delays all that is said to it."""
+        what is queued for a slow one delays all that is said to it.
+
+        But for a chunk of the earliest: what is under way may be changes of it, whose end is not confirmed before.
+        """
         room = self._config.network.window_bytes
         room -= sum(download.outgoing.under_way for download in session.downloads.values())
-        for download in session.downloads.values():
-            for offset, chunk in download.outgoing.due(room):
+        for place, download in enumerate(session.downloads.values()):
+            alone = place == 0 and not download.outgoing.under_way
+            least = download.shipment.payload.chunk_bytes if alone else 0
+            for offset, chunk in download.outgoing.due(max(room, least)):
                 room -= chunk.payload.nbytes
                 self._emit(Send(session.peer, download.shipment.envelope(offset, chunk)))
 

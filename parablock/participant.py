@@ -8,6 +8,9 @@ round may be trained. It opens no socket, reads no clock and touches no model: `
        └────────────────────────────── Rejoin (keeps what was prepared) ──────────────────┘                    ▾
     any state ──Refused, Stopped, out of patience──▸ GONE ◂──Goodbye───────────────────────────────────────────┘
 
+While it calls nobody, it waits longer from call to call, up to half a minute, each worker by chance a little less, so
+that not all of them call at once a broker that is back; as soon as that is heard, the next call comes as the first.
+
 What the broker may say in which state stands in `EXPECTED`; a message that does not fit is one that was delayed or
 repeated, and is passed over. Contributions are kept until their round is closed, and partly received blocks until
 they are superseded, so that a new greeting costs only what was not yet confirmed. A worker that was ended and begins
@@ -18,7 +21,8 @@ What goes up is in `parablock.contributions`, what comes down in `parablock.down
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -104,12 +108,19 @@ EXPECTED: dict[type[Any], frozenset[State]] = {
 
 @dataclass
 class _Timing:
-    """Seconds. The first three hold before the broker has said its settings."""
+    """Seconds. The first three hold before the broker has said its settings.
+
+    call: to the second call, and from each to the next twice as long, but no longer than longest_call. unanswered: of
+    calls, before the user hears of it. say_leave: from one goodbye to the next, for `leave` altogether.
+    """
 
     heartbeat: float = 2.0
     timeout: float = 30.0
     resend: float = 5.0
     call: float = 1.0
+    longest_call: float = 30.0
+    unanswered: float = 2.0
+    say_leave: float = 1.0
     leave: float = 10.0
 
 
@@ -134,6 +145,9 @@ class Participant:
         self._where = Progress(-1, 0)
         self._heard_at = now
         self._said_at = now - 1e9  # the first Tick calls
+        self._jitter = random.Random(session)
+        self._calls = 0  # since the broker was last heard
+        self._call_after = 0.0  # seconds from the newest call, or whatever was said last, to the next one
         self._silent = False
         self._stopped = False  # it has said so, and nothing since
         self._leaving_since = now
@@ -157,7 +171,7 @@ class Participant:
             case Received(envelope):
                 self._receive(envelope, now)
             case Prepared():
-                first, self._prepared = self._prepared is None, event
+                first, self._prepared = self._prepared is None, replace(event, kept=None)  # that is given on
                 self._timing.heartbeat = event.config.network.heartbeat_s
                 self._timing.timeout = event.config.network.timeout_s
                 self._timing.resend = event.config.network.resend_s
@@ -205,8 +219,11 @@ class Participant:
 
     def deadline(self) -> float:
         """When the next `Tick` is due, on the scale of `now`."""
-        if self.state in (State.CALLING, State.LEAVING):
-            return self._said_at + self._timing.call
+        if self.state is State.CALLING:
+            times = [self._said_at + self._call_after, self._heard_at + self._patience_s]
+            return min(times if self._silent else [*times, self._heard_at + self._timing.unanswered])
+        if self.state is State.LEAVING:
+            return self._said_at + self._timing.say_leave
         times = [self._said_at + self._timing.heartbeat, self._heard_at + self._patience_s]
         if self.state is State.TRAINING:
             times += self._contributions.stalled_at(self._timing.resend)
@@ -248,6 +265,7 @@ class Participant:
         if not known and not isinstance(message, Terms | Rejoin | Refused | Stopped):
             return
         self._heard_at = now
+        self._calls = 0
         if self._silent:
             self._silent = self._stopped = False
             self._notice("the broker is back")
@@ -438,15 +456,14 @@ class Participant:
         if now >= self._heard_at + self._patience_s:
             self._gone(End.LOST, f"nothing heard from the broker for {self._patience_s:g} s")
             return
-        if quiet >= self._timing.timeout and not self._silent and self.state is not State.CALLING:
+        calling = self.state is State.CALLING
+        if not self._silent and now >= self._heard_at + (self._timing.unanswered if calling else self._timing.timeout):
             self._silent = True
-            self._notice(f"nothing heard from the broker for {quiet:.0f} s; waiting for it")
-        if self.state is State.CALLING and now >= self._said_at + self._timing.call:
-            if not self._silent and quiet >= 2 * self._timing.call:
-                self._silent = True
-                self._notice("the broker does not answer yet; waiting for it")
+            since = "the broker does not answer yet" if calling else f"nothing heard from the broker for {quiet:.0f} s"
+            self._notice(f"{since}; waiting for it")
+        if calling and now >= self._said_at + self._call_after:
             self._call(now)
-        elif self.state is State.LEAVING and now >= self._said_at + self._timing.call:
+        elif self.state is State.LEAVING and now >= self._said_at + self._timing.say_leave:
             if now >= self._leaving_since + self._timing.leave:
                 self._gone(End.DONE, "left the run (the broker did not answer)")
             else:
@@ -458,8 +475,12 @@ class Participant:
             self._contributions.resend(self._timing.resend, now)
 
     def _call(self, now: float) -> None:
+        """Say Hello, and settle when to say it again: exponential backoff, with half of each wait left to chance."""
         self._send(self._hello)
         self._said_at = now
+        longest = min(self._timing.call * 2.0**self._calls, self._timing.longest_call)
+        self._call_after = longest * self._jitter.uniform(0.5, 1.0)
+        self._calls = min(self._calls + 1, 10)
 
     def _heartbeat(self, now: float) -> None:
         if self.state is State.JOINING:

@@ -1,15 +1,18 @@
 """The protocol joined in memory: a coordinator and its workers under one virtual clock, over links made bad by a seed.
 
 No socket, no sleep, no torch. Every message passes through the codec. A worker plays `workers.rounds.RoundLoop` with a
-fake trainer, folds use `parablock.aggregation`, and what must always hold is asserted after each event, by what the
-whole world knows rather than by what the machines say of themselves:
+fake trainer, folds use `parablock.aggregation`. Broker and workers die and come back, with what their disks have kept;
+the broker's refuses now and then. What must always hold, over all of a run's brokers, is asserted after each event, by
+what the whole world knows rather than by what the machines say of themselves:
 
-    rounds are committed in order and once, and the fold has each client once, in roster order, only if it takes part;
+    rounds are made durable in order and once, and nobody hears of a commit before;
+    the fold has each client once, in roster order, only if it takes part;
     what is folded is what one process of that client made for that round, byte for byte;
     what is committed is what the server optimizer and the codec's feedback make of it, by their formulas, bit for bit;
     what arrives is what was committed, byte for byte, once per process, and every model holds it bit for bit;
     a chunk that goes down is encoded once, and the one message shared by all who get it;
     nobody trains a round before all that it builds on has landed, nor a round twice, nor more than `delay` ahead;
+    nobody is told of fewer commits than before, nor replaces a version of a block by an older one;
     a client trains what it was told of a round by the time it may, and nobody is told otherwise of its block;
     a tick that was due leaves nothing due.
 """
@@ -17,6 +20,8 @@ whole world knows rather than by what the machines say of themselves:
 from __future__ import annotations
 
 import dataclasses
+import errno
+import functools
 import heapq
 import json
 import random
@@ -39,14 +44,16 @@ from parablock.aggregation import server_move, weighted_mean
 from parablock.codec import codec_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.importance import ImportanceOrder
+from parablock.journal import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
 from parablock.manifest import Block, Manifest, Slot
 from parablock.messages import Chunk, Commit, Evaluated, Message, Start
 from parablock.participant import Participant, State
 from parablock.participant_events import End
-from parablock.saved import Saved, SavedVersion
+from parablock.saved import Entry, Saved, SavedVersion
 from parablock.schedule import Schedule
+from parablock.sessions import SessionState
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
@@ -56,7 +63,6 @@ if TYPE_CHECKING:
 
     from parablock.block_file import Label
     from parablock.journal import Row
-    from parablock.saved import Entry
 
     Vector = npt.NDArray[np.float32]
 
@@ -85,6 +91,17 @@ def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
     )
 
 
+@functools.lru_cache(maxsize=50_000)
+def _read(envelope: wire.Envelope) -> wire.Envelope:
+    """What the other side reads of a message without a payload: many are said again and again, in all histories."""
+    return wire.decode([bytes(frame) for frame in wire.encode(envelope)])
+
+
+@functools.cache
+def _config(text: str) -> settings.Config:
+    return settings.from_dict(json.loads(text))
+
+
 VARYING = {"adaptive": True, "steps": 1, "min_steps": 1, "max_steps": 3}
 """Settings of the solver with which clients take as many steps as they like, within bounds."""
 
@@ -97,13 +114,15 @@ def config_of(
     fraction: float = 1.0,
     deadline_s: float = 0.0,
     window: int = 2048,
+    heartbeat_s: float = 1.0,
     **top: Any,
 ) -> Any:
-    """A config with short times: heartbeat 1 s, timeout 6 s, resend 3 s; chunks of 1024 bytes, two of them a window.
+    """A config with short times: timeout 6 s, resend 3 s; chunks of 1024 bytes, two of them a window.
 
     A round takes one step, unless `solver` says otherwise.
     """
-    network = {"chunk_bytes": 1024, "window_bytes": window, "heartbeat_s": 1.0, "timeout_s": 6.0, "resend_s": 3.0}
+    times = {"heartbeat_s": heartbeat_s, "timeout_s": 6.0, "resend_s": 3.0}
+    network = {"chunk_bytes": 1024, "window_bytes": window, **times}
     policy = {"clients": clients, "quorum": quorum, "fraction": fraction, "deadline_s": deadline_s}
     tree = {"rounds": rounds, "network": network, "round": policy, "solver": {"steps": 1}, **top}
     return settings.from_dict(tree)
@@ -114,7 +133,10 @@ class Incident:
     """Something that befalls `victim` (a worker's name, or "broker") at `at` and is over after `lasts` seconds.
 
     kind: `freeze` (SIGSTOP and SIGCONT: what comes meanwhile is handled late), `cut` (what is sent meanwhile, in either
-    direction, is lost) or `kill` (the process is gone; after `lasts` another one comes under the name, if `returns`).
+    direction, is lost), `disk` (the broker's refuses whatever is written) or `kill` (the process is gone; after `lasts`
+    another one comes under the name, if `returns`).
+    kept: a worker comes back with what it has kept. point: of the broker, the first passage of which from `at` on kills
+    it; see `POINTS`.
     """
 
     kind: str
@@ -122,6 +144,12 @@ class Incident:
     at: float
     lasts: float
     returns: bool = True
+    kept: bool = False
+    point: str = ""
+
+
+POINTS = ("before the block", "before the entry", "before the announcement", "amid the announcement")
+"""Moments of a commit: nothing is durable; only the block is; the entry is too; some have heard of it."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +208,9 @@ class Process:
     token: str
     habits: Habits
     participant: Participant
+    kept: worker.Kept | None = None  # by an earlier process
+    told: dict[int, Turn] = field(default_factory=dict)  # by round, what the broker has said of it to this process
+    told_through: int = 0  # the first round that it does not know to be committed
     position: int = -1  # the round that the loop is at
     given: int = -1  # the last round committed before the newest start
     busy: bool = False
@@ -207,8 +238,8 @@ class Process:
                 case worker.Send(envelope):
                     network.carry(self, envelope, up=True)
                 case worker.Prepare(config):
-                    assert settings.from_dict(json.loads(config)) == network.config
-                    network.after(0.5, lambda: self.handle(network.prepared(self.habits)), self)
+                    assert _config(config) == network.config
+                    network.after(0.5, lambda: self.handle(network.prepared(self)), self)
                 case worker.Started():
                     self.started = effect
                 case worker.Took(round, block, attempt, index, payload):
@@ -231,8 +262,22 @@ class Process:
                     self.notices.append(text)
                 case worker.Gone():
                     self.gone = effect
+        assert self.participant.told >= self.told_through, "the global version goes back"
+        self.told_through = self.participant.told
         self.loop()
         network.arm(self)
+
+    def left(self) -> worker.Kept:
+        """What is on its disk when it dies: blocks that have landed, and contributions that were complete.
+
+        It goes on from the first round of which that is not so.
+        """
+        versions = tuple(self.blocks[b][0] + 1 if b in self.blocks else 0 for b in range(len(SIZES)))
+        contributions = self.participant._contributions
+        uploads = contributions._uploads
+        position = min([n for n, each in uploads.items() if not each.payload.complete], default=contributions.position)
+        held = tuple(worker.Held(each.offer, each.payload) for n, each in uploads.items() if n < position)
+        return worker.Kept(RUN, versions, position, held)
 
     def loop(self) -> None:
         """`RoundLoop.run`, from where it waited to where it waits again."""
@@ -319,30 +364,47 @@ class Process:
 
 
 @dataclass
-class Folder:
-    """Where the broker keeps its blocks: the newest of each. A real one is `parablock.run_folder`'s business."""
+class Stored:
+    """A version of a block on disk. state, residual: of the server, with it."""
 
-    stored: dict[int, bytes] = field(default_factory=dict)
+    values: bytes
+    state: dict[str, Vector]
+    residual: Vector | None
+
+
+@dataclass
+class Folder:
+    """What the broker has made durable. A real one is `parablock.run_folder`'s business. refuses: the disk, now."""
+
+    refuses: Callable[[], bool]
+    written: dict[tuple[int, int], bytes] = field(default_factory=dict)  # by block and round, counted or not
+    stored: dict[tuple[int, int], Stored] = field(default_factory=dict)  # likewise, with the server's state
+    entries: list[str] = field(default_factory=list)  # JSON
 
     def listed(self) -> dict[int, list[int]]:
         return {}
 
     def writer(self, label: Label, numel: int, names: Sequence[str]) -> Writer:
         assert "block" in names
+        self.look()
         return Writer(self, label, numel)
 
+    def save(self, label: Label, tensors: Mapping[str, Vector], entry: str) -> None:
+        assert entry
+        self.look()
+        self.written[label.index, label.round] = tensors["block"].tobytes()
+
     def drop(self, index: int, version: int) -> None:
-        """It holds no superseded ones."""
-
-
-@dataclass
-class Rows:
-    """The journal of a broker that is not restarted."""
-
-    rows: list[Row] = field(default_factory=list)
+        """It keeps all of them."""
 
     def append(self, row: Row) -> None:
-        self.rows.append(row)
+        """As the journal does."""
+        self.look()
+        self.entries.append(entry_json(row.entry))
+
+    def look(self) -> None:
+        if self.refuses():
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @dataclass
@@ -353,14 +415,69 @@ class Writer:
     content: bytes = b""
 
     def write(self, parts: Mapping[str, Vector]) -> None:
+        self.folder.look()
         self.content += parts["block"].tobytes()
 
-    def commit(self, _entry: str) -> None:
+    def commit(self, entry: str) -> None:
+        assert entry
+        self.folder.look()
         assert len(self.content) == 4 * self.numel
-        self.folder.stored[self.label.index] = self.content
+        self.folder.written[self.label.index, self.label.round] = self.content
 
     def abort(self) -> None:
         self.content = b""
+
+
+class Broker:
+    """One process of the broker: the coordinator, the model, and its threads, which do one thing after the other."""
+
+    def __init__(self, config: settings.Config, manifest: Manifest, folder: Folder, epoch: int) -> None:
+        self.epoch = epoch
+        self.dead = False
+        self.folds: list[events.Fold] = []
+        self.busy_until = 0.0
+        self._folder = folder
+        zeros = [np.zeros(block.numel, np.float32) for block in manifest.blocks]
+        self._blocks = GlobalBlocks(BaseModel(manifest, BASE, TOKENIZER, zeros), config)
+        self._store = BlockStore(folder, folder, manifest.digest, 2)  # type: ignore[arg-type]
+        journal: list[tuple[Entry, bytes | None]] = []
+        for text in folder.entries:
+            entry = entry_from_json(text)
+            version = folder.stored[entry.block, entry.round] if entry.attempt else None
+            journal.append((entry, version.values if version is not None else None))
+            if version is not None:
+                self._restore(entry.block, version)
+        self.coordinator = Coordinator(config, manifest, BASE, TOKENIZER, RUN, epoch, saved_of(journal))
+
+    def _restore(self, block: int, version: Stored) -> None:
+        self._blocks._values[block] = np.frombuffer(version.values, np.float32)
+        self._blocks._state[block] = version.state
+        if version.residual is not None:
+            self._blocks._residuals[block] = version.residual
+
+    def make(self, fold: events.Fold) -> events.Folded | events.Unfit:
+        made = self._blocks.fold(fold)
+        if isinstance(made, events.Unfit):
+            return made
+        self._store.write(fold.round, fold.attempt, fold.block, made.numel, made.parts)
+        return made.answer
+
+    def keep_block(self, store: events.Store) -> None:
+        """Raises OSError where the disk refuses."""
+        attempt = self._blocks._attempt
+        assert attempt is not None
+        self._store.name(store, self._blocks.tensors(store))
+        content = self._folder.written[store.block, store.round]
+        self._folder.stored[store.block, store.round] = Stored(content, attempt.state, attempt.residual)
+
+    def keep_entry(self, store: events.Store) -> events.Stored:
+        """Raises OSError where the disk refuses."""
+        tensors = self._blocks.tensors(store) if store.attempt else None
+        self._store.commit(store, tensors)
+        if tensors is None:
+            return events.Stored(store.round, 0, None)
+        self._blocks.settle(store)
+        return events.Stored(store.round, store.attempt, tensors["block"].data.cast("B"))
 
 
 class Formula:
@@ -400,45 +517,50 @@ class Network:
         self.rng = random.Random(seed)
         self.faults = faults or Faults()
         self.manifest = manifest_of()
-        self.told: dict[tuple[str, int], Turn] = {}  # by client and round, what the broker has said of it
+        self.told: dict[tuple[str, int], tuple[int, Turn]] = {}  # by client and round, what which broker has said of it
+        self.drawn: set[tuple[str, int]] = set()  # of these, whom any broker has asked to train
         self.made_up = 0  # how often one that was not drawn was asked to train all the same
         self._schedule = Schedule.of(config, len(self.manifest.blocks))
         self._importance = ImportanceOrder(len(self.manifest.blocks), config.in_flight)
         self._blocks_by_round = [self._importance.next() for _ in range(config.in_flight + 1)]
-        self.coordinator = Coordinator(config, self.manifest, BASE, TOKENIZER, RUN, 1)
         self.over: events.Over | None = None
         self.over_at = 0.0
         self.processes: list[Process] = []
+        self.retries = 0  # how often the disk was tried again
+        self.crashed: list[str] = []  # the points at which the broker has died
         # The ledger: what has happened, by round.
-        self.entries: list[Entry] = []
-        self.committed: list[events.Committed] = []
+        self.committed: list[Entry] = []  # as soon as it is durable
         self.values: list[bytes | None] = []  # what each round made of its block
         self.made: dict[tuple[str, int], list[Made]] = defaultdict(list)
-        self.folds: list[events.Fold] = []
-        self.folder = Folder()
+        self.folder = Folder(lambda: bool(self._befalls("disk", "broker", self.now)))
         self._formula = Formula(config, self.manifest)
-        self._chunks: dict[tuple[int, int, int], wire.Envelope] = {}  # sent down, by round, attempt and offset
+        self._chunks: dict[tuple[int, int, int, int], wire.Envelope] = {}  # sent down; by epoch, round, attempt, offset
         self.notes: list[events.Note] = []
         self.starts: dict[str, list[Start]] = defaultdict(list)
         self.sent: list[Sent] = []
-        zeros = [np.zeros(block.numel, np.float32) for block in self.manifest.blocks]
-        self._blocks = GlobalBlocks(BaseModel(self.manifest, BASE, TOKENIZER, zeros), config)
-        self._store = BlockStore(self.folder, Rows(), self.manifest.digest, 2)  # type: ignore[arg-type]
-        self._folding_until = 0.0
+        self.broker = Broker(config, self.manifest, self.folder, 1)
+        self._by_peer: dict[bytes, Process] = {}
+        self._incidents: dict[tuple[str, str], list[Incident]] = defaultdict(list)
+        for incident in self.faults.incidents:
+            self._incidents[incident.kind, incident.victim].append(incident)
+        self._traps = [incident for incident in self._incidents["kill", "broker"] if incident.point]
+        self._crossed: dict[int, tuple[wire.Envelope, wire.Envelope]] = {}  # chunks before and after the codec, by id
         self._heap: list[tuple[float, int, Any, Callable[[], None]]] = []
         self._count = 0
+        self._handled = 0  # events of the broker
         self._armed: dict[int, float] = {}
         self._connection: dict[tuple[bytes, bool], float] = {}  # when the newest message of an ordered link arrives
         for name, habits in clients.items():
             self.after(habits.joins_at, lambda name=name, habits=habits: self.join(name, habits))
         for incident in self.faults.incidents:
-            if incident.kind == "kill":
+            if incident.kind == "kill" and not incident.point:
                 self.after(incident.at, lambda incident=incident: self._kill(incident))
 
     # The clock
 
     def after(self, seconds: float, act: Callable[[], None], whose: Any = None) -> None:
-        """Do `act` later. whose: the process that does it; not done if that has died, late if it is frozen."""
+        """Do `act` later. whose: the process that does it, or "broker": whichever there is then; not done if that has
+        died, late if it is frozen."""
         self._count += 1
         heapq.heappush(self._heap, (self.now + seconds, self._count, whose, act))
 
@@ -447,20 +569,24 @@ class Network:
         while self._heap and self._heap[0][0] <= until_s:
             due, _, whose, act = heapq.heappop(self._heap)
             self.now = max(self.now, due)
-            if isinstance(whose, Process) and (whose.dead or whose.gone is not None):
-                continue
-            victim = "broker" if whose is self.coordinator else whose.name if isinstance(whose, Process) else ""
-            thaws = self._thaws_at(victim)
-            if thaws > self.now:
+            if isinstance(whose, Process):
+                if whose.dead or whose.gone is not None:
+                    continue
+                victim = whose.name
+            elif whose is not None:
+                if self.broker.dead or (whose != "broker" and whose.dead):
+                    continue
+                victim = "broker"
+            if whose is not None and (thaws := self._thaws_at(victim)) > self.now:
                 self._count += 1
                 heapq.heappush(self._heap, (thaws, self._count, whose, act))
                 continue
             act()
         return self
 
-    def arm(self, whose: Process | Coordinator, *, ticked: bool = False) -> None:
+    def arm(self, whose: Process | Broker, *, ticked: bool = False) -> None:
         """Set the timer of a machine to its deadline."""
-        machine = whose.participant if isinstance(whose, Process) else whose
+        machine = whose.participant if isinstance(whose, Process) else whose.coordinator
         over = whose.gone is not None if isinstance(whose, Process) else self.over is not None
         due = None if over else machine.deadline()
         assert not ticked or due is None or due > self.now, "a tick leaves something due: the process would spin"
@@ -481,7 +607,9 @@ class Network:
         self.after(max(due - self.now, 0.0), tick, whose)
 
     def _befalls(self, kind: str, victim: str, moment: float) -> list[Incident]:
-        incidents = [i for i in self.faults.incidents if (i.kind, i.victim) == (kind, victim)]
+        incidents = self._incidents.get((kind, victim))
+        if not incidents:
+            return []
         return [incident for incident in incidents if incident.at <= moment < incident.at + incident.lasts]
 
     def _thaws_at(self, victim: str) -> float:
@@ -493,11 +621,15 @@ class Network:
 
     # The workers
 
-    def join(self, name: str, habits: Habits | None = None) -> Process:
-        """A new process, under a name that may have had one before."""
+    def join(self, name: str, habits: Habits | None = None, kept: worker.Kept | None = None) -> Process:
+        """A new process, under a name that may have had one before, which may have kept something."""
         token = f"{len(self.processes) + 1:032x}"
-        process = Process(self, name, token, habits or Habits(), Participant(name, token, 120.0, self.now))
+        process = Process(self, name, token, habits or Habits(), Participant(name, token, 120.0, self.now), kept)
+        if kept is not None:
+            versions = enumerate(kept.versions)
+            process.blocks = {b: (made - 1, self.values[made - 1] or b"") for b, made in versions if made}
         self.processes.append(process)
+        self._by_peer[process.peer] = process
         process.handle(worker.Tick())
         return process
 
@@ -505,19 +637,44 @@ class Network:
         """The newest process of a name."""
         return next(process for process in reversed(self.processes) if process.name == name)
 
-    def prepared(self, habits: Habits) -> worker.Prepared:
-        return worker.Prepared(self.config, self.manifest, habits.base, TOKENIZER, habits.rows)
+    def prepared(self, process: Process) -> worker.Prepared:
+        habits = process.habits
+        return worker.Prepared(self.config, self.manifest, habits.base, TOKENIZER, habits.rows, process.kept)
 
     def _kill(self, incident: Incident) -> None:
+        if incident.victim == "broker":
+            self._kill_broker(incident)
+            return
         for process in self.processes:
             if process.name == incident.victim and not process.dead and process.gone is None:
                 process.dead = True
                 if incident.returns:
-                    self.after(incident.lasts, lambda process=process: self._return(process))
+                    self.after(incident.lasts, lambda process=process: self._return(process, incident))
 
-    def _return(self, dead: Process) -> None:
+    def _return(self, dead: Process, incident: Incident) -> None:
         if self.over is None:
-            self.join(dead.name, dead.habits)
+            begun = dead.participant.state is State.TRAINING  # else there is nothing on its disk yet
+            self.join(dead.name, dead.habits, dead.left() if incident.kept and begun else dead.kept)
+
+    def _kill_broker(self, incident: Incident) -> None:
+        if self.over is None and not self.broker.dead:
+            self.broker.dead = True
+            self.after(incident.lasts, self._restart)
+
+    def _restart(self) -> None:
+        """Another broker, from what is on the disk."""
+        self.broker = Broker(self.config, self.manifest, self.folder, self.broker.epoch + 1)
+        self.handle(events.Tick())
+
+    def _pass(self, point: str) -> bool:
+        """The broker passes a point of a commit; whether it has died of that."""
+        for incident in self._traps:
+            if incident.point == point and self.now >= incident.at:
+                self._traps.remove(incident)
+                self.crashed.append(point)
+                self._kill_broker(incident)
+                return True
+        return False
 
     def train(self, process: Process, round: int) -> Made:
         """What a process makes of a round: its own random delta, whatever its model holds."""
@@ -553,7 +710,7 @@ class Network:
         assert turn is not None, "it is not known by then"
         assert turn.block == self.block(process.position)
         if self.config.announced:
-            assert turn == self.told[process.name, process.position]
+            assert turn == process.told[process.position]
         else:
             assert turn.trains
         return turn
@@ -562,13 +719,16 @@ class Network:
         first = message.next if isinstance(message, Start) else message.round + self.config.in_flight + 1
         assert self.config.announced or not message.blocks, "what follows from the settings is not said"
         for round, said in enumerate(zip(message.blocks, message.trains, strict=True), start=first):
-            turn = Turn(*said)
-            told = self.told.setdefault((process.name, round), turn)
+            turn, key = Turn(*said), (process.name, round)
+            epoch, told = self.told.get(key, (0, turn))
             assert turn.block == told.block == self.block(round)
-            # Who has been away may have to make up for somebody who was drawn and is gone.
-            assert turn.trains >= told.trains
+            # Who has been away may have to make up for somebody who was drawn and is gone. That is not in the journal.
+            assert turn.trains >= told.trains or epoch < self.broker.epoch
             self.made_up += turn.trains > told.trains
-            self.told[process.name, round] = turn
+            process.told[round] = turn
+            self.told[key] = self.broker.epoch, turn
+            if turn.trains:
+                self.drawn.add(key)
 
     def layout(self, arrived: worker.Arrived) -> Layout:
         return Layout.down(self.config, self.manifest.blocks[arrived.block].numel, arrived.attempt)
@@ -587,11 +747,11 @@ class Network:
 
     def carry(self, process: Process, envelope: wire.Envelope, *, up: bool) -> None:
         """Take a message across, if it gets across."""
-        frames = [bytes(frame) for frame in wire.encode(envelope)]
         self.sent.append(Sent(self.now, process.name, up, envelope.message))
         faults, rng = self.faults, self.rng
         if self._befalls("cut", process.name, self.now) or rng.random() < faults.loss:
             return
+        crossed = self._through_codec(envelope)
         for _ in range(2 if rng.random() < faults.duplication else 1):
             arrives = self.now + rng.uniform(*faults.delay_s)
             if faults.ordered:
@@ -599,59 +759,83 @@ class Network:
                     arrives, self._connection.get((process.peer, up), 0.0)
                 )
             if up:
-                received = events.Received(process.peer, wire.decode(frames))
-                self.after(arrives - self.now, lambda received=received: self.handle(received), self.coordinator)
+                self.after(arrives - self.now, lambda: self.handle(events.Received(process.peer, crossed)), "broker")
             else:
-                event = worker.Received(wire.decode(frames))
-                self.after(arrives - self.now, lambda event=event: process.handle(event), process)
+                self.after(arrives - self.now, lambda: process.handle(worker.Received(crossed)), process)
+
+    def _through_codec(self, envelope: wire.Envelope) -> wire.Envelope:
+        """What the other side reads. Each message is encoded and decoded once, however often it is sent."""
+        if envelope.payload is None:
+            return _read(envelope)
+        if id(envelope) not in self._crossed:
+            self._crossed[id(envelope)] = envelope, wire.decode([bytes(frame) for frame in wire.encode(envelope)])
+        return self._crossed[id(envelope)][1]
 
     # The broker
 
+    @property
+    def coordinator(self) -> Coordinator:
+        """The present broker's, or that of the one that has died last."""
+        return self.broker.coordinator
+
     def handle(self, event: events.Event) -> None:
-        if self.over is not None:
+        if self.over is not None or self.broker.dead:
             return
-        effects = self.coordinator.handle(event, self.now)
-        for effect in effects:
-            if isinstance(effect, events.Store):
-                self._settle(effect.entry)
-            elif isinstance(effect, events.Committed):  # before what is said of it
-                self._commit(effect, event)
-        for effect in effects:
+        coordinator = self.broker.coordinator
+        for number, effect in enumerate(coordinator.handle(event, self.now)):
             match effect:
                 case events.Send(peer, envelope):
-                    process = next(process for process in self.processes if process.peer == peer)
-                    if isinstance(envelope.message, Start | Commit):
-                        self._tell(process, envelope.message)
-                    if isinstance(envelope.message, Start):
-                        self.starts[process.name].append(envelope.message)
-                    elif isinstance(envelope.message, Chunk):
-                        key = (envelope.message.round, envelope.message.attempt, envelope.message.offset)
-                        assert self._chunks.setdefault(key, envelope) is envelope, "a chunk was encoded twice"
-                    self.carry(process, envelope, up=False)
+                    self._send(self._by_peer[peer], envelope)
+                    if number and isinstance(envelope.message, Commit) and self._pass("amid the announcement"):
+                        return
                 case events.Fold():
                     self._fold(effect)
                 case events.Store():
-                    self._execute(lambda store=effect: self._keep(store))
+                    assert effect.round == len(self.committed), "rounds are stored in order, each once"
+                    self._execute(lambda store=effect: self._keep_block(store))
                 case events.Committed():
-                    pass  # looked at already
+                    assert effect.round == len(self.committed) - 1
+                    self._check_committed(effect)
                 case events.Note():
                     self.notes.append(effect)
                 case events.Over():
                     self.over, self.over_at = effect, self.now
-        clients = self.coordinator.clients
-        assert len(clients) == len(set(clients)), "two sessions under one name"
-        assert self.coordinator.next_round == len(self.committed)
-        due, latest = self.coordinator.deadline(), self._latest_deadline()
-        assert self.over is not None or latest is None or (due is not None and due <= latest), "a tick comes too late"
-        self.arm(self.coordinator)
+        # Between the two it is durable, and the coordinator does not know yet.
+        assert len(self.committed) - 1 <= coordinator.next_round <= len(self.committed)
+        self._handled += 1
+        if self._handled % 8 == 0 and self.over is None:  # it takes as long as all the rest
+            due, latest = coordinator.deadline(), self._latest_deadline()
+            assert latest is None or (due is not None and due <= latest), "a tick comes too late"
+        self.arm(self.broker)
+
+    def _send(self, process: Process, envelope: wire.Envelope) -> None:
+        message = envelope.message
+        if isinstance(message, Chunk):
+            key = (envelope.epoch, message.round, message.attempt, message.offset)
+            assert self._chunks.setdefault(key, envelope) is envelope, "a chunk was encoded twice"
+        elif isinstance(message, Start):
+            self._tell(process, message)
+            self._check_roster()
+            self.starts[process.name].append(message)
+        elif isinstance(message, Commit):
+            assert message.round < len(self.committed), "announced before it was durable"
+            self._tell(process, message)
+        self.carry(process, envelope, up=False)
+
+    def _check_roster(self) -> None:
+        joined = [session.name for session in self.coordinator._roster if session.state is not SessionState.GREETED]
+        assert len(joined) == len(set(joined)), "two sessions under one name"
 
     def _latest_deadline(self) -> float | None:
         """When the coordinator must look again at the latest, of all that it waits for."""
-        network, sessions = self.config.network, list(self.coordinator._roster)
-        times = [session.heard_at + network.timeout_s for session in sessions]
-        times += [d.progress_at + network.resend_s for session in sessions for d in session.downloads.values()]
-        closes = self.coordinator._collection.deadline(self.now)
-        return min(times if closes is None else [*times, closes], default=None)
+        coordinator, network = self.coordinator, self.config.network
+        latest = [session.heard_at + network.timeout_s for session in coordinator._roster]
+        for session in coordinator._roster:
+            latest += [download.progress_at + network.resend_s for download in session.downloads.values()]
+        if coordinator._roster.expected and coordinator._expected_until is not None:
+            latest.append(coordinator._expected_until)
+        closes = coordinator._collection.deadline(self.now)
+        return min(latest if closes is None else [*latest, closes], default=None)
 
     def _fold(self, fold: events.Fold) -> None:
         names = [contribution.client for contribution in fold.contributions]
@@ -661,71 +845,91 @@ class Network:
         for contribution in fold.contributions:
             assert min(start.round for start in self.starts[contribution.client]) <= fold.round, "no member"
             if self.config.announced:
-                assert self.told[contribution.client, fold.round].trains, "not drawn for this round"
+                assert (contribution.client, fold.round) in self.drawn, "not drawn for this round"
             made = self.made[contribution.client, fold.round]
             sent = [(m.chunks[fold.index], m.weight, m.steps) for m in made]
             counted = (bytes(contribution.payload), contribution.weight, contribution.steps)
             assert counted in sent, "a mixed contribution"
-        if self.folds and (self.folds[-1].round, self.folds[-1].attempt) == (fold.round, fold.attempt):
-            before = self.folds[-1]
+        folds = self.broker.folds
+        if folds and (folds[-1].round, folds[-1].attempt) == (fold.round, fold.attempt):
+            before = folds[-1]
             assert fold.index == before.index + 1, "the chunks of an attempt are folded in order, each once"
             assert names == [contribution.client for contribution in before.contributions]
         else:
             assert fold.index == 0, "an attempt begins with the first chunk"
-        self.folds.append(fold)
-        self._execute(lambda: self._make(fold))
+        folds.append(fold)
+        self._execute(lambda: self.handle(self.broker.make(fold)))
 
-    def _make(self, fold: events.Fold) -> events.Event:
-        made = self._blocks.fold(fold)
-        if isinstance(made, events.Unfit):
-            return made
-        self._store.write(fold.round, fold.attempt, fold.block, made.numel, made.parts)
-        return made.answer
+    def _keep_block(self, store: events.Store) -> None:
+        if self._pass("before the block"):
+            return
+        try:
+            if store.attempt:
+                self.broker.keep_block(store)
+        except OSError:
+            self._again(lambda: self._keep_block(store))
+        else:
+            self._execute(lambda: self._keep_entry(store))
 
-    def _keep(self, store: events.Store) -> events.Event:
-        tensors = self._blocks.tensors(store) if store.attempt else None
-        self._store.commit(store, tensors)
-        if tensors is None:
-            return events.Stored(store.round, 0, None)
-        self._blocks.settle(store)
-        return events.Stored(store.round, store.attempt, tensors["block"].data.cast("B"))
+    def _keep_entry(self, store: events.Store) -> None:
+        if self._pass("before the entry"):
+            return
+        try:
+            stored = self.broker.keep_entry(store)
+        except OSError:
+            self._again(lambda: self._keep_entry(store))
+            return
+        self._commit(store, stored)
+        if not self._pass("before the announcement"):
+            self._execute(lambda: self.handle(stored))
 
-    def _execute(self, act: Callable[[], events.Event]) -> None:
-        """On the fold executor: one thing after the other, each taking a while."""
-        self._folding_until = max(self._folding_until, self.now) + self.rng.uniform(0.0, 0.1)
-        self.after(self._folding_until - self.now, lambda: self.handle(act()), self.coordinator)
+    def _again(self, act: Callable[[], None]) -> None:
+        """The disk has refused: try it later."""
+        self.retries += 1
+        self.after(1.0, act, self.broker)
 
-    def _settle(self, entry: Entry) -> None:
-        """It is settled who counts in a round, and so what comes in_flight + 1 rounds later."""
-        assert entry.round == len(self.entries), "rounds are stored in order, each once"
-        self.entries.append(entry)
-        if entry.attempt and self._schedule is None:
-            rate = learning_rate(self.config.solver, entry.round, self.config.rounds)
-            self._importance.moved(entry.block, entry.moved / rate)
-        self._blocks_by_round.append(self._importance.next())
+    def _execute(self, act: Callable[[], None]) -> None:
+        """On a thread of the broker: one thing after the other, each taking a while."""
+        broker = self.broker
+        broker.busy_until = max(broker.busy_until, self.now) + self.rng.uniform(0.0, 0.1)
+        self.after(broker.busy_until - self.now, act, broker)
 
-    def _commit(self, commit: events.Committed, event: events.Event) -> None:
-        assert commit.round == len(self.committed) == len(self.entries) - 1, "rounds are committed in order, each once"
-        entry, values = self.entries[-1], None
-        assert (commit.contributors, commit.late, commit.loss) == (entry.contributors, entry.late, entry.loss)
-        if commit.contributors:
-            assert isinstance(event, events.Stored)
-            fold = self.folds[-1]
-            assert (event.round, event.attempt) == (commit.round, fold.attempt) == (fold.round, fold.attempt)
-            assert commit.contributors == tuple(contribution.client for contribution in fold.contributions)
-            values = bytes(event.values)
-            assert self.folder.stored[commit.block] == values, "announced before it was stored"
-            before = self._formula.content(commit.block)
+    def _commit(self, store: events.Store, stored: events.Stored) -> None:
+        """A round is durable, and so is what comes in_flight + 1 rounds later."""
+        entry, values = store.entry, None
+        assert entry.round == len(self.committed), "rounds are committed in order, each once"
+        assert (entry.block, entry.attempt) == (store.block, store.attempt)
+        assert bool(entry.contributors) == bool(entry.attempt)
+        if entry.attempt:
+            fold = self.broker.folds[-1]
+            assert (fold.round, fold.attempt) == (entry.round, entry.attempt)
+            counted = [(each.client, each.weight, each.steps) for each in fold.contributions]
+            assert counted == list(zip(entry.contributors, entry.weights, entry.steps, strict=True))
+            assert stored.values is not None
+            values = bytes(stored.values)
+            assert self.folder.stored[entry.block, entry.round].values == values, "another block was stored"
+            before = self._formula.content(entry.block)
             assert self._expected(fold) == values, "what was made is not what the formulas say"
-            rms = float(np.sqrt(np.mean(np.square(self._formula.content(commit.block) - before))))
             if self._schedule is None:
+                rms = float(np.sqrt(np.mean(np.square(self._formula.content(entry.block) - before))))
                 assert entry.moved == pytest.approx(rms, rel=1e-3)
-        self.committed.append(commit)
+                rate = learning_rate(self.config.solver, entry.round, self.config.rounds)
+                self._importance.moved(entry.block, entry.moved / rate)
+        if self._schedule is None:
+            self._blocks_by_round.append(self._importance.next())
+        self.committed.append(entry)
         self.values.append(values)
+
+    def _check_committed(self, said: events.Committed) -> None:
+        entry = self.committed[said.round]
+        assert (said.block, said.contributors, said.late) == (entry.block, entry.contributors, entry.late)
+        assert (said.loss, said.reason) == (entry.loss, entry.reason)
+        assert said.bytes_up == entry.bytes_up
+        assert said.bytes_down == entry.bytes_down
 
     def _expected(self, last: events.Fold) -> bytes:
         """What the formulas make of the contributions of an attempt, of which `last` was the last chunk."""
-        folds = self.folds[-1 - last.index :]
+        folds = self.broker.folds[-1 - last.index :]
         layout = Layout.up(self.config, self.manifest.blocks[last.block].numel)
         assert len(folds) == layout.count, "not all of it was folded"
         numels = [layout.part(index).stop - layout.part(index).start for index in range(layout.count)]

@@ -14,11 +14,11 @@ from parablock.aggregation import STATE, Contribution, server_move, weighted_mea
 from parablock.block_file import BLOCK, BlockWriter
 from parablock.config import Config, from_dict
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
+from parablock.journal import Row
 from parablock.layout import Layout
 from parablock.manifest import Block, Manifest, Slot
 from parablock.run_folder import RunFolder
 from parablock.saved import Entry
-from tests.network import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,6 +42,10 @@ def vector(seed: int, scale: float = 1.0) -> Vector:
 def store_of(round: int, attempt: int) -> Store:
     entry = Entry(round, round % 2, attempt, -1, (), (), (), (), 0.0, 0, 0, 0, "", {}, (), ())
     return Store(round, round % 2, attempt, entry)
+
+
+class Rows(list[Row]):
+    """A journal on no disk."""
 
 
 class Desk:

@@ -371,6 +371,20 @@ def test_an_absurd_credit_ends_the_session_and_nobody_elses(held: int, until: in
     assert desk.of(Committed)[0].contributors == ("a", "b")
 
 
+def test_changes_under_way_do_not_keep_back_the_version_that_they_build_on() -> None:
+    """A window holds one chunk in full. The ends of the changes are not confirmed before block 0 is there."""
+    desk = gathered("a", "b", rounds=12, codec={"down": "int4"}, network=ONE_CHUNK)
+    for round in range(4):
+        desk.commit("a", "b", round=round)
+    desk.hello("c")
+    desk.join("c")
+    desk.commit("a", "b", round=4)
+    assert chunks(desk, "c") == [(1, 0), (1, 136)]
+    assert desk.say("c", Credit(4, 0, 1, 136, 160)) == [], "the end of it is under way, as far as one can tell"
+    desk.say("c", Credit(0, 0, 0, 0, 1024))
+    assert chunks(desk, "c") == [(0, 0)]
+
+
 def test_a_lost_commit_is_repeated_until_the_last_byte_is_confirmed() -> None:
     desk = gathered("a", "b")
     desk.commit("a", "b")

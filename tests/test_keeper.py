@@ -162,6 +162,30 @@ def test_a_full_disk_is_said_once_and_written_again_when_there_is_room(
     assert not state.optimizer, "an older one would be wrong"
 
 
+def test_a_disk_that_is_slower_than_the_rounds_holds_nobody_up(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+    slow = threading.Event()
+
+    def learnt() -> Tensors:
+        assert slow.wait(10)
+        return Tensors({"0.exp_avg": vector(1)}, {"masters": 1, "state": []})
+
+    kept.keeper.learnt(0, 0, learnt)
+    for round in range(8):
+        kept.trained(round, round % 4)
+    kept.keeper.learnt(0, 8, learnt)
+    slow.set()
+    kept.keeper.settle([0])
+    kept.trained(8, 0)
+    kept.keeper.close()
+    assert caplog.text.count("the disk is slower than the rounds") == 1
+    state = left(kept.path)
+    assert state.position is not None
+    assert state.position.round == 9
+    assert set(range(4)) <= state.contributions.keys()
+    assert not {5, 6, 7} & state.contributions.keys()
+    assert not state.optimizer, "what is on disk of it does not hold any more"
+
+
 def test_when_the_run_is_done_nothing_is_left(kept: Kept) -> None:
     kept.trained(0, 0)
     kept.keeper.remove()

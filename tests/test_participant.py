@@ -70,10 +70,10 @@ ANNOUNCED: dict[str, Any] = {"schedule": {"order": "importance"}}
 class Seat:
     """A participant with rounds 0, 1, 2, ... on blocks 0, 1, 2, 3, 0, ..., and what it does."""
 
-    def __init__(self, patience_s: float = 60.0, **config: Any) -> None:
+    def __init__(self, patience_s: float = 60.0, session: str = "5e55", **config: Any) -> None:
         self.now = 100.0
         self.config = config_of(2, 8, **config)
-        self.participant = Participant("a", "5e55", patience_s, self.now)
+        self.participant = Participant("a", session, patience_s, self.now)
         self.effects: list[Effect] = []  # of the last event
         self.taken: dict[tuple[int, int], list[bytes]] = {}  # by round and attempt: chunks
 
@@ -180,18 +180,48 @@ def test_the_conversation_up_to_the_start() -> None:
     assert participant.may_train(0)
 
 
+def calls(seat: Seat, until_s: float) -> tuple[list[float], list[str]]:
+    """When it calls, in seconds from now on, while nobody answers, and what its user hears."""
+    began, at, told = seat.now, list[float](), list[str]()
+    while (due := seat.participant.deadline()) <= began + until_s:
+        at += [due - began for said in seat.handle(Tick(), after_s=due - seat.now) if isinstance(said, Hello)]
+        told += [notice.text for notice in seat.of(Notice)]
+    return at, told
+
+
 def test_a_call_is_repeated_until_it_is_answered_and_the_user_is_told_once() -> None:
     seat = Seat()
-    seat.handle(Tick())
-    assert seat.participant.deadline() == seat.now + 1.0
-    notices = []
-    for _ in range(5):
-        assert seat.handle(Tick(), after_s=1.0) == [Hello("a", "5e55", PROTOCOL)]
-        notices += seat.of(Notice)
-    assert notices == [Notice("the broker does not answer yet; waiting for it")]
-    assert seat.handle(Tick(), after_s=0.5) == [], "not due"
+    assert seat.handle(Tick()) == [Hello("a", "5e55", PROTOCOL)]
+    at, told = calls(seat, 20.0)
+    assert len(at) >= 4
+    assert told == ["the broker does not answer yet; waiting for it"]
     seat.hear(Terms("{}"))
     assert seat.of(Notice) == [Notice("the broker is back")]
+
+
+def test_calls_become_rare_each_worker_at_its_own_times_and_quick_again_when_the_broker_was_heard() -> None:
+    seat, other = Seat(patience_s=1800.0), Seat(patience_s=1800.0, session="0the")
+    seat.handle(Tick())
+    other.handle(Tick())
+    at, _ = calls(seat, 1000.0)
+    waits = [after - before for before, after in zip([0.0, *at], at, strict=False)]
+    longest = [1.0, 2.0, 4.0, 8.0, 16.0, *[30.0] * (len(waits) - 5)]
+    assert len(waits) > 30
+    assert all(0.5 * most <= wait <= most for wait, most in zip(waits, longest, strict=True))
+    assert len({round(wait, 3) for wait in waits[5:]}) > 20
+    assert calls(other, 1000.0)[0] != at
+    assert kinds(seat.hear(Terms("{}"), Rejoin("who are you?"))) == [Hello]
+    assert calls(seat, 1.0)[0] != []
+
+
+def test_a_call_that_nobody_answers_is_given_up_when_the_patience_ends() -> None:
+    """Not with the next call, which may be half a minute away."""
+    seat = Seat(patience_s=60.0)
+    seat.handle(Tick())
+    began = seat.now
+    while not seat.of(Gone):
+        seat.handle(Tick(), after_s=seat.participant.deadline() - seat.now)
+    assert seat.now == pytest.approx(began + 60.0)
 
 
 def test_a_join_is_repeated_until_it_is_answered() -> None:

@@ -7,13 +7,14 @@ import json
 import pytest
 
 from parablock.coordinator import Phase
-from parablock.coordinator_events import Committed, Fold, Note, Over, Store, Stored, Tick
+from parablock.coordinator_events import Committed, Fold, Note, Over, Received, Store, Stored, Tick
 from parablock.messages import (
     PROTOCOL,
     Abstain,
     Chunk,
     Commit,
     Credit,
+    Goodbye,
     Heartbeat,
     Hello,
     Join,
@@ -30,6 +31,7 @@ from parablock.participant_events import Dismissed, Held, Kept, Notice, Prepared
 from parablock.participant_events import Tick as Due
 from parablock.saved import Entry
 from parablock.transfer import Encoded, Payload
+from parablock.wire import Envelope
 from tests.network import BASE, RUN, TOKENIZER
 from tests.test_coordinator import MANIFEST, NBYTES, Desk, kinds
 from tests.test_participant import Seat
@@ -285,6 +287,53 @@ def test_what_an_earlier_process_had_begun_its_successor_sends_anew() -> None:
     desk.upload("b")
     folds = [fold for fold in desk.asked if isinstance(fold, Fold)]
     assert [bytes(fold.contributions[0].payload[:1]) for fold in folds] == [b"\2", b"\2"]
+
+
+def test_a_session_that_another_has_replaced_is_fenced() -> None:
+    """A connection that is half open: what still comes of it, late, neither counts nor ends anything."""
+    desk = Desk()
+    desk.gather("a", "b")
+    desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
+    desk.chunk("a", 0, 0, 0, 1024, fill=1)
+    new = b"a'"
+    for message in (Hello("a", "0the", PROTOCOL), Join(MANIFEST.digest, BASE, TOKENIZER, 10, (0,) * 4, 0)):
+        desk.handle(Received(new, Envelope(RUN, 1, message)))
+    assert desk.coordinator.clients == ["a", "b"]
+    assert kinds(desk.chunk("a", 0, 0, 1024, 176, fill=1)) == [Rejoin]
+    assert kinds(desk.say("a", Heartbeat(1.0, 0, 0, "training"))) == [Rejoin]
+    assert kinds(desk.say("a", Leave("interrupted"))) == [Goodbye]
+    assert desk.coordinator.clients == ["a", "b"]
+    desk.upload("b")
+    assert not desk.asked, "of a's contribution nothing is there"
+
+
+def test_clocks_that_jump_evict_nobody() -> None:
+    """What peers say of their clocks goes into the trace; what times out goes by the time that `handle` is told."""
+    desk = Desk()
+    desk.gather("a", "b")
+    for clock in (1e11, -1e11, 0.0, 3.2e7):
+        desk.now += 5.0
+        for name in "ab":
+            desk.say(name, Heartbeat(clock, 0, 0, "training"))
+        desk.handle(Tick())
+        assert desk.coordinator.clients == ["a", "b"]
+
+
+def test_an_upload_that_is_withheld_gives_up_its_place_when_its_client_is_lost() -> None:
+    """Its reservation is a window, and the others' round closes without it."""
+    desk = Desk(clients=3, quorum=2)
+    desk.gather("a", "b", "c")
+    desk.say("c", Offer(0, 0, 1200, 1, 1, 0.5))
+    desk.chunk("c", 0, 0, 0, 1024)
+    desk.upload("a")
+    desk.upload("b")
+    for _ in range(2):
+        for name in "ab":
+            desk.say(name, Heartbeat(0.0, 0, 0, "training"))
+        desk.handle(Tick(), after_s=3.0)
+    desk.work()
+    assert desk.journal[0][0].contributors == ("a", "b")
+    assert desk.coordinator._collection._rounds.get(0) is None
 
 
 # The worker: what it has kept

@@ -71,6 +71,8 @@ def test_without_a_folder_it_is_the_users_own_by_run_and_name(
     assert named is not None
     folder = named.open("run/1", "us")
     assert folder.path == tmp_path / "parablock" / "run-1" / "us"
+    folder.remove()
     folder.close()
+    assert os.listdir(tmp_path / "parablock") == []
     assert nameless is not None
     assert (named.again, nameless.again) == ("", f" --name {local.name}")

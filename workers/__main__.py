@@ -11,7 +11,7 @@ import secrets
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,7 +133,8 @@ class Keeping:
         if self.folder is not None:
             return self.folder
         home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        return StateFolder(Path(home) / "parablock" / re.sub(r"[^A-Za-z0-9._-]", "-", run) / name)
+        place = Path(home) / "parablock"
+        return StateFolder(place / re.sub(r"[^A-Za-z0-9._-]", "-", run) / name, within=place)
 
 
 async def _take_part(local: Local, endpoint: str, patience_s: float, keeping: Keeping | None) -> int:
@@ -180,12 +181,11 @@ class Worker:
     async def _take_part(self) -> int:
         from parablock import models
         from parablock.blocks import PartitionError
-        from workers.comeback import kept
         from workers.lag import LoopLag
         from workers.rounds import RoundLoop
         from workers.rows import DataError
         from workers.setup import DeviceError, prepare
-        from workers.trainer import Stopped, Trainer
+        from workers.trainer import Stopped
 
         lag = LoopLag()
         sampling = asyncio.get_running_loop().create_task(lag.run())
@@ -193,21 +193,10 @@ class Worker:
         try:
             await self._link.until(lambda: self._link.terms is not None)
             assert self._link.terms is not None
-            link = self._link
             setup = await self._torch(prepare, self._link.terms, self._local)
-            state = await self._torch(self._resume, setup)
-            left = None if state is None else kept(state, setup.config, setup.manifest, link.participant.run)
-            prepared = Prepared(setup.config, setup.manifest, setup.base, setup.tokenizer_digest, len(setup.rows), left)
-            link.prepared(prepared, setup.staging, None if state is None else state.residuals)
-            await link.until(lambda: link.started is not None)
-            position = None if state is None else state.position
-            clients = link.clients if position is None else position.clients
-            self._trainer = await self._torch(Trainer, setup, clients, link.arrivals, link.step, self._keeper)
-            if state is not None:
-                assert self._folder is not None
-                await self._torch(self._trainer.resume, state, self._folder.block)
-            await RoundLoop(setup, link, self._torch, self._trainer, lag, self._keeper, state).run()
-            gone = await link.leave("done")
+            self._trainer, left = await self._join(setup)
+            await RoundLoop(setup, self._link, self._torch, self._trainer, lag, self._keeper, left).run()
+            gone = await self._link.leave("done")
             if self._keeper is not None and gone.end is End.DONE:
                 self._keeper.remove()
             return self._farewell(gone)
@@ -227,6 +216,26 @@ class Worker:
             raise
         finally:
             sampling.cancel()
+
+    async def _join(self, setup: Setup) -> tuple[Trainer, State | None]:
+        """Take part from where an earlier process has left off, if there is one. Of what that has left only facts are
+        returned: whatever has a block's size is others' now, who let it go in time."""
+        from workers.comeback import kept
+        from workers.trainer import Trainer
+
+        link = self._link
+        state = await self._torch(self._resume, setup)
+        left = None if state is None else kept(state, setup.config, setup.manifest, link.participant.run)
+        prepared = Prepared(setup.config, setup.manifest, setup.base, setup.tokenizer_digest, len(setup.rows), left)
+        link.prepared(prepared, setup.staging, None if state is None else state.residuals)
+        await link.until(lambda: link.started is not None)
+        clients = link.clients if state is None or state.position is None else state.position.clients
+        trainer = await self._torch(Trainer, setup, clients, link.arrivals, link.step, self._keeper)
+        if state is None:
+            return trainer, None
+        assert self._folder is not None
+        await self._torch(trainer.resume, state, self._folder.block)
+        return trainer, replace(state, contributions={}, residuals={}, optimizer={})
 
     def _resume(self, setup: Setup) -> State | None:
         """Begin to keep what this process does; what an earlier one of this worker has left. Raises StateError."""

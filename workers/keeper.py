@@ -2,11 +2,13 @@
 
 Neither the event loop nor training waits for the disk, but where training would change what is still being written
 (`settle`). Since all of it is written in order, what is on disk is at any moment what the worker was at some moment
-before. A disk that refuses is told once; nothing about the run depends on it, and each later round is tried again.
+before. A disk that refuses is told once; nothing about the run depends on it, and each later round is tried again. One
+that is slower than the rounds is taken to refuse, so that what waits for it does not fill the memory.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from concurrent.futures import Future
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("worker")
 
+_MOST_BEHIND = 3
+"""Rounds that may wait to be written, each with two vectors of its block's size."""
+
 
 class Keeper:
     """See the module. call_soon, on_error: as `parablock.conveyor.Conveyor` has them; any thread may call the methods.
@@ -49,24 +54,28 @@ class Keeper:
     ) -> None:
         self._folder = folder
         self._writing: dict[int, Future[None]] = {}  # by block, that of its optimizer's state
+        self._told = 0  # rounds
         # What follows is the thread's.
-        position = None if state is None else state.position
-        self._position = position or Position(0)
-        self._open = {} if state is None else {r: spooled.made.block for r, spooled in state.contributions.items()}
-        self._residuals = dict.fromkeys(() if state is None else state.residuals, 0)
-        self._optimizer = dict.fromkeys(() if state is None else state.optimizer, 0)
-        if position is not None:
-            self._residuals = {block: position.residuals[block] for block in self._residuals}
-            self._optimizer = {block: position.optimizer[block] for block in self._optimizer}
+        self._open: dict[int, int] = {}  # by round, the blocks of contributions that are on disk
+        self._residuals: dict[int, int] = {}  # by block, the round through which that on disk goes
+        self._optimizer: dict[int, int] = {}  # likewise
+        if state is not None and state.position is not None:
+            self._open = {round: spooled.made.block for round, spooled in state.contributions.items()}
+            self._residuals = {block: state.position.residuals[block] for block in state.residuals}
+            self._optimizer = {block: state.position.optimizer[block] for block in state.optimizer}
         self._refused = False  # the disk has, and it was told
         self._whole = True  # nothing was refused since the last position
         self._given_up = False
+        self._done = 0  # of the rounds that were told
         self.written = 0
         self._conveyor: Conveyor[None] = Conveyor("state", call_soon, on_result=lambda _: None, on_error=on_error)
 
     def landed(self, landed: LandedBlock, values: Vector, done: Callable[[], None] | None = None) -> None:
         """A block has landed. values: nobody changes them before `done` is called, on the thread."""
-        self._put(partial(self._landed, landed, values), done)
+        if self._behind:
+            self._put(self._refuse, done)
+        else:
+            self._put(partial(self._landed, landed, values), done)
 
     def dropped(self, round: int) -> None:
         """Nothing stands in the model for this round any more."""
@@ -78,11 +87,17 @@ class Keeper:
 
     def contributed(self, made: Contribution, delta: Leaving, encoded: Future[Encoding] | None) -> None:
         """A round was trained. encoded: what a lossy codec makes of it, when it has."""
-        self._put(partial(self._contributed, made, delta, encoded))
+        if self._behind:
+            self._put(partial(self._refuse, self._residuals, made.block))
+        else:
+            self._put(partial(self._contributed, made, delta, encoded))
 
     def learnt(self, block: int, round: int, state: Callable[[], Tensors | None]) -> None:
         """What the optimizer knows of a block after this round; None: nothing any more. state: asked for it on the
         thread, as it may be on its way from the device."""
+        if self._behind:
+            self._put(partial(self._refuse, self._optimizer, block))
+            return
         done = self._writing[block] = Future()
         self._put(partial(self._learnt, block, round, state), lambda: done.set_result(None))
 
@@ -94,6 +109,7 @@ class Keeper:
 
     def moved_on(self, round: int, surplus: int, clients: int, *, astray: bool) -> None:
         """All before `round` is behind, and everything about it was told here."""
+        self._told += 1
         position = Position(round, surplus, astray, clients)
         self._put(partial(self._moved_on, position))
 
@@ -109,7 +125,17 @@ class Keeper:
         """The run is done: remove the folder as well as all in it. Before `close`."""
         self._conveyor.put(self._remove)
 
+    @property
+    def _behind(self) -> bool:
+        return self._told - self._done > _MOST_BEHIND
+
     # On the thread
+
+    def _refuse(self, rounds: dict[int, int] | None = None, block: int = -1) -> int:
+        """rounds: what is on disk of the block does not hold any more."""
+        if rounds is not None:
+            rounds.pop(block, None)
+        raise OSError(errno.ETIMEDOUT, "the disk is slower than the rounds")
 
     def _put(self, job: Callable[[], int], done: Callable[[], None] | None = None) -> None:
         self._conveyor.put(partial(self._do, job, done))
@@ -168,13 +194,14 @@ class Keeper:
         return written
 
     def _moved_on(self, position: Position) -> int:
-        self._position = replace(
+        self._done += 1
+        named = replace(
             position,
             contributions=dict(self._open),
             residuals=dict(self._residuals),
             optimizer=dict(self._optimizer),
         )
-        written = self._folder.write_position(self._position)
+        written = self._folder.write_position(named)
         if self._refused and self._whole:
             self._refused = False
             log.warning("the worker's state is written into %s again", self._folder.path)

@@ -137,9 +137,13 @@ class State:
 class StateFolder:
     """Locked for this process from the beginning to `close`. All writing raises OSError where the disk refuses."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the folder, if it is not there, and lock it. Raises StateError."""
+    def __init__(self, path: Path, within: Path | None = None) -> None:
+        """Make the folder, if it is not there, and lock it. Raises StateError.
+
+        within: the folders between that and this one go when they are empty.
+        """
         self.path = path
+        self._within = within
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -340,6 +344,10 @@ class StateFolder:
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             self.path.rmdir()
+            for parent in self.path.parents:
+                if self._within is None or not parent.is_relative_to(self._within) or parent == self._within:
+                    break
+                parent.rmdir()
 
     def _write(self, path: Path, vectors: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> int:
         return tensor_file.write(path, vectors, facts, private=True)
