@@ -52,6 +52,8 @@ class Exchange:
     """Whether no client begins a round before all have ended the one before it, so that rounds are timed apart."""
     processes: int = 0
     """Processes that the clients share evenly; 0: one each."""
+    watched: bool = False
+    """Whether each process writes down what it holds after each round, to FOLDER/NAME.watch, and keeps no times."""
     excused: int = 0
     """The last so many processes need not come to the end of the run: a client that fell behind may be left there."""
 
@@ -130,11 +132,16 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
     settings_path.write_text(config.to_toml(settings), encoding="utf-8")
     python = (sys.executable, "-m")
     model = ("--blocks", str(exchange.blocks), "--block-bytes", str(exchange.block_bytes))
+
+    def watch(name: str) -> tuple[str, ...]:
+        return ("--watch", str(folder / f"{name}.watch")) if exchange.watched else ()
+
     with contextlib.ExitStack() as stack:
         gate = stack.enter_context(Gate(folder / "gate", exchange.clients)) if exchange.gated else None
         children = stack.enter_context(Children(folder))
         prefix = links.broker_prefix if links is not None else ()
         report = ("--report", str(folder / "broker.json"), *(("--discard",) if exchange.discards else ()))
+        report += watch("broker")
         command = [*prefix, *python, "bench.light_broker", str(settings_path), "--out", str(out), *model, *report]
         broker = children.start("broker", command, ENVIRONMENT)
         children.until(lambda: _endpoint(out) != "", PATIENCE_S)
@@ -148,6 +155,7 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
             place = ("--broker", endpoint, "--first", str(first), "--count", str(end - first))
             way = ("--pause-s", str(exchange.pause_s), "--report", str(reports[-1]))
             way += ("--gate", gate.endpoint) if gate is not None else ()
+            way += watch(f"clients-{index}")
             children.start(f"clients-{index}", [*prefix, *python, "bench.light", *place, *model, *way], ENVIRONMENT)
         children.wait(broker, lambda: size(out / METRICS), PATIENCE_S)
         needed = reports[: processes - exchange.excused]

@@ -3,8 +3,9 @@
     python -m bench.light --broker ENDPOINT --first 0 --count 128 --blocks 2 --block-bytes 65536 --report FILE
 
 Any number of them live in one process, on one event loop. In each round a client rests for a fixed time, contributes
-an update that was made once, and waits for the block. What it measured, and a digest of all blocks that it holds, go
-to a file; what is made of them is `bench.exchange`'s business. Imports no torch.
+an update (the same one, or one that follows from its name and the round), and waits for the block. What it measured,
+and a digest of all blocks that it holds, go to a file; what is made of them is the benchmark's business. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import logging
 import secrets
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,21 +29,26 @@ import zmq.asyncio
 
 from bench import synthetic, usage
 from bench.gate import AsyncVisitor
+from bench.listener import ListeningLink
 from broker.__main__ import loop_factory
 from parablock import config as settings
 from parablock import messages
 from parablock.allocator import keep_freed_memory
-from parablock.participant_events import Contribute, Prepared, Say, Wait
+from parablock.participant_events import Contribute, Prepared, Say, SitOut, Wait
+from workers.comeback import kept
 from workers.executor import SWITCH_INTERVAL_S
+from workers.keeper import Keeper
 from workers.link import Link, SessionEnded
+from workers.state_folder import Contribution, Identity, LandedBlock, StateFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
+    from bench.synthetic import Update
     from parablock.manifest import Manifest
-    from parablock.participant_events import Arrived
+    from parablock.participant_events import Arrived, Kept
 
     Vector = npt.NDArray[np.float32]
 
@@ -88,20 +94,34 @@ class Made:
 
 
 class LightClient:
-    """One client of a run. delta: at least as long as any block, and nobody changes it."""
+    """One client of a run. update: what it contributes to (round, numel).
+
+    watch: looked at after each round; then the times are forgotten as soon as they are reported. state: the folder in
+    which it keeps what outlives its process, as a worker does; None: nothing.
+    """
 
     def __init__(
-        self, link: Link, name: str, manifest: Manifest, delta: Vector, pause_s: float, gate: AsyncVisitor | None
+        self,
+        link: Link,
+        name: str,
+        manifest: Manifest,
+        update: Callable[[int, int], Update],
+        pause_s: float,
+        gate: AsyncVisitor | None,
+        watch: usage.Watch | None,
+        state: Path | None = None,
     ) -> None:
         self._link = link
         self._name = name
         self._manifest = manifest
-        self._delta = delta
+        self._update = update
         self._pause_s = pause_s
         self._gate = gate
+        self._watch = watch
+        self._state = state
+        self._keeper: Keeper | None = None
         self._host = Host()
         self._held: dict[int, tuple[int, Vector]] = {}  # by block: the round that made it, and its values
-        self._steps = 0  # that a round is to take, once the settings are known
         self._began: dict[int, float] = {}
         self._arrived: dict[int, float] = {}
 
@@ -111,30 +131,42 @@ class LightClient:
         await link.until(lambda: link.terms is not None)
         assert link.terms is not None
         config = settings.from_dict(json.loads(link.terms))
-        self._steps = config.solver.steps
-        link.prepared(Prepared(config, self._manifest, synthetic.WEIGHTS, synthetic.TOKENIZER, 1), self._host)
+        left = None if self._state is None else self._come_back(self._state, config)
+        link.prepared(Prepared(config, self._manifest, synthetic.WEIGHTS, synthetic.TOKENIZER, 1, left), self._host)
         round = 0
         while True:
-            upcoming = min(round, config.rounds)
+            # The last block too is to land: beyond the last round nothing may be on its way any more.
+            upcoming = round if round < config.rounds else config.rounds + config.in_flight
             if not self._ready(upcoming):
                 link.handle(Wait(upcoming - config.in_flight - 1))
             await link.until(partial(self._ready, upcoming))
             await self._take()
             if link.started is not None:  # the first start, or a new one for a client that fell behind
-                round, link.started = max(round, link.started.round), None
+                started, link.started = link.started, None
+                round = max(round, started.round)
+                if self._keeper is not None:
+                    self._keeper.closed(started.next, started.pending)
                 continue
             if round >= config.rounds:
                 break
             if self._gate is not None:
                 await self._gate.wait()
-            if self._pause_s:
-                await asyncio.sleep(self._pause_s)
             turn = link.participant.turn(round)
             assert turn is not None
-            assert turn.trains, "light clients take part in every round"
-            self._contribute(round, turn.block)
+            if turn.trains:
+                if self._pause_s:
+                    await asyncio.sleep(self._pause_s)
+                self._contribute(round, turn.block)
+            else:
+                link.handle(SitOut(round))
+            if self._watch is not None:
+                self._watch.look(round)
             round = max(round + 1, link.participant.told)
+            if self._keeper is not None:
+                self._keeper.moved_on(round, 0, link.clients, astray=False)
         await link.leave("done")
+        if self._keeper is not None:
+            self._keeper.remove()
         return {
             "name": self._name,
             "digest": self._digest(),
@@ -142,13 +174,34 @@ class LightClient:
             "held": [[round, at] for round, at in self._arrived.items()],
         }
 
+    def _come_back(self, path: Path, config: settings.Config) -> Kept | None:
+        """Begin to keep what this process does; what an earlier one of this client has left."""
+        run, link = self._link.participant.run, self._link
+        folder = StateFolder(path)
+        state = folder.begin(Identity(self._name, run, self._manifest.digest))
+        call_soon = asyncio.get_running_loop().call_soon_threadsafe
+        self._keeper = Keeper(folder, state, call_soon, lambda error: link.fail({"exception": error}))
+        if state is None:
+            return None
+        self._held = {block: (landed.round, folder.block(block)) for block, landed in state.blocks.items()}
+        return kept(state, config, self._manifest, run)
+
+    def close(self) -> None:
+        """Before the link."""
+        if self._keeper is not None:
+            self._keeper.close()
+
     def _ready(self, round: int) -> bool:
         return self._link.started is not None or self._link.participant.may_train(round)
 
     def _contribute(self, round: int, block: int) -> None:
         self._began[round] = time.monotonic()
-        delta = Made(self._delta[: self._manifest.blocks[block].numel])
-        self._link.contribute(Contribute(round, block, weight=1, steps=self._steps, loss=0.0), delta)
+        made = self._update(round, self._manifest.blocks[block].numel)
+        delta = Made(made.values)
+        offered, _ = self._link.contribute(Contribute(round, block, made.weight, made.steps, made.loss), delta)
+        if self._keeper is not None:
+            given = Contribution(round, block, made.weight, made.steps, made.loss, offered, (1.0,), None)
+            self._keeper.contributed(given, delta, None)
 
     async def _take(self) -> None:
         """Keep what has arrived in place of what it replaces, and report on it as a worker does."""
@@ -158,15 +211,23 @@ class LightClient:
             assert not delivery.change, "light clients hold blocks in full"
             if delivery.values is None:
                 self._arrived[arrived.round] = arrived.ended
+                if self._keeper is not None:
+                    self._keeper.dropped(arrived.round)
             else:
                 brought: Brought = await asyncio.wrap_future(delivery.values)
                 self._arrived[arrived.round] = brought.at
                 newest, before = self._held.get(arrived.block, (-1, None))
                 if arrived.round > newest:
                     self._held[arrived.block] = arrived.round, brought.values
-                    if before is not None:
+                    if self._keeper is not None:
+                        landed = LandedBlock(arrived.block, arrived.round, None, alone=False, position=0, miss=0.0)
+                        self._keeper.landed(landed, brought.values)  # which may be written later: they stay as they are
+                    elif before is not None:
                         self._host.release(before)
             self._link.handle(Say(self._report(arrived)))
+            if self._watch is not None:
+                self._began.pop(arrived.round, None)
+                self._arrived.pop(arrived.round, None)
 
     def _report(self, arrived: Arrived) -> messages.Landed:
         began = self._began.get(arrived.round)
@@ -179,7 +240,7 @@ class LightClient:
             alpha=1.0,
             drift=0.0,
             miss=0.0,
-            steps=self._steps,
+            steps=1,
             staleness=0,
             loop_lag_ms=0.0,
         )
@@ -201,15 +262,19 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
     context.set(zmq.MAX_SOCKETS, 2 * options.count + 8)  # its default is 1023
     plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
     links, gates, clients = [], [], []
+    watch = usage.Watch(options.watch) if options.watch else None
     for index in range(options.first, options.first + options.count):
         name = f"light-{index:04d}"
-        link = Link(options.broker, name, secrets.token_hex(16), _PATIENCE_S, lambda: None, plain)
+        make = partial(ListeningLink, options.log) if options.log else Link
+        link = make(options.broker, name, secrets.token_hex(16), _PATIENCE_S, lambda: None, plain)
         links.append(link)
         gate = AsyncVisitor(context, options.gate) if options.gate else None
         if gate is not None:
             gates.append(gate)
-        delta = synthetic.delta(index, options.block_bytes // 4)
-        clients.append(LightClient(link, name, manifest, delta, options.pause_s, gate))
+        update = partial(synthetic.update, name)
+        if not options.varied:
+            update = partial(_same, synthetic.Update(synthetic.delta(index, options.block_bytes // 4), 1, 1, 0.0))
+        clients.append(LightClient(link, name, manifest, update, options.pause_s, gate, watch, options.state))
 
     def fail(_loop: asyncio.AbstractEventLoop, trouble: dict[str, Any]) -> None:
         for link in links:
@@ -220,12 +285,21 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(client.run()) for client in clients]
     finally:
+        for client in clients:
+            client.close()
         for link in links:
             link.close()
         for gate in gates:
             gate.close()
+        if watch is not None:
+            watch.close()
         context.term()
     return {"clients": [task.result() for task in tasks], "peak_bytes": memory.peak()}
+
+
+def _same(update: Update, _round: int, numel: int) -> Update:
+    """The same in every round, so that making it costs nothing."""
+    return replace(update, values=update.values[:numel])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -237,9 +311,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--count", type=int, default=1, help="how many clients live here")
     add("--blocks", type=int, required=True, help="blocks of the synthetic model")
     add("--block-bytes", type=int, required=True, help="bytes of each of them, in float32")
+    add("--varied", action="store_true", help="an update of its own for each round (bench.synthetic), by client's name")
+    add("--log", type=Path, metavar="FILE", help="write there what the client, of which there is one, hears and does")
+    add(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="keep there what the client, of which there is one, goes on from",
+    )
     add("--pause-s", type=float, default=0.0, help="rest before each contribution, in place of training")
     add("--gate", default="", metavar="ENDPOINT", help="wait here before each round")
     add("--report", type=Path, required=True, metavar="FILE", help="where to write what was measured, as JSON")
+    add(
+        "--watch", type=Path, metavar="FILE", help="write there what this process holds after each round; no times then"
+    )
     options = parser.parse_args(argv)
     keep_freed_memory()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -1,6 +1,7 @@
 """The real broker over a synthetic model, with an eye on itself: CPU seconds, memory, and the time that storing takes.
 
     python -m bench.light_broker CONFIG.toml --out RUN --blocks 2 --block-bytes 65536 --report FILE
+    python -m bench.light_broker --resume RUN --report FILE
 
 Everything but the model is the broker of a run: its socket, coordinator, folds, record and view. Imports no torch.
 """
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import synthetic, usage
 from broker.__main__ import loop_factory, tune
-from broker.opening import begin
+from broker.opening import begin, last_endpoint, resume
 from broker.server import Broker
 from broker.socket import RouterSocket
 from parablock import config as settings
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from broker.opening import Opened
     from parablock.journal import Row
+    from parablock.run_folder import RunFolder
 
     Vector = npt.NDArray[np.float32]
 
@@ -90,6 +92,29 @@ class _ForgetfulJournal(Journal):
         self._take(row, "")
 
 
+def _watch(folder: RunFolder, watch: usage.Watch, forget: list[dict[str, Any]]) -> None:
+    """Have `watch` look after each round. forget: thrown away then; what the benchmark keeps would pass for growth."""
+    append = folder.append_metrics
+
+    def append_and_look(row: Mapping[str, Any]) -> None:
+        append(row)
+        if row["kind"] == "round":
+            watch.look(row["round"])
+            forget.clear()
+
+    folder.append_metrics = append_and_look  # type: ignore[method-assign]
+
+
+def _open(options: argparse.Namespace) -> tuple[Opened, RouterSocket]:
+    """A new run, or the one of --resume, at the address where it was before."""
+    if options.resume is not None:
+        opened = resume(options.resume, None, ())
+        return opened, RouterSocket(last_endpoint(options.resume) or opened.config.network.bind)
+    config = settings.load(options.config)
+    socket = RouterSocket(config.network.bind)
+    return begin(config, options.out, synthetic.base(synthetic.manifest(options.blocks, options.block_bytes))), socket
+
+
 async def _serve(opened: Opened, socket: RouterSocket) -> bool:
     return (await Broker(opened, socket).run()).complete
 
@@ -99,26 +124,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.light_broker", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("config", type=Path, help="TOML file of the run's settings")
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--blocks", type=int, required=True, help="blocks of the synthetic model")
-    parser.add_argument("--block-bytes", type=int, required=True, help="bytes of each of them, in float32")
+    parser.add_argument("config", nargs="?", type=Path, help="TOML file of the run's settings")
+    folder = parser.add_mutually_exclusive_group(required=True)
+    folder.add_argument("--out", type=Path, help="the run's folder")
+    folder.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--blocks", type=int, help="blocks of the synthetic model")
+    parser.add_argument("--block-bytes", type=int, help="bytes of each of them, in float32")
     parser.add_argument("--report", type=Path, required=True, metavar="FILE", help="where to write the measures, JSON")
     parser.add_argument("--discard", action="store_true", help="do not store the blocks")
+    parser.add_argument("--watch", type=Path, metavar="FILE", help="write there what this process holds by round")
     options = parser.parse_args(argv)
+    if options.out is not None and None in (options.config, options.blocks, options.block_bytes):
+        parser.error("a new run needs a CONFIG.toml, --blocks and --block-bytes")
     tune()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    config = settings.load(options.config)
-    manifest = synthetic.manifest(options.blocks, options.block_bytes)
-    socket = RouterSocket(config.network.bind)
     memory = usage.Memory()
-    base = synthetic.base(manifest)
-    opened = begin(config, options.out, base)
+    opened, socket = _open(options)
     opened.folder.blocks = versions = MeteredVersions(opened.folder.blocks.folder)
     if options.discard:
         versions.discards = True
         opened.journal.close()
         opened = dataclasses.replace(opened, journal=_ForgetfulJournal.open(opened.journal.path))
+    if options.watch is not None:
+        _watch(opened.folder, usage.Watch(options.watch), versions.stored)
     with contextlib.closing(opened):
         opened.write_endpoint(socket.endpoint)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

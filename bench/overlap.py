@@ -6,13 +6,16 @@
 For each number of clients, a short synchronous run over a link of a guessed rate (two, where there is a delay)
 gives C and M; from them comes the rate at which M is the asked multiple of C. Then both modes run over links of that
 rate, as real processes: one broker, and workers with one compute thread each. With --plan, `parablock plan` predicts
-the round times first, over links of the same rate. What is trained is `bench.workload`,
+the round times first, over links of the same rate. With --journal, parablock runs as often again under a broker that
+keeps nothing on disk, in turn, which says what the journal costs. What is trained is `bench.workload`,
 the arithmetic is `bench.figures`; this module starts things, prints a table and draws the round times.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bench import command, figures, plans, results, runs, workload
+from bench import command, figures, plans, results, runs, store_broker, workload
 from bench.network import Kind, choose, network
+from bench.paired import Paired, log_ratios, text
 from parablock import config
 from parablock.units import format_rate, parse_duration, parse_numbers, parse_rate
 
@@ -34,6 +38,13 @@ if TYPE_CHECKING:
 
     from bench.figures import Averages
     from bench.workload import Workload
+
+JOURNAL_BAR = 1.05
+"""A journaled round may take so many times what one does that is kept nowhere."""
+
+_BROKERS = {"fedbcd": ("broker",), "parablock": ("broker",), "journaled": ("bench.store_broker", "timed"),
+            "bare": ("bench.store_broker", "nowhere")}  # fmt: skip
+"""By kind of run: the broker's module, and what comes before its arguments."""
 
 _GUESS_S = 0.5  # in which the calibration's link moves a block up and down
 
@@ -54,6 +65,7 @@ class Plan:
     sweeps: int
     repeat: int
     predict: bool
+    journal: bool
     overrides: tuple[str, ...]
     keep: Path | None
     """A new folder for the runs and their logs, in place of a temporary one."""
@@ -68,12 +80,12 @@ class Bench:
     workload: Workload
     folder: Path
 
-    def run(self, name: str, mode: str, clients: int, rate: float, sweeps: int) -> Averages:
-        """One run of real processes. Raises ChildError, LinkError, FiguresError, ConfigError."""
+    def run(self, name: str, mode: str, clients: int, rate: float, sweeps: int, kind: str = "fedbcd") -> Averages:
+        """One run of real processes. kind: see `_BROKERS`. Raises ChildError, LinkError, FiguresError, ConfigError."""
         rounds = figures.rounds_for(sweeps, self.workload.blocks)
         with network(self.plan.kind, [rate] * clients, self.plan.delay_s) as links:
             settings = self._settings(name, mode, rounds, clients, links.bind)
-            finished = runs.run(settings, links, self.folder / name)
+            finished = runs.run(settings, links, self.folder / name, _BROKERS[kind])
         return figures.averages(finished.read_metrics(), blocks=len(finished.manifest().blocks), clients=clients)
 
     def predict(self, name: str, clients: int, rate: float) -> list[dict[str, Any]]:
@@ -104,16 +116,28 @@ class Bench:
         if self.plan.predict:
             _console.print(f"{_clients(clients)}: planning at {format_rate(rate)}")
             predicted = self.predict(f"{clients}-{ratio or 'given'}-plan", clients, rate)
-        found = []
+        found, bare, stored = [], [], []
         for turn in range(self.plan.repeat):
-            pair = []
-            for mode in ("fedbcd", "parablock"):
-                _console.print(f"{_clients(clients)}: {mode} at {format_rate(rate)}")
-                name = f"{clients}-{ratio or 'given'}-{turn}-{mode}"
-                pair.append(self.run(name, mode, clients, rate, self.plan.sweeps))
-            found.append(row(clients, rate, ratio, *pair))
+            kinds = ["fedbcd", "parablock"]
+            if self.plan.journal:  # now the one and now the other first, so that what drifts is in neither's favour
+                kinds = ["fedbcd", *(("journaled", "bare") if turn % 2 else ("bare", "journaled"))]
+            measured = {}
+            for kind in kinds:
+                mode = "fedbcd" if kind == "fedbcd" else "parablock"
+                _console.print(f"{_clients(clients)}: {kind} at {format_rate(rate)}")
+                name = f"{clients}-{ratio or 'given'}-{turn}-{kind}"
+                measured[kind] = self.run(name, mode, clients, rate, self.plan.sweeps, kind)
+                stored += self.stored_s(name) if kind == "journaled" else []
+            parablock = measured["journaled" if self.plan.journal else "parablock"]
+            found.append(row(clients, rate, ratio, measured["fedbcd"], parablock))
+            bare += [measured["bare"].round_s] if self.plan.journal else []
         merged = figures.medians(found)
+        merged |= journal_cost([each["parablock_round_s"] for each in found], bare, stored) if bare else {}
         return merged if predicted is None else {**merged, **prediction(merged, predicted)}
+
+    def stored_s(self, name: str) -> list[float]:
+        """What each round of a journaled run took to become durable."""
+        return store_broker.read_times(self.folder / name / "run")
 
 
 def measure(plan: Plan, folder: Path) -> None:
@@ -144,6 +168,21 @@ def row(clients: int, rate: float, ratio: float | None, fedbcd: Averages, parabl
         "rounds": parablock.rounds,
         "fedbcd_rounds_s": list(fedbcd.round_times_s),
         "parablock_rounds_s": list(parablock.round_times_s),
+    }
+
+
+def journal_cost(journaled_s: Sequence[float], bare_s: Sequence[float], stored_s: Sequence[float]) -> dict[str, Any]:
+    """What the journal adds to parablock's round, from runs with it and without it, in pairs.
+
+    stored_s: what rounds took to become durable once their last chunk was folded, which is all that it can add where
+    nothing hides it: its median and its longest.
+    """
+    return {
+        "unjournaled_rounds_s": list(bare_s),
+        "journaled_rounds_s": list(journaled_s),
+        "journal": Paired(tuple(log_ratios(journaled_s, bare_s))).told(math.log(JOURNAL_BAR)),
+        "store_p50_s": statistics.median(stored_s),
+        "store_max_s": max(stored_s),
     }
 
 
@@ -194,6 +233,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     if all("planned_fedbcd_s" in row for row in rows):
         columns["plan %"] = lambda row: f"{row['plan_error_fedbcd_pct']:+.1f} {row['plan_error_parablock_pct']:+.1f}"
         caption += "; plan: how far off its round times were, fedbcd and parablock"
+    if all("journal" in row for row in rows):
+        columns["journal %"] = lambda row: text(row["journal"])
+        columns["store ms"] = lambda row: f"{1e3 * row['store_p50_s']:.1f}"
+        caption += "; journal: what it adds to a round of parablock, and its 95 % interval; store: of it, until durable"
     return results.table(columns, rows, caption)
 
 
@@ -231,6 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sweeps", type=int, help="sweeps over all blocks that are measured (default: 5; quick: 2)")
     add("--repeat", type=int, default=1, help="pairs of runs, of which the medians are given (default: 1)")
     add("--plan", action="store_true", help="have `parablock plan` predict each row first, and say how far off it was")
+    add("--journal", action="store_true", help="run parablock without its journal as often, and say what that costs")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
     add("--keep", type=Path, metavar="DIR", help="keep the runs' folders and logs in this new folder")
     return parser
@@ -245,8 +289,10 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     for name, value in (("--steps", steps), ("--sweeps", sweeps), ("--repeat", options.repeat)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if options.quick and (len(clients) > 1 or len(ratios) > 1 or options.repeat > 1):
-        raise ValueError("--quick is one row within 60 s; leave it out for several clients, regimes or repetitions")
+    if options.quick and (len(clients) > 1 or len(ratios) > 1 or options.repeat > 1 or options.journal):
+        raise ValueError(
+            "--quick is one row within 60 s; leave it out for several clients, regimes or repetitions, or the journal"
+        )
     delay_s = parse_duration(options.delay)
     kind, reason = choose(options.link, delay_s)
     _console.print(reason)
@@ -266,6 +312,7 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
         sweeps=sweeps,
         repeat=options.repeat,
         predict=options.plan,
+        journal=options.journal,
         overrides=tuple(options.set),
         keep=options.keep,
         out=options.out,

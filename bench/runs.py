@@ -41,16 +41,20 @@ ENVIRONMENT = {
 
 
 def run(
-    settings: config.Config, links: Network, folder: Path, modules: Sequence[Sequence[str]] | None = None
+    settings: config.Config,
+    links: Network,
+    folder: Path,
+    module: Sequence[str] = ("broker",),
+    clients: Sequence[Sequence[str]] | None = None,
 ) -> RunFolder:
     """Start a broker and one worker per link, wait until all have ended well, and return the run's folder.
 
     settings: with `network.bind` as `links` says; worker i has shard i of `data.train` and `data.eval`. folder: new;
-    it gets the config, a log per process, and the run in `folder/run`. modules: by worker, what python -m is to run
-    and what goes before a worker's own options; None: `workers`. Raises ChildError, with the ends of the logs, where a
-    process fails or the run stands still.
+    it gets the config, a log per process, and the run in `folder/run`. module: the broker's, and what comes before its
+    arguments. clients: the same of each worker; None: `workers`. Raises ChildError, with the ends of the logs, where a
+    process fails or nothing moves.
     """
-    modules = modules or [("workers",)] * len(links.endpoints)
+    clients = clients or [("workers",)] * len(links.endpoints)
     assert settings.network.bind == links.bind, "the broker must listen where the links lead"
     assert settings.round.clients == len(links.endpoints), "one link per client"
     folder.mkdir()
@@ -63,7 +67,7 @@ def run(
     python = (sys.executable, "-m")
     with Children(folder) as children:
         broker_options = (str(config_path), "--out", str(out), *links.flags)
-        broker = children.start("broker", [*links.broker_prefix, *python, "broker", *broker_options], ENVIRONMENT)
+        broker = children.start("broker", [*links.broker_prefix, *python, *module, *broker_options], ENVIRONMENT)
         workers = []
         for index, (endpoint, prefix) in enumerate(zip(links.endpoints, links.client_prefixes, strict=True)):
             name = f"worker-{index}"
@@ -71,7 +75,7 @@ def run(
             shard = f"{index}/{len(links.endpoints)}"
             rows = (f"--data={settings.data.train}", f"--eval={settings.data.eval}", "--shard", shard)
             place = (*place, "--state", str(folder / f"{name}-state"))
-            workers.append(children.start(name, [*prefix, *python, *modules[index], *place, *rows], ENVIRONMENT))
+            workers.append(children.start(name, [*prefix, *python, *clients[index], *place, *rows], ENVIRONMENT))
         children.wait(broker, progress, PATIENCE_S)
         for worker in workers:
             children.wait(worker, progress, _LEAVING_S)

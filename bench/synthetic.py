@@ -7,6 +7,7 @@ without a model that has them. Nothing here is trained; the updates are seeded n
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 WEIGHTS = hashlib.sha256(b"zeros").hexdigest()
 TOKENIZER = hashlib.sha256(b"no tokenizer").hexdigest()
 """What stands for the digests that broker and workers compare at the door."""
+
+MOST_STEPS = 3
+"""An `update` says that it took 1 to so many, so that they count in the mean."""
 
 
 def manifest(blocks: int, block_bytes: int) -> Manifest:
@@ -45,10 +49,25 @@ def base(manifest: Manifest) -> BaseModel:
 
 def delta(client: int, numel: int) -> Vector:
     """The update that a client sends in every round: noise of its own, shape (numel,), which nobody may change."""
-    vector = np.random.default_rng(client).random(numel, dtype=np.float32)
-    vector -= np.float32(0.5)
-    vector.flags.writeable = False
-    return vector
+    return _noise(np.random.default_rng(client), numel)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client contributes to a round. values: shape (numel,), which nobody may change; the rest as offered."""
+
+    values: Vector
+    weight: int
+    steps: int
+    loss: float
+
+
+def update(client: str, round: int, numel: int) -> Update:
+    """A contribution that follows from who makes it and to which round: whoever knows both can make it again."""
+    seed = int.from_bytes(hashlib.sha256(f"{client} {round}".encode()).digest()[:8])
+    rng = np.random.default_rng(seed)
+    weight, steps, loss = int(rng.integers(1, 1000)), int(rng.integers(1, MOST_STEPS + 1)), float(rng.random())
+    return Update(_noise(rng, numel), weight, steps, loss)
 
 
 def settings(clients: int, rounds: int, bind: str, *, quorum: int = 0, deadline_s: float = 0.0) -> config.Config:
@@ -57,7 +76,16 @@ def settings(clients: int, rounds: int, bind: str, *, quorum: int = 0, deadline_
         {
             "mode": "fedbcd",
             "rounds": rounds,
+            "solver": {"steps": 1},
             "round": {"clients": clients, "quorum": quorum or clients, "deadline_s": deadline_s},
             "network": {"bind": bind},
         }
     )
+
+
+def _noise(rng: np.random.Generator, numel: int) -> Vector:
+    """float32 in [-0.5, 0.5)."""
+    vector = rng.random(numel, dtype=np.float32)
+    vector -= np.float32(0.5)
+    vector.flags.writeable = False
+    return vector

@@ -81,7 +81,8 @@ def _run(
         asked = folder.with_suffix(".toml")
         asked.write_text(config.to_toml(settings), encoding="utf-8")
         first = ("bench.braked", str(brake)) if brake > 1.0 else ("workers",)
-        return runs.run(config.load(asked, more), links, folder, [first, *[("workers",)] * (CLIENTS - 1)])
+        clients = [first, *[("workers",)] * (CLIENTS - 1)]
+        return runs.run(config.load(asked, more), links, folder, clients=clients)
 
 
 def row(case: str, metrics: Sequence[dict[str, Any]], warm_up: int) -> dict[str, Any]:

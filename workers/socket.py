@@ -62,7 +62,7 @@ class DealerSocket:
         self._socket.set(zmq.LINGER, 3000)
         self._socket.set(zmq.IPV6, "[" in endpoint)
         self._socket.set(zmq.RECONNECT_IVL, 100)
-        self._socket.set(zmq.RECONNECT_IVL_MAX, 5000)
+        self._socket.set(zmq.RECONNECT_IVL_MAX, 1000)  # or a broker that is back after 10 s is found after 5 more
         self._socket.set(zmq.TCP_KEEPALIVE, 1)
         self._socket.set(zmq.TCP_KEEPALIVE_IDLE, 60)
         try:
