@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,6 @@ from parablock.tensor_file import Tensors
 from workers.state_folder import Contribution, Identity, LandedBlock, Position, State, StateError, StateFolder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
 
     Vector = npt.NDArray[np.float32]
@@ -191,6 +190,57 @@ def test_what_another_version_has_written_is_put_aside(kept: Path, caplog: pytes
     assert again(kept) is None
     assert "another version's" in caplog.text
     assert (kept / "aside-unknown").exists()
+
+
+@pytest.mark.parametrize("theirs", ["blocks", "config.toml", "lock.txt"])
+def test_a_folder_that_is_something_elses_is_left_alone(theirs: str, path: Path) -> None:
+    path.mkdir()
+    (path / "lock").touch()
+    (path / theirs).mkdir()
+    with pytest.raises(StateError, match=rf"no worker's state: it holds '{theirs}'.*new or empty"):
+        StateFolder(path)
+    assert set(os.listdir(path)) == {"lock", theirs}
+
+
+def test_a_process_that_was_killed_before_it_said_whose_it_is_is_no_stranger(path: Path) -> None:
+    StateFolder(path).close()
+    (path / ".worker.json.partial").touch()
+    (path / "aside-run-0").mkdir()
+    assert again(path) is None
+    assert set(os.listdir(path)) > {"lock", "worker.json", "aside-run-0"}
+
+
+def test_a_worker_killed_as_it_puts_something_aside_goes_on_with_that(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, replace, moves = files(kept), Path.replace, iter(range(3))
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(moves, None) is None:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again(kept, Identity("us", "run-2", "d1"))
+    monkeypatch.undo()
+    assert again(kept, Identity("us", "run-2", "d1")) is None
+    assert {file.split("/", 1)[1] for file in files(kept)} == before
+
+
+def test_partly_written_files_go_but_only_its_own(kept: Path) -> None:
+    ours = [
+        ".position.safetensors.partial",
+        "blocks/.0001.safetensors.partial",
+        "optimizer/.0001-000004.safetensors.partial",
+    ]
+    theirs = ["mine/.0001.safetensors.partial", ".mine.partial", "blocks/.mine.partial"]
+    (kept / "mine").mkdir()
+    for file in ours + theirs:
+        (kept / file).touch()
+    left(kept)
+    assert [(kept / file).exists() for file in ours] == [False] * 3
+    assert [(kept / file).exists() for file in theirs] == [True] * 3
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

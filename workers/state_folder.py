@@ -46,6 +46,7 @@ _IDENTITY, _LOCK, _POSITION = "worker.json", "lock", "position.safetensors"
 _BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER = "blocks", "contributions", "residuals", "optimizer"
 _FOLDERS = (_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER)
 _SUFFIX = ".safetensors"
+_PARTIAL_IDENTITY, _ASIDE = f".{_IDENTITY}.partial", "aside-"
 
 
 class StateError(ValueError):
@@ -138,7 +139,7 @@ class StateFolder:
     """Locked for this process from the beginning to `close`. All writing raises OSError where the disk refuses."""
 
     def __init__(self, path: Path, within: Path | None = None) -> None:
-        """Make the folder, if it is not there, and lock it. Raises StateError.
+        """Make the folder, if it is not there, and lock it. Raises StateError, also where it is something else's.
 
         within: the folders between that and this one go when they are empty.
         """
@@ -146,6 +147,7 @@ class StateFolder:
         self._within = within
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_ours(path)
             self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StateError(
@@ -189,12 +191,12 @@ class StateFolder:
         if holds and found != identity:
             self._put_aside(found)
         try:
+            text = json.dumps({"format": _FORMAT, **asdict(identity)}, indent=1)
+            temporary = self.path / _PARTIAL_IDENTITY
+            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.replace(self.path / _IDENTITY)  # first: what is in a folder without one is taken for a stranger's
             for name in _FOLDERS:
                 (self.path / name).mkdir(mode=0o700, exist_ok=True)
-            text = json.dumps({"format": _FORMAT, **asdict(identity)}, indent=1)
-            temporary = self.path / f".{_IDENTITY}.partial"
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(self.path / _IDENTITY)
         except OSError as error:
             raise StateError(
                 f"cannot write {self.path}: {error.strerror or error}; make room, or choose another --state, or none"
@@ -206,14 +208,14 @@ class StateFolder:
             whose, place = "does not say whose it is, or is another version's", "unknown"
         else:
             whose, place = f"is of the run {found.run}", re.sub(r"[^A-Za-z0-9._-]", "-", found.run)
-        aside = self.path / f"aside-{place}"
+        aside = self.path / f"{_ASIDE}{place}"
         number = 1
         while aside.exists():
             number += 1
-            aside = self.path / f"aside-{place}-{number}"
+            aside = self.path / f"{_ASIDE}{place}-{number}"
         try:
             aside.mkdir(mode=0o700)
-            for name in (_IDENTITY, _POSITION, *_FOLDERS):
+            for name in (_POSITION, *_FOLDERS, _IDENTITY):  # whose it is says so until the rest has gone
                 with contextlib.suppress(FileNotFoundError):
                     (self.path / name).replace(aside / name)
         except OSError as error:
@@ -223,8 +225,9 @@ class StateFolder:
     # Reading
 
     def _load(self) -> State:
-        for partial in self.path.glob("**/.*.partial"):  # of a process that was killed while it wrote
-            partial.unlink()
+        for folder in ("", *_FOLDERS):
+            for partial in (self.path / folder).glob(f".[0-9p]*{_SUFFIX}.partial"):  # a process was killed as it wrote
+                partial.unlink()
         position = self._position()
         blocks = self._landed()
         if position is None:
@@ -367,6 +370,17 @@ class StateFolder:
     def _path(self, folder: str, *numbers: int, width: int = 4) -> Path:
         first, *rest = numbers
         return self.path / folder / ("-".join([f"{first:0{width}d}", *(f"{n:06d}" for n in rest)]) + _SUFFIX)
+
+
+def _check_ours(path: Path) -> None:
+    """Raises StateError where the folder holds what no worker has put there, and does not say whose it is."""
+    names = set(os.listdir(path))
+    strange = sorted(name for name in names - {_LOCK, _PARTIAL_IDENTITY} if not name.startswith(_ASIDE))
+    if strange and _IDENTITY not in names:
+        raise StateError(
+            f"{path} is no worker's state: it holds {strange[0]!r}, and no {_IDENTITY}; choose a folder that is new or "
+            "empty as --state, or none"
+        )
 
 
 def _landed_block(facts: Mapping[str, Any]) -> LandedBlock:
