@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -12,7 +13,16 @@ import numpy as np
 import pytest
 
 from parablock.tensor_file import Tensors
-from workers.state_folder import Contribution, Identity, LandedBlock, Position, State, StateError, StateFolder
+from workers.state_folder import (
+    Contribution,
+    DiskError,
+    Identity,
+    LandedBlock,
+    Position,
+    State,
+    StateError,
+    StateFolder,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -159,6 +169,42 @@ def test_what_is_damaged_is_said_and_not_loaded(
         assert str(kept / file) in caplog.text
         assert DAMAGE[file] in caplog.text
     assert how == "missing" or file not in files(kept)
+
+
+@pytest.mark.parametrize("which", [errno.EMFILE, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("file", ["worker.json", *DAMAGE])
+def test_what_cannot_be_read_just_now_is_left_as_it_is(
+    file: str, which: int, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, opens = files(kept), Path.open
+
+    def refuses(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self == kept / file:
+            raise OSError(which, os.strerror(which))
+        return opens(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuses)
+    with pytest.raises(DiskError, match=rf"cannot read {kept / file}: {os.strerror(which)}"):
+        again(kept)
+    monkeypatch.undo()
+    assert files(kept) == before
+    state = left(kept)
+    assert (sorted(state.contributions), sorted(state.residuals), sorted(state.optimizer)) == ([2, 3], [2], [2])
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.listdir
+
+    def refuses(path: Path) -> list[str]:
+        if path == kept / "blocks":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refuses)
+    with pytest.raises(DiskError, match="Too many open files"):
+        again(kept)
+    monkeypatch.undo()
+    assert sorted(left(kept).contributions) == [2, 3]
 
 
 def test_two_workers_do_not_share_a_folder(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,25 @@ def test_the_name_is_the_states_unless_one_is_given(tmp_path: Path, asked: list[
     (us, _), (them, _), (nobody, keeping) = asked
     assert (us.name, them.name, keeping) == ("us", "them", None)
     assert str(os.getpid()) in nobody.name
+
+
+def test_a_disk_that_refuses_just_now_is_no_wrong_input(
+    tmp_path: Path,
+    asked: list[tuple[Local, Keeping | None]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    state_of(tmp_path / "s", "us")
+
+    def refuses(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path, **_: refuses(path))
+    assert command.main([*BROKER, "--state", str(tmp_path / "s")]) == 75
+    said = capsys.readouterr().err
+    assert f"cannot read {tmp_path / 's' / 'worker.json'}: Input/output error" in said
+    assert "the same command goes on" in said
+    assert not asked
 
 
 def test_without_a_folder_it_is_the_users_own_by_run_and_name(

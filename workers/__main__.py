@@ -21,7 +21,7 @@ from parablock.network import EndpointError, check_endpoint
 from parablock.participant_events import End, Finish, Gone, Prepared
 from workers.executor import TorchExecutor
 from workers.link import Interrupted, Link, SessionEnded
-from workers.state_folder import Identity, StateError, StateFolder
+from workers.state_folder import DiskError, Identity, StateError, StateFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise EndpointError(f"--name has 1 to 64 letters, digits, dots, dashes or underscores; got {name!r}")
     except (EndpointError, StateError) as error:
         return _complain(error)
+    except DiskError as error:
+        return _come_back(error)
 
     from workers.setup import Local  # torch takes seconds to import; a wrong address should be told at once
 
@@ -203,6 +205,9 @@ class Worker:
         except (ConfigError, models.ModelError, DataError, PartitionError, DeviceError, StateError) as error:
             await self._link.leave("the worker's own input is wrong")
             return _complain(error)
+        except DiskError as error:
+            await self._link.leave("the worker's own state cannot be read or written")
+            return _come_back(error)
         except (Interrupted, Stopped):
             if self._link.gone is not None:
                 return self._farewell(self._link.gone)
@@ -238,7 +243,8 @@ class Worker:
         return trainer, replace(state, contributions={}, residuals={}, optimizer={})
 
     def _resume(self, setup: Setup) -> State | None:
-        """Begin to keep what this process does; what an earlier one of this worker has left. Raises StateError."""
+        """Begin to keep what this process does; what an earlier one of this worker has left. Raises StateError and
+        DiskError."""
         from workers.keeper import Keeper
 
         if self._keeping is None:
@@ -296,6 +302,11 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 def _complain(error: Exception) -> int:
     print(f"parablock worker: {error}", file=sys.stderr)
     return EXIT_INPUT
+
+
+def _come_back(error: DiskError) -> int:
+    print(f"parablock worker: {error}. When that has been put right, the same command goes on", file=sys.stderr)
+    return EXIT_LATER
 
 
 def _count(text: str) -> int:

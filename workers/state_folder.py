@@ -29,7 +29,7 @@ from parablock import tensor_file
 from parablock.tensor_file import TensorFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -46,11 +46,16 @@ _IDENTITY, _LOCK, _POSITION = "worker.json", "lock", "position.safetensors"
 _BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER = "blocks", "contributions", "residuals", "optimizer"
 _FOLDERS = (_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER)
 _SUFFIX = ".safetensors"
+_FILE = re.compile(rf"[0-9]+(-[0-9]+)?{re.escape(_SUFFIX)}")
 _PARTIAL_IDENTITY, _ASIDE = f".{_IDENTITY}.partial", "aside-"
 
 
 class StateError(ValueError):
     """The folder cannot be used. The message names it and says what to do."""
+
+
+class DiskError(Exception):
+    """The disk or the system refuses just now, which says nothing about what the folder holds. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -169,17 +174,20 @@ class StateFolder:
 
     @property
     def identity(self) -> Identity | None:
-        """Whose the folder is; None where it does not say."""
+        """Whose the folder is; None where it does not say. Raises DiskError."""
+        path = self.path / _IDENTITY
         try:
-            tree = json.loads((self.path / _IDENTITY).read_text(encoding="utf-8"))
+            with _reading(path):
+                tree = json.loads(path.read_text(encoding="utf-8"))
             return Identity(tree["name"], tree["run"], tree["manifest"]) if tree["format"] == _FORMAT else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def begin(self, identity: Identity) -> State | None:
         """Make it this worker's; what an earlier process of this very worker has left in it, if anything.
 
-        What was another run's is put aside, in a folder of its own. Raises StateError where it is another worker's.
+        What was another run's is put aside, in a folder of its own. Raises StateError where it is another worker's, and
+        DiskError.
         """
         found = self.identity
         holds = any((self.path / name).exists() for name in (_IDENTITY, _POSITION, *_FOLDERS))
@@ -201,7 +209,10 @@ class StateFolder:
             raise StateError(
                 f"cannot write {self.path}: {error.strerror or error}; make room, or choose another --state, or none"
             ) from error
-        return self._load() if holds and found == identity else None
+        if not holds or found != identity:
+            return None
+        with _reading(self.path):
+            return self._load()
 
     def _put_aside(self, found: Identity | None) -> None:
         if found is None:
@@ -299,13 +310,16 @@ class StateFolder:
         return found
 
     def block(self, block: int) -> Vector:
-        """The values of a block that has landed. Raises TensorFileError."""
-        return tensor_file.read(self._path(_BLOCKS, block)).vectors["block"]
+        """The values of a block that has landed. Raises TensorFileError, FileNotFoundError and DiskError."""
+        path = self._path(_BLOCKS, block)
+        with _reading(path):
+            return tensor_file.read(path).vectors["block"]
 
     def _read(self, path: Path, consequence: str) -> Tensors | None:
-        """None, which is said, where there is none or it is damaged; that one goes."""
+        """None, which is said, where there is none or it is damaged; that one goes. Raises DiskError."""
         try:
-            return tensor_file.read(path)
+            with _reading(path):
+                return tensor_file.read(path)
         except FileNotFoundError:
             log.warning("%s is missing: %s", path, consequence)
         except TensorFileError as error:
@@ -365,11 +379,24 @@ class StateFolder:
                 path.unlink()
 
     def _files(self, folder: str) -> list[Path]:
-        return sorted((self.path / folder).glob(f"[0-9]*{_SUFFIX}"))
+        """Raises OSError, which `Path.glob` would pass over."""
+        path = self.path / folder
+        return sorted(path / name for name in os.listdir(path) if _FILE.fullmatch(name))
 
     def _path(self, folder: str, *numbers: int, width: int = 4) -> Path:
         first, *rest = numbers
         return self.path / folder / ("-".join([f"{first:0{width}d}", *(f"{n:06d}" for n in rest)]) + _SUFFIX)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """An OSError, but that there is no such file, is a DiskError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DiskError(f"cannot read {path}: {error.strerror or error}; it is left as it is") from error
 
 
 def _check_ours(path: Path) -> None:
