@@ -81,6 +81,15 @@ def test_a_disk_that_refuses_just_now_is_no_wrong_input(
     assert not asked
 
 
+@pytest.mark.parametrize("name", ["..", ".", ".hidden", "-x", "_x", "a/b", "a" * 65])
+def test_a_name_that_is_no_folders_name_is_refused(
+    name: str, asked: list[tuple[Local, Keeping | None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([*BROKER, f"--name={name}"]) == 2
+    assert f"begins with a letter or a digit; got {name!r}" in capsys.readouterr().err
+    assert not asked
+
+
 def test_without_a_folder_it_is_the_users_own_by_run_and_name(
     tmp_path: Path, asked: list[tuple[Local, Keeping | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +98,11 @@ def test_without_a_folder_it_is_the_users_own_by_run_and_name(
     assert command.main([*BROKER]) == 0
     (_, named), (local, nameless) = asked
     assert named is not None
+    for run in ("..", ".", "../..", ".hidden"):  # as a broker may call it
+        elsewhere = named.open(run, "us")
+        assert elsewhere.path.resolve().parent.parent == (tmp_path / "parablock").resolve()
+        elsewhere.remove()
+        elsewhere.close()
     folder = named.open("run/1", "us")
     assert folder.path == tmp_path / "parablock" / "run-1" / "us"
     folder.remove()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from parablock.allocator import keep_freed_memory
 from parablock.config import ConfigError
+from parablock.messages import MAX_NAME, NAME
 from parablock.network import EndpointError, check_endpoint
 from parablock.participant_events import End, Finish, Gone, Prepared
 from workers.executor import TorchExecutor
@@ -85,8 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = StateFolder(Path(arguments.state))  # locked before anybody hears of this process
         earlier = None if folder is None else folder.identity
         name = arguments.name or (earlier.name if earlier is not None else _default_name())
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
-            raise EndpointError(f"--name has 1 to 64 letters, digits, dots, dashes or underscores; got {name!r}")
+        if not re.fullmatch(NAME, name) or len(name) > MAX_NAME:
+            raise EndpointError(
+                f"--name has 1 to {MAX_NAME} letters, digits, dots, dashes or underscores, and begins with a letter or "
+                f"a digit; got {name!r}"
+            )
     except (EndpointError, StateError) as error:
         return _complain(error)
     except DiskError as error:
@@ -117,7 +121,12 @@ def _give_up(number: int, _frame: FrameType | None) -> None:
 
 
 def _default_name() -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()[:40]}-{os.getpid()}")
+    return _as_name(f"{socket.gethostname()[:40]}-{os.getpid()}", "worker")
+
+
+def _as_name(text: str, instead: str) -> str:
+    """The text with a dash for each character that a name does not have. instead: of what no name begins with."""
+    return re.sub(r"^[^A-Za-z0-9]+", f"{instead}-", re.sub(r"[^A-Za-z0-9._-]", "-", text))
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ class Keeping:
             return self.folder
         home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         place = Path(home) / "parablock"
-        return StateFolder(place / re.sub(r"[^A-Za-z0-9._-]", "-", run) / name, within=place)
+        return StateFolder(place / _as_name(run, "run") / name, within=place)
 
 
 async def _take_part(local: Local, endpoint: str, patience_s: float, keeping: Keeping | None) -> int:
