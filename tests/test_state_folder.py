@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -293,6 +294,41 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="choose another --state, or none"):
         StateFolder(tmp_path / "file" / "state")
+
+
+def refusing(which: int) -> Any:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise OSError(which, os.strerror(which))
+
+    return refuses
+
+
+def test_a_full_disk_need_not_note_who_holds_the_lock(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pwrite", refusing(errno.ENOSPC))
+    folder = StateFolder(kept)
+    with pytest.raises(StateError, match="a worker that runs"):
+        StateFolder(kept)
+    folder.close()
+
+
+@pytest.mark.parametrize("call", ["mkdir", "write_text", "replace", "unlink"])
+def test_a_disk_that_refuses_at_the_start_leaves_all_as_it_was(
+    call: str, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept / ".position.safetensors.partial").touch()
+    before = files(kept)
+    monkeypatch.setattr(Path, call, refusing(errno.ENOSPC))
+    with pytest.raises(DiskError, match=f"cannot use {kept}: No space left on device"):
+        again(kept)
+    monkeypatch.undo()
+    assert files(kept) == before
+    assert sorted(left(kept).contributions) == [2, 3]
+
+
+def test_a_disk_that_refuses_a_lock_is_not_another_worker(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    with pytest.raises(DiskError, match="No locks available"):
+        StateFolder(path)
 
 
 def test_removed_with_all_in_it_but_what_is_not_its_own(kept: Path) -> None:

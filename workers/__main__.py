@@ -140,7 +140,7 @@ class Keeping:
     again: str = ""
 
     def open(self, run: str, name: str) -> StateFolder:
-        """Raises StateError."""
+        """Raises StateError and DiskError."""
         if self.folder is not None:
             return self.folder
         home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"

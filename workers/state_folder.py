@@ -16,6 +16,7 @@ tells what is lost, and that is pulled or begun anew. All of it is private, as t
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -46,6 +47,11 @@ _IDENTITY, _LOCK, _POSITION = "worker.json", "lock", "position.safetensors"
 _BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER = "blocks", "contributions", "residuals", "optimizer"
 _FOLDERS = (_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER)
 _SUFFIX = ".safetensors"
+_UNFIT = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+    | {errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+)
+"""What the system says of a place that is no place for such a folder."""
 _FILE = re.compile(rf"[0-9]+(-[0-9]+)?{re.escape(_SUFFIX)}")
 _PARTIAL_IDENTITY, _ASIDE = f".{_IDENTITY}.partial", "aside-"
 
@@ -144,30 +150,36 @@ class StateFolder:
     """Locked for this process from the beginning to `close`. All writing raises OSError where the disk refuses."""
 
     def __init__(self, path: Path, within: Path | None = None) -> None:
-        """Make the folder, if it is not there, and lock it. Raises StateError, also where it is something else's.
+        """Make the folder, if it is not there, and lock it. Raises StateError, also where it is something else's, and
+        DiskError.
 
         within: the folders between that and this one go when they are empty.
         """
         self.path = path
         self._within = within
-        try:
+        with _using(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_ours(path)
             self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StateError(
-                f"cannot write {path}: {error.strerror or error}; choose another --state, or none"
-            ) from error
+        try:
+            with _using(path):
+                self._take_lock()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._lock)
             raise StateError(
-                f"{path} is the state of a worker that runs (process {holder}); end that one, or choose another --state"
+                f"{self.path} is the state of a worker that runs (process {holder}); end that one, or choose another "
+                "--state"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # it is locked; who holds it is for people only, and the disk may be full
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
         os.close(self._lock)
@@ -198,21 +210,14 @@ class StateFolder:
             )
         if holds and found != identity:
             self._put_aside(found)
-        try:
+        with _using(self.path):
             text = json.dumps({"format": _FORMAT, **asdict(identity)}, indent=1)
             temporary = self.path / _PARTIAL_IDENTITY
             temporary.write_text(text + "\n", encoding="utf-8")
             temporary.replace(self.path / _IDENTITY)  # first: what is in a folder without one is taken for a stranger's
             for name in _FOLDERS:
                 (self.path / name).mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StateError(
-                f"cannot write {self.path}: {error.strerror or error}; make room, or choose another --state, or none"
-            ) from error
-        if not holds or found != identity:
-            return None
-        with _reading(self.path):
-            return self._load()
+            return self._load() if holds and found == identity else None
 
     def _put_aside(self, found: Identity | None) -> None:
         if found is None:
@@ -224,13 +229,11 @@ class StateFolder:
         while aside.exists():
             number += 1
             aside = self.path / f"{_ASIDE}{place}-{number}"
-        try:
+        with _using(self.path):
             aside.mkdir(mode=0o700)
             for name in (_POSITION, *_FOLDERS, _IDENTITY):  # whose it is says so until the rest has gone
                 with contextlib.suppress(FileNotFoundError):
                     (self.path / name).replace(aside / name)
-        except OSError as error:
-            raise StateError(f"cannot write {self.path}: {error.strerror or error}; choose another --state") from error
         log.warning("what %s holds %s; it is not used, and lies in %s", self.path, whose, aside)
 
     # Reading
@@ -386,6 +389,18 @@ class StateFolder:
     def _path(self, folder: str, *numbers: int, width: int = 4) -> Path:
         first, *rest = numbers
         return self.path / folder / ("-".join([f"{first:0{width}d}", *(f"{n:06d}" for n in rest)]) + _SUFFIX)
+
+
+@contextlib.contextmanager
+def _using(path: Path) -> Iterator[None]:
+    """An OSError is a StateError where another folder would do, and a DiskError where it is the disk or the system."""
+    try:
+        yield
+    except OSError as error:
+        why = f"cannot use {path}: {error.strerror or error}"
+        if error.errno in _UNFIT:
+            raise StateError(f"{why}; choose another --state, or none") from error
+        raise DiskError(why) from error
 
 
 @contextlib.contextmanager
