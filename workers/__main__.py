@@ -248,8 +248,8 @@ class Worker:
         if state is None:
             return trainer, None
         assert self._folder is not None
-        await self._torch(trainer.resume, state, self._folder.block)
-        return trainer, replace(state, contributions={}, residuals={}, optimizer={})
+        await self._torch(trainer.resume, state, self._folder)
+        return trainer, replace(state, contributions={}, residuals={})
 
     def _resume(self, setup: Setup) -> State | None:
         """Begin to keep what this process does; what an earlier one of this worker has left. Raises StateError and

@@ -134,16 +134,16 @@ class Spooled:
 
 @dataclass(frozen=True)
 class State:
-    """What an earlier process has left. position: None where that is not known. blocks: their values are in the folder.
+    """What an earlier process has left. position: None where that is not known.
 
-    optimizer: by block what `OptimizerStates` had, see there.
+    blocks, optimizer: what of which block is whole in the folder, from where each is read when it is needed.
     """
 
     position: Position | None
     blocks: Mapping[int, LandedBlock]
     contributions: Mapping[int, Spooled]
     residuals: Mapping[int, Vector]
-    optimizer: Mapping[int, Tensors]
+    optimizer: Collection[int]
 
 
 class StateFolder:
@@ -247,17 +247,12 @@ class StateFolder:
         if position is None:
             for name in (_CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER):
                 self._clear(name, but=())
-            return State(None, blocks, {}, {}, {})
-        residuals = self._named(_RESIDUALS, position.residuals, "what the codec had lost of it")
-        optimizer = self._named(_OPTIMIZER, position.optimizer, "its optimizer's state")
+            return State(None, blocks, {}, {}, ())
+        named = self._named(_RESIDUALS, position.residuals, "what the codec had lost of it")
+        residuals = {block: tensors.vectors["residual"] for block, tensors in named}
+        optimizer = [block for block, _ in self._named(_OPTIMIZER, position.optimizer, "its optimizer's state")]
         self._clear_passed(position)
-        return State(
-            position,
-            blocks,
-            self._spooled(position, blocks),
-            {block: tensors.vectors["residual"] for block, tensors in residuals.items()},
-            optimizer,
-        )
+        return State(position, blocks, self._spooled(position, blocks), residuals, optimizer)
 
     def _position(self) -> Position | None:
         path = self.path / _POSITION
@@ -302,21 +297,26 @@ class StateFolder:
                 log.warning("%s holds nothing of the contribution to round %d: it does without", self.path, round)
         return found
 
-    def _named(self, folder: str, rounds: Mapping[int, int], what: str) -> dict[int, Tensors]:
-        found = {}
+    def _named(self, folder: str, rounds: Mapping[int, int], what: str) -> Iterator[tuple[int, Tensors]]:
+        """By block, one after the other."""
         for block, round in rounds.items():
             path = self._path(folder, block, round)
             if not path.exists():
                 log.warning("%s is missing: of block %d, %s begins anew", path, block, what)
             elif (tensors := self._read(path, f"of block {block}, {what} begins anew")) is not None:
-                found[block] = tensors
-        return found
+                yield block, tensors
 
     def block(self, block: int) -> Vector:
         """The values of a block that has landed. Raises TensorFileError, FileNotFoundError and DiskError."""
         path = self._path(_BLOCKS, block)
         with _reading(path):
             return tensor_file.read(path).vectors["block"]
+
+    def optimizer(self, block: int, round: int) -> Tensors:
+        """What `OptimizerStates` had of a block after that round. Raises as `block` does."""
+        path = self._path(_OPTIMIZER, block, round)
+        with _reading(path):
+            return tensor_file.read(path)
 
     def _read(self, path: Path, consequence: str) -> Tensors | None:
         """None, which is said, where there is none or it is damaged; that one goes. Raises DiskError."""
