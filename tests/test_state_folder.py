@@ -71,6 +71,13 @@ def files(path: Path) -> set[str]:
     return {str(each.relative_to(path)) for each in path.rglob("*.safetensors")}
 
 
+def refusing(which: int) -> Any:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise OSError(which, os.strerror(which))
+
+    return refuses
+
+
 def left(path: Path) -> State:
     state = again(path)
     assert state is not None
@@ -108,7 +115,33 @@ def test_what_was_written_comes_back(path: Path) -> None:
 
 def test_nobody_else_may_read_it(kept: Path) -> None:
     assert stat.S_IMODE(kept.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(each.stat().st_mode) for each in kept.rglob("*.safetensors")} == {0o600}
+    assert {stat.S_IMODE(each.stat().st_mode) for each in kept.rglob("*") if each.is_file()} == {0o600}
+    assert {stat.S_IMODE(each.stat().st_mode) for each in kept.rglob("*") if each.is_dir()} == {0o700}
+
+
+def test_a_folder_that_was_there_becomes_the_users_own(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o755)
+    (path / ".worker.json.partial").touch(0o644)
+    assert again(path) is None
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE((path / "worker.json").stat().st_mode) == 0o600
+
+
+def test_a_strangers_folder_keeps_its_mode(path: Path) -> None:
+    (path / "blocks").mkdir(parents=True)
+    path.chmod(0o755)
+    with pytest.raises(StateError, match="no worker's state"):
+        StateFolder(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_a_folder_that_cannot_be_made_private_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.mkdir()
+    path.chmod(0o755)
+    monkeypatch.setattr(Path, "chmod", refusing(errno.EPERM))
+    with pytest.raises(StateError, match=f"cannot use {path}: Operation not permitted"):
+        StateFolder(path)
 
 
 def test_what_the_position_has_not_passed_is_as_if_it_had_never_been(kept: Path) -> None:
@@ -295,13 +328,6 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="choose another --state, or none"):
         StateFolder(tmp_path / "file" / "state")
-
-
-def refusing(which: int) -> Any:
-    def refuses(*_: Any, **__: Any) -> None:
-        raise OSError(which, os.strerror(which))
-
-    return refuses
 
 
 def test_a_full_disk_need_not_note_who_holds_the_lock(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,8 @@ class StateFolder:
         with _using(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_ours(path)
+            if path.stat().st_mode & 0o077:  # it was there before
+                path.chmod(0o700)
             self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             with _using(path):
@@ -213,6 +215,8 @@ class StateFolder:
         with _using(self.path):
             text = json.dumps({"format": _FORMAT, **asdict(identity)}, indent=1)
             temporary = self.path / _PARTIAL_IDENTITY
+            temporary.unlink(missing_ok=True)  # with whatever mode it has
+            temporary.touch(0o600)
             temporary.write_text(text + "\n", encoding="utf-8")
             temporary.replace(self.path / _IDENTITY)  # first: what is in a folder without one is taken for a stranger's
             for name in _FOLDERS:
