@@ -35,6 +35,10 @@ from typing import Annotated, Any
 PROTOCOL = 4
 """Version of the messages. Both sides must speak the same."""
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""What a name is, as a pattern: it names folders too, and so must not begin with a dot, nor with a dash."""
+MAX_NAME = 64
+"""Characters of a name."""
 MAX_BLOCKS = 8192
 MAX_IN_FLIGHT = 64
 """Bound of `pipeline.max_in_flight`."""
@@ -66,7 +70,8 @@ class Real:
 
 @dataclass(frozen=True)
 class Text:
-    """Longest text in characters, and what it may consist of: `name` (letters, digits, . _ -), `hex`, or `any`."""
+    """Longest text in characters, and what it may consist of: `name` (see NAME), `run` (the same characters, in any
+    order), `hex`, or `any`."""
 
     longest: int
     alphabet: str = "any"
@@ -94,7 +99,7 @@ Bytes = Annotated[int, Whole(0, MAX_BLOCK_BYTES)]
 Count = Annotated[int, Whole(0, 2**53)]
 Seconds = Annotated[float, Real(-1e12, 1e12)]
 Number = Annotated[float, Real(-1e38, 1e38)]
-Name = Annotated[str, Text(64, "name")]
+Name = Annotated[str, Text(MAX_NAME, "name")]
 Digest = Annotated[str, Text(64, "hex")]
 Reason = Annotated[str, Text(1000)]
 

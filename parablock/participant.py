@@ -141,6 +141,7 @@ class Participant:
         self._prepared: Prepared | None = None
         self._versions: list[int] = []
         self._commits = Commits(0)
+        self._told_in = 0  # the epoch of the broker that said what `told` is; 0: an earlier process knew it
         self._begun = False  # there is a position to go on from
         self._contributions = Contributions(self._send, self._emit)
         self._downloads = Downloads(self._send, self._emit, self._builds)
@@ -356,12 +357,15 @@ class Participant:
                 self._rejoin("the broker has started this worker anew", now)
             return
         if start.next < self._commits.greeted_at:
-            return  # of an earlier session: it would leave out what was committed since
+            if self._told_in < self._epoch:
+                self._goes_back(start.next)
+            return  # else of an earlier session: it would leave out what was committed since
         if not self._hear(start.next, start):
             return
         self.state = State.TRAINING
         self._start = start
         self._commits.start(start)
+        self._told_in = self._epoch
         for round in start.pending:
             if (
                 round + 1 in self._versions
@@ -374,6 +378,15 @@ class Participant:
         self._begun = True
         self._heartbeat(now)  # at once: the broker places our reports in time by it
 
+    def _goes_back(self, next_round: int) -> None:
+        """The broker was started again from a journal that lacks rounds which another one had announced."""
+        self._gone(
+            End.REFUSED,
+            f"the broker goes on with round {next_round}, but round {self._commits.greeted_at - 1} was announced as "
+            "committed before: its journal is older than what it has announced. Have the run's newest folder put back "
+            "there; or begin here without what was kept (delete the folder that --state names)",
+        )
+
     def _commit(self, commit: Commit, now: float) -> None:
         round = commit.round
         if not self._fits(commit):
@@ -381,7 +394,8 @@ class Participant:
             return
         if not self._hear(round + self._config.in_flight + 1, commit):
             return
-        self._commits.told = max(self._commits.told, round + 1)
+        if round + 1 >= self._commits.told:
+            self._commits.told, self._told_in = round + 1, self._epoch
         self._contributions.committed(round, counted=commit.counted)
         if self._versions[commit.block] == round + 1 or not self._commits.wanted(round):
             self._commits.arrive(round)  # in hand since before this session, or not of this session

@@ -68,17 +68,13 @@ def write(path: Path, vectors: Mapping[str, Vector], facts: Mapping[str, Any], *
 
 
 def read(path: Path) -> Tensors:
-    """Everything in the file. Raises FileNotFoundError where there is none, TensorFileError where it is damaged."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            table, facts = _read_header(path, file)
-            vectors = {name: _read_vector(path, file, name, entry) for name, entry in table.items()}
-            if file.read(1):
-                raise TensorFileError(f"{path} is longer than it says")
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise TensorFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    """Everything in the file. Raises TensorFileError where it is damaged, FileNotFoundError where there is none, and
+    any other OSError where the disk or the system refuses just now, which says nothing about the file."""
+    with path.open("rb", buffering=0) as file:
+        table, facts = _read_header(path, file)
+        vectors = {name: _read_vector(path, file, name, entry) for name, entry in table.items()}
+        if file.read(1):
+            raise TensorFileError(f"{path} is longer than it says")
     return Tensors(vectors, facts)
 
 

@@ -19,7 +19,7 @@ import msgpack
 import xxhash
 
 from parablock import messages
-from parablock.messages import COLUMNS, PAYLOADS, Chunk, Items, Message, Real, Text, Whole
+from parablock.messages import COLUMNS, NAME, PAYLOADS, Chunk, Items, Message, Real, Text, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,7 +51,12 @@ class Envelope:
         return encode(self)
 
 
-_ALPHABETS = {"name": re.compile(r"[A-Za-z0-9._-]+"), "hex": re.compile(r"[0-9a-f]+"), "any": re.compile(r"(?s).*")}
+_ALPHABETS = {
+    "name": re.compile(NAME),
+    "run": re.compile(r"[A-Za-z0-9._-]+"),
+    "hex": re.compile(r"[0-9a-f]+"),
+    "any": re.compile(r"(?s).*"),
+}
 _LISTS = frozenset([*range(0x90, 0xA0), 0xDC, 0xDD])  # first bytes, in msgpack's specification
 _MAPS = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
 _CONTAINERS = _LISTS | _MAPS
@@ -272,7 +277,7 @@ def _checks_of(kind: type[Any]) -> dict[str, Check]:
     return {name: _check_of(f"{kind.__name__}.{name}", hints[name]) for name in names}
 
 
-_run = _text("r", Text(64, "name"), empty=True)
+_run = _text("r", Text(64, "run"), empty=True)
 _epoch = _whole("e", Whole(0, 2**63))
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in typing.get_args(Message)}
 _CHECKS = {name: _checks_of(kind) for name, kind in _KINDS.items()}

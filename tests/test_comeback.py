@@ -248,7 +248,7 @@ class World:
         link.start(max(position - behind, max(landed) + 1), state)
         trainer = Trainer(setup, 2, link.arrivals, lambda _round, _step: None, keeper)
         if state is not None:
-            trainer.resume(state, folder.block)
+            trainer.resume(state, folder)
         try:
             await RoundLoop(setup, link, call, trainer, LoopLag(), keeper, state).run()  # type: ignore[arg-type]
         finally:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,6 +51,12 @@ class Kept:
     def trained(self, round: int, block: int, encoded: Future[Encoding] | None = None) -> None:
         self.keeper.contributed(contribution(round, block), Delta(vector(round)), encoded)
         self.keeper.moved_on(round + 1, 0, 2, astray=False)
+
+    def fence(self) -> None:
+        """Wait until all that was told is written."""
+        done = threading.Event()
+        self.keeper._conveyor.put(done.set)
+        assert done.wait(10)
 
 
 @pytest.fixture
@@ -162,7 +171,10 @@ def test_a_full_disk_is_said_once_and_written_again_when_there_is_room(
     assert not state.optimizer, "an older one would be wrong"
 
 
-def test_a_disk_that_is_slower_than_the_rounds_holds_nobody_up(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_is_slower_than_the_rounds_holds_nobody_up(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.keeper._SMALL_BYTES", 0)
     slow = threading.Event()
 
     def learnt() -> Tensors:
@@ -174,16 +186,74 @@ def test_a_disk_that_is_slower_than_the_rounds_holds_nobody_up(kept: Kept, caplo
         kept.trained(round, round % 4)
     kept.keeper.learnt(0, 8, learnt)
     slow.set()
-    kept.keeper.settle([0])
+    kept.fence()
     kept.trained(8, 0)
     kept.keeper.close()
     assert caplog.text.count("the disk is slower than the rounds") == 1
     state = left(kept.path)
     assert state.position is not None
     assert state.position.round == 9
-    assert set(range(4)) <= state.contributions.keys()
-    assert not {5, 6, 7} & state.contributions.keys()
+    assert sorted(state.contributions) == [0, 8]
     assert not state.optimizer, "what is on disk of it does not hold any more"
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+def test_what_waits_for_a_slow_disk_is_what_landed_before_one_round_and_what_one_has_made(
+    lossy: bool, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.keeper._SMALL_BYTES", 0)
+    slow = threading.Event()
+
+    def learnt() -> None:
+        assert slow.wait(10)
+
+    kept.keeper.learnt(0, 0, learnt)
+    vectors: list[weakref.ref[Vector]] = []
+    released: list[int] = []
+
+    def release(round: int, _held: Vector) -> None:
+        released.append(round)
+
+    def a_round(round: int) -> None:
+        """Of vectors that only the keeper holds on to."""
+        values, delta, residual = vector(round), vector(round), vector(round)
+        vectors.extend(map(weakref.ref, (values, delta, residual)))
+
+        kept.keeper.landed(landed(round % 4, round - 2), values, partial(release, round, values))
+        encoded: Future[Encoding] = Future()
+        encoded.set_result(Encoding([], residual))
+        kept.keeper.contributed(contribution(round, round % 4), Delta(delta), encoded if lossy else None)
+        kept.keeper.moved_on(round + 1, 0, 2, astray=False)
+
+    for round in range(6):
+        a_round(round)
+    gc.collect()
+    assert [place for place, held in enumerate(vectors) if held() is not None] == [0, 1, 2][: 3 if lossy else 2]
+    assert released == [1, 2, 3, 4, 5]
+    slow.set()
+    kept.fence()
+    assert released == [1, 2, 3, 4, 5, 0]
+    a_round(6)
+    kept.keeper.close()
+    assert sorted(left(kept.path).contributions) == [0, 6]
+
+
+def test_a_burst_that_is_small_or_of_one_round_is_kept(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = threading.Event()
+
+    def learnt() -> None:
+        assert slow.wait(10)
+
+    kept.keeper.learnt(0, 0, learnt)
+    for round in range(4):
+        kept.trained(round, round)
+    monkeypatch.setattr("workers.keeper._SMALL_BYTES", 0)
+    for block in range(4, 8):  # as they come to one that has just joined
+        kept.keeper.landed(landed(block, 0), vector(block))
+    slow.set()
+    kept.keeper.close()
+    state = left(kept.path)
+    assert (sorted(state.contributions), sorted(state.blocks)) == ([0, 1, 2, 3], [4, 5, 6, 7])
 
 
 def test_when_the_run_is_done_nothing_is_left(kept: Kept) -> None:

@@ -622,6 +622,37 @@ def test_a_late_start_of_an_earlier_session_is_passed_over(seat: Seat) -> None:
     assert seat.participant.state is State.TRAINING
 
 
+def test_a_broker_with_an_older_journal_is_not_waited_for(seat: Seat) -> None:
+    for round in range(3):
+        seat.land(round)
+    seat.hear(Rejoin("who are you?"))
+    seat.hear(Terms("{}"), Welcome(2), Start(2, 2, 2, ()), epoch=2)
+    (gone,) = seat.of(Gone)
+    assert gone.end is End.REFUSED
+    assert "goes on with round 2, but round 2 was announced" in gone.reason
+    assert "older" in gone.reason
+    assert seat.participant.state is State.GONE
+
+
+def test_a_late_start_is_passed_over_though_the_broker_was_started_anew_before(seat: Seat) -> None:
+    """The new broker itself has said what that start leaves out."""
+    seat.land(0)
+    seat.hear(Rejoin("who are you?"))
+    seat.hear(Terms("{}"), Commit(1, 1, 1, -1, NBYTES[1], 2, False), Rejoin("who are you?"), Terms("{}"), epoch=2)
+    assert seat.hear(Start(1, 2, 1, ()), epoch=2) == []
+    assert seat.participant.state is State.JOINING
+    seat.hear(Start(2, 2, 2, (1,)), epoch=2)
+    assert seat.participant.state is State.TRAINING
+
+
+def test_a_commit_from_an_older_journal_does_not_hide_that_it_is_older(seat: Seat) -> None:
+    for round in range(3):
+        seat.land(round)
+    seat.hear(Rejoin("who are you?"))
+    seat.hear(Terms("{}"), Commit(1, 1, 1, -1, NBYTES[1], 2, False), Start(1, 2, 1, ()), epoch=2)
+    assert [gone.end for gone in seat.of(Gone)] == [End.REFUSED]
+
+
 # The end
 
 

@@ -27,7 +27,7 @@ from parablock.messages import (
     Welcome,
 )
 from parablock.participant import State
-from parablock.participant_events import Dismissed, Held, Kept, Notice, Prepared, Ready, Started, Uploaded
+from parablock.participant_events import Dismissed, End, Gone, Held, Kept, Notice, Prepared, Ready, Started, Uploaded
 from parablock.participant_events import Tick as Due
 from parablock.saved import Entry
 from parablock.transfer import Encoded, Payload
@@ -396,6 +396,12 @@ def test_a_round_that_was_passed_and_of_which_nothing_was_kept_is_abstained_from
     said = seat.hear(Start(5, 2, 5, ()))
     assert [m.round for m in said if isinstance(m, Offer)] == [6]
     assert [m.round for m in said if isinstance(m, Abstain)] == [5]
+
+
+def test_what_was_kept_of_rounds_that_the_journal_lacks_ends_the_session() -> None:
+    seat = resumed(KEPT)
+    seat.hear(Welcome(2), Start(3, 2, 3, ()), epoch=3)
+    assert [gone.end for gone in seat.of(Gone)] == [End.REFUSED]
 
 
 def test_what_was_kept_of_another_run_is_passed_over() -> None:

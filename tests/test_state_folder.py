@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from parablock.tensor_file import Tensors
-from workers.state_folder import Contribution, Identity, LandedBlock, Position, State, StateError, StateFolder
+from workers.state_folder import (
+    Contribution,
+    DiskError,
+    Identity,
+    LandedBlock,
+    Position,
+    State,
+    StateError,
+    StateFolder,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
 
     Vector = npt.NDArray[np.float32]
@@ -61,6 +71,13 @@ def files(path: Path) -> set[str]:
     return {str(each.relative_to(path)) for each in path.rglob("*.safetensors")}
 
 
+def refusing(which: int) -> Any:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise OSError(which, os.strerror(which))
+
+    return refuses
+
+
 def left(path: Path) -> State:
     state = again(path)
     assert state is not None
@@ -89,15 +106,42 @@ def test_what_was_written_comes_back(path: Path) -> None:
     assert state.contributions[2].delta.tobytes() == vector(2).tobytes()
     assert [chunk.tobytes() for chunk in state.contributions[2].chunks] == [bytes(range(9))]
     assert state.residuals[2].tobytes() == vector(4).tobytes()
-    assert state.optimizer[2].vectors["0.exp_avg"].tobytes() == vector(5).tobytes()
+    assert list(state.optimizer) == [2]
     again_open = StateFolder(path)
     assert again_open.block(0).tobytes() == vector(0).tobytes()
+    assert again_open.optimizer(2, 2).vectors["0.exp_avg"].tobytes() == vector(5).tobytes()
     again_open.close()
 
 
 def test_nobody_else_may_read_it(kept: Path) -> None:
     assert stat.S_IMODE(kept.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(each.stat().st_mode) for each in kept.rglob("*.safetensors")} == {0o600}
+    assert {stat.S_IMODE(each.stat().st_mode) for each in kept.rglob("*") if each.is_file()} == {0o600}
+    assert {stat.S_IMODE(each.stat().st_mode) for each in kept.rglob("*") if each.is_dir()} == {0o700}
+
+
+def test_a_folder_that_was_there_becomes_the_users_own(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o755)
+    (path / ".worker.json.partial").touch(0o644)
+    assert again(path) is None
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE((path / "worker.json").stat().st_mode) == 0o600
+
+
+def test_a_strangers_folder_keeps_its_mode(path: Path) -> None:
+    (path / "blocks").mkdir(parents=True)
+    path.chmod(0o755)
+    with pytest.raises(StateError, match="no worker's state"):
+        StateFolder(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_a_folder_that_cannot_be_made_private_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.mkdir()
+    path.chmod(0o755)
+    monkeypatch.setattr(Path, "chmod", refusing(errno.EPERM))
+    with pytest.raises(StateError, match=f"cannot use {path}: Operation not permitted"):
+        StateFolder(path)
 
 
 def test_what_the_position_has_not_passed_is_as_if_it_had_never_been(kept: Path) -> None:
@@ -162,6 +206,42 @@ def test_what_is_damaged_is_said_and_not_loaded(
     assert how == "missing" or file not in files(kept)
 
 
+@pytest.mark.parametrize("which", [errno.EMFILE, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("file", ["worker.json", *DAMAGE])
+def test_what_cannot_be_read_just_now_is_left_as_it_is(
+    file: str, which: int, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, opens = files(kept), Path.open
+
+    def refuses(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self == kept / file:
+            raise OSError(which, os.strerror(which))
+        return opens(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuses)
+    with pytest.raises(DiskError, match=rf"cannot read {kept / file}: {os.strerror(which)}"):
+        again(kept)
+    monkeypatch.undo()
+    assert files(kept) == before
+    state = left(kept)
+    assert (sorted(state.contributions), sorted(state.residuals), sorted(state.optimizer)) == ([2, 3], [2], [2])
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.listdir
+
+    def refuses(path: Path) -> list[str]:
+        if path == kept / "blocks":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refuses)
+    with pytest.raises(DiskError, match="Too many open files"):
+        again(kept)
+    monkeypatch.undo()
+    assert sorted(left(kept).contributions) == [2, 3]
+
+
 def test_two_workers_do_not_share_a_folder(path: Path) -> None:
     folder = StateFolder(path)
     with pytest.raises(StateError, match=f"process {os.getpid()}"):
@@ -193,10 +273,89 @@ def test_what_another_version_has_written_is_put_aside(kept: Path, caplog: pytes
     assert (kept / "aside-unknown").exists()
 
 
+@pytest.mark.parametrize("theirs", ["blocks", "config.toml", "lock.txt"])
+def test_a_folder_that_is_something_elses_is_left_alone(theirs: str, path: Path) -> None:
+    path.mkdir()
+    (path / "lock").touch()
+    (path / theirs).mkdir()
+    with pytest.raises(StateError, match=rf"no worker's state: it holds '{theirs}'.*new or empty"):
+        StateFolder(path)
+    assert set(os.listdir(path)) == {"lock", theirs}
+
+
+def test_a_process_that_was_killed_before_it_said_whose_it_is_is_no_stranger(path: Path) -> None:
+    StateFolder(path).close()
+    (path / ".worker.json.partial").touch()
+    (path / "aside-run-0").mkdir()
+    assert again(path) is None
+    assert set(os.listdir(path)) > {"lock", "worker.json", "aside-run-0"}
+
+
+def test_a_worker_killed_as_it_puts_something_aside_goes_on_with_that(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, replace, moves = files(kept), Path.replace, iter(range(3))
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(moves, None) is None:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again(kept, Identity("us", "run-2", "d1"))
+    monkeypatch.undo()
+    assert again(kept, Identity("us", "run-2", "d1")) is None
+    assert {file.split("/", 1)[1] for file in files(kept)} == before
+
+
+def test_partly_written_files_go_but_only_its_own(kept: Path) -> None:
+    ours = [
+        ".position.safetensors.partial",
+        "blocks/.0001.safetensors.partial",
+        "optimizer/.0001-000004.safetensors.partial",
+    ]
+    theirs = ["mine/.0001.safetensors.partial", ".mine.partial", "blocks/.mine.partial"]
+    (kept / "mine").mkdir()
+    for file in ours + theirs:
+        (kept / file).touch()
+    left(kept)
+    assert [(kept / file).exists() for file in ours] == [False] * 3
+    assert [(kept / file).exists() for file in theirs] == [True] * 3
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="choose another --state, or none"):
         StateFolder(tmp_path / "file" / "state")
+
+
+def test_a_full_disk_need_not_note_who_holds_the_lock(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pwrite", refusing(errno.ENOSPC))
+    folder = StateFolder(kept)
+    with pytest.raises(StateError, match="a worker that runs"):
+        StateFolder(kept)
+    folder.close()
+
+
+@pytest.mark.parametrize("call", ["mkdir", "write_text", "replace", "unlink"])
+def test_a_disk_that_refuses_at_the_start_leaves_all_as_it_was(
+    call: str, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept / ".position.safetensors.partial").touch()
+    before = files(kept)
+    monkeypatch.setattr(Path, call, refusing(errno.ENOSPC))
+    with pytest.raises(DiskError, match=f"cannot use {kept}: No space left on device"):
+        again(kept)
+    monkeypatch.undo()
+    assert files(kept) == before
+    assert sorted(left(kept).contributions) == [2, 3]
+
+
+def test_a_disk_that_refuses_a_lock_is_not_another_worker(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    with pytest.raises(DiskError, match="No locks available"):
+        StateFolder(path)
 
 
 def test_removed_with_all_in_it_but_what_is_not_its_own(kept: Path) -> None:

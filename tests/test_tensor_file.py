@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +16,6 @@ from parablock import tensor_file
 from parablock.tensor_file import TensorFileError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy.typing as npt
 
     Vector = npt.NDArray[Any]
@@ -61,6 +61,19 @@ def test_facts_alone(path: Path) -> None:
 def test_no_file_is_not_a_damaged_one(path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         tensor_file.read(path)
+
+
+@pytest.mark.parametrize("which", [errno.EMFILE, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_read_just_now_is_not_damaged(path: Path, which: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor_file.write(path, vectors(), FACTS)
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(which, os.strerror(which))
+
+    monkeypatch.setattr(Path, "open", refuses)
+    with pytest.raises(OSError, match=os.strerror(which)) as caught:
+        tensor_file.read(path)
+    assert caught.value.errno == which
 
 
 def test_a_bit_that_flips_anywhere_is_found(path: Path) -> None:

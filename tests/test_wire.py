@@ -50,6 +50,7 @@ ALPHABETS = {
     "name": "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-",
     "hex": "0123456789abcdef",
 }
+FIRST = ALPHABETS["name"].rstrip("._-")  # of a name
 
 
 # Values and messages, from the bounds that the messages declare
@@ -67,6 +68,9 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
             return st.floats(low, high) | st.sampled_from([low, high, 0.0, -0.0])
         case Text(longest, "any"):
             return st.text(max_size=min(longest, 200))
+        case Text(longest, "name"):
+            more = st.text(ALPHABETS["name"], max_size=longest - 1)
+            return st.builds(str.__add__, st.sampled_from(FIRST), more)
         case Text(longest, alphabet):
             return st.text(ALPHABETS[alphabet], min_size=1, max_size=longest)
         case Items(most):
@@ -386,6 +390,7 @@ def assert_in_bounds(envelope: Envelope) -> None:
                     type(value) is str
                     and len(value) <= longest
                     and (allowed is None or (value != "" and set(value) <= set(allowed)))
+                    and (alphabet != "name" or value[0] in FIRST)
                 )
             case Items(most):
                 return (
@@ -603,6 +608,9 @@ def test_text_that_is_too_long_or_of_another_alphabet_is_refused(kind: type[Any]
     if bounds.alphabet != "any":
         for value in ("", "a b", "ä", "a\n", "\n", "a/b", "\0"):
             refused(with_field(kind, name, value), f"{kind.__name__}.{name} has characters outside its alphabet")
+    if bounds.alphabet == "name":
+        for value in (".", "..", ".hidden", "-x", "_x"):
+            refused(with_field(kind, name, value), "outside its alphabet (name)")
     if bounds.alphabet == "hex":
         refused(with_field(kind, name, "ABC"), "outside its alphabet (hex)")
 

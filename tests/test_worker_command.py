@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,34 @@ def test_the_name_is_the_states_unless_one_is_given(tmp_path: Path, asked: list[
     assert str(os.getpid()) in nobody.name
 
 
+def test_a_disk_that_refuses_just_now_is_no_wrong_input(
+    tmp_path: Path,
+    asked: list[tuple[Local, Keeping | None]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    state_of(tmp_path / "s", "us")
+
+    def refuses(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path, **_: refuses(path))
+    assert command.main([*BROKER, "--state", str(tmp_path / "s")]) == 75
+    said = capsys.readouterr().err
+    assert f"cannot read {tmp_path / 's' / 'worker.json'}: Input/output error" in said
+    assert "the same command goes on" in said
+    assert not asked
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".hidden", "-x", "_x", "a/b", "a" * 65])
+def test_a_name_that_is_no_folders_name_is_refused(
+    name: str, asked: list[tuple[Local, Keeping | None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([*BROKER, f"--name={name}"]) == 2
+    assert f"begins with a letter or a digit; got {name!r}" in capsys.readouterr().err
+    assert not asked
+
+
 def test_without_a_folder_it_is_the_users_own_by_run_and_name(
     tmp_path: Path, asked: list[tuple[Local, Keeping | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +98,11 @@ def test_without_a_folder_it_is_the_users_own_by_run_and_name(
     assert command.main([*BROKER]) == 0
     (_, named), (local, nameless) = asked
     assert named is not None
+    for run in ("..", ".", "../..", ".hidden"):  # as a broker may call it
+        elsewhere = named.open(run, "us")
+        assert elsewhere.path.resolve().parent.parent == (tmp_path / "parablock").resolve()
+        elsewhere.remove()
+        elsewhere.close()
     folder = named.open("run/1", "us")
     assert folder.path == tmp_path / "parablock" / "run-1" / "us"
     folder.remove()

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from parablock.allocator import keep_freed_memory
 from parablock.config import ConfigError
+from parablock.messages import MAX_NAME, NAME
 from parablock.network import EndpointError, check_endpoint
 from parablock.participant_events import End, Finish, Gone, Prepared
 from workers.executor import TorchExecutor
 from workers.link import Interrupted, Link, SessionEnded
-from workers.state_folder import Identity, StateError, StateFolder
+from workers.state_folder import DiskError, Identity, StateError, StateFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,10 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = StateFolder(Path(arguments.state))  # locked before anybody hears of this process
         earlier = None if folder is None else folder.identity
         name = arguments.name or (earlier.name if earlier is not None else _default_name())
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
-            raise EndpointError(f"--name has 1 to 64 letters, digits, dots, dashes or underscores; got {name!r}")
+        if not re.fullmatch(NAME, name) or len(name) > MAX_NAME:
+            raise EndpointError(
+                f"--name has 1 to {MAX_NAME} letters, digits, dots, dashes or underscores, and begins with a letter or "
+                f"a digit; got {name!r}"
+            )
     except (EndpointError, StateError) as error:
         return _complain(error)
+    except DiskError as error:
+        return _come_back(error)
 
     from workers.setup import Local  # torch takes seconds to import; a wrong address should be told at once
 
@@ -115,7 +121,12 @@ def _give_up(number: int, _frame: FrameType | None) -> None:
 
 
 def _default_name() -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()[:40]}-{os.getpid()}")
+    return _as_name(f"{socket.gethostname()[:40]}-{os.getpid()}", "worker")
+
+
+def _as_name(text: str, instead: str) -> str:
+    """The text with a dash for each character that a name does not have. instead: of what no name begins with."""
+    return re.sub(r"^[^A-Za-z0-9]+", f"{instead}-", re.sub(r"[^A-Za-z0-9._-]", "-", text))
 
 
 @dataclass(frozen=True)
@@ -129,12 +140,12 @@ class Keeping:
     again: str = ""
 
     def open(self, run: str, name: str) -> StateFolder:
-        """Raises StateError."""
+        """Raises StateError and DiskError."""
         if self.folder is not None:
             return self.folder
         home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         place = Path(home) / "parablock"
-        return StateFolder(place / re.sub(r"[^A-Za-z0-9._-]", "-", run) / name, within=place)
+        return StateFolder(place / _as_name(run, "run") / name, within=place)
 
 
 async def _take_part(local: Local, endpoint: str, patience_s: float, keeping: Keeping | None) -> int:
@@ -203,6 +214,9 @@ class Worker:
         except (ConfigError, models.ModelError, DataError, PartitionError, DeviceError, StateError) as error:
             await self._link.leave("the worker's own input is wrong")
             return _complain(error)
+        except DiskError as error:
+            await self._link.leave("the worker's own state cannot be read or written")
+            return _come_back(error)
         except (Interrupted, Stopped):
             if self._link.gone is not None:
                 return self._farewell(self._link.gone)
@@ -234,11 +248,12 @@ class Worker:
         if state is None:
             return trainer, None
         assert self._folder is not None
-        await self._torch(trainer.resume, state, self._folder.block)
-        return trainer, replace(state, contributions={}, residuals={}, optimizer={})
+        await self._torch(trainer.resume, state, self._folder)
+        return trainer, replace(state, contributions={}, residuals={})
 
     def _resume(self, setup: Setup) -> State | None:
-        """Begin to keep what this process does; what an earlier one of this worker has left. Raises StateError."""
+        """Begin to keep what this process does; what an earlier one of this worker has left. Raises StateError and
+        DiskError."""
         from workers.keeper import Keeper
 
         if self._keeping is None:
@@ -296,6 +311,11 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 def _complain(error: Exception) -> int:
     print(f"parablock worker: {error}", file=sys.stderr)
     return EXIT_INPUT
+
+
+def _come_back(error: DiskError) -> int:
+    print(f"parablock worker: {error}. When that has been put right, the same command goes on", file=sys.stderr)
+    return EXIT_LATER
 
 
 def _count(text: str) -> int:

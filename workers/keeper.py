@@ -3,7 +3,8 @@
 Neither the event loop nor training waits for the disk, but where training would change what is still being written
 (`settle`). Since all of it is written in order, what is on disk is at any moment what the worker was at some moment
 before. A disk that refuses is told once; nothing about the run depends on it, and each later round is tried again. One
-that is slower than the rounds is taken to refuse, so that what waits for it does not fill the memory.
+that is slower than the rounds is taken to refuse, so that what waits for it does not fill the memory: unless it is
+small, only what has landed before one round waits, and what one round has contributed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from collections import defaultdict, deque
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -35,8 +37,33 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("worker")
 
-_MOST_BEHIND = 3
-"""Rounds that may wait to be written, each with two vectors of its block's size."""
+_SMALL_BYTES = 32 << 20
+"""So much may wait to be written in any case."""
+
+
+class _Backlog:
+    """What waits to be written, by kind: before the end of which round it was told, and its bytes. For any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: defaultdict[str, deque[tuple[int, int]]] = defaultdict(deque)
+        self._nbytes = 0
+
+    def admit(self, kind: str, round: int, nbytes: int) -> bool:
+        """Whether this may wait too, until it is `written`: none of its kind waits since an earlier round, or all that
+        waits is small."""
+        with self._lock:
+            waiting = self._waiting[kind]
+            if waiting and waiting[0][0] < round and self._nbytes + nbytes > _SMALL_BYTES:
+                return False
+            waiting.append((round, nbytes))
+            self._nbytes += nbytes
+            return True
+
+    def written(self, kind: str) -> None:
+        """The oldest of a kind waits no more."""
+        with self._lock:
+            self._nbytes -= self._waiting[kind].popleft()[1]
 
 
 class Keeper:
@@ -55,6 +82,7 @@ class Keeper:
         self._folder = folder
         self._writing: dict[int, Future[None]] = {}  # by block, that of its optimizer's state
         self._told = 0  # rounds
+        self._backlog = _Backlog()
         # What follows is the thread's.
         self._open: dict[int, int] = {}  # by round, the blocks of contributions that are on disk
         self._residuals: dict[int, int] = {}  # by block, the round through which that on disk goes
@@ -66,16 +94,18 @@ class Keeper:
         self._refused = False  # the disk has, and it was told
         self._whole = True  # nothing was refused since the last position
         self._given_up = False
-        self._done = 0  # of the rounds that were told
         self.written = 0
         self._conveyor: Conveyor[None] = Conveyor("state", call_soon, on_result=lambda _: None, on_error=on_error)
 
     def landed(self, landed: LandedBlock, values: Vector, done: Callable[[], None] | None = None) -> None:
-        """A block has landed. values: nobody changes them before `done` is called, on the thread."""
-        if self._behind:
-            self._put(self._refuse, done)
+        """A block has landed. values: nobody changes them before `done` is called, on the thread; where the disk is too
+        slow for them, here and now."""
+        if self._backlog.admit("landed", self._told, values.nbytes):
+            self._put(partial(self._landed, landed, values), self._written("landed", done))
         else:
-            self._put(partial(self._landed, landed, values), done)
+            self._put(self._refuse)
+            if done is not None:
+                done()
 
     def dropped(self, round: int) -> None:
         """Nothing stands in the model for this round any more."""
@@ -87,19 +117,21 @@ class Keeper:
 
     def contributed(self, made: Contribution, delta: Leaving, encoded: Future[Encoding] | None) -> None:
         """A round was trained. encoded: what a lossy codec makes of it, when it has."""
-        if self._behind:
-            self._put(partial(self._refuse, self._residuals, made.block))
+        vectors = 1 if encoded is None else 2  # with its residual
+        if self._backlog.admit("contributed", self._told, vectors * 4 * delta.numel):
+            self._put(partial(self._contributed, made, delta, encoded), self._written("contributed"))
         else:
-            self._put(partial(self._contributed, made, delta, encoded))
+            self._put(partial(self._refuse, self._residuals, made.block))
 
     def learnt(self, block: int, round: int, state: Callable[[], Tensors | None]) -> None:
         """What the optimizer knows of a block after this round; None: nothing any more. state: asked for it on the
         thread, as it may be on its way from the device."""
-        if self._behind:
+        if not self._backlog.admit("learnt", self._told, 0):  # bytes of its own it has none
             self._put(partial(self._refuse, self._optimizer, block))
             return
         done = self._writing[block] = Future()
-        self._put(partial(self._learnt, block, round, state), lambda: done.set_result(None))
+        written = self._written("learnt", lambda: done.set_result(None))
+        self._put(partial(self._learnt, block, round, state), written)
 
     def settle(self, blocks: Iterable[int]) -> None:
         """Wait until what `learnt` was given of these blocks may be changed."""
@@ -125,9 +157,13 @@ class Keeper:
         """The run is done: remove the folder as well as all in it. Before `close`."""
         self._conveyor.put(self._remove)
 
-    @property
-    def _behind(self) -> bool:
-        return self._told - self._done > _MOST_BEHIND
+    def _written(self, kind: str, done: Callable[[], None] | None = None) -> Callable[[], None]:
+        def written() -> None:
+            self._backlog.written(kind)
+            if done is not None:
+                done()
+
+        return written
 
     # On the thread
 
@@ -194,7 +230,6 @@ class Keeper:
         return written
 
     def _moved_on(self, position: Position) -> int:
-        self._done += 1
         named = replace(
             position,
             contributions=dict(self._open),

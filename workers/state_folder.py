@@ -16,6 +16,7 @@ tells what is lost, and that is pulled or begun anew. All of it is private, as t
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -29,7 +30,7 @@ from parablock import tensor_file
 from parablock.tensor_file import TensorFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -46,10 +47,21 @@ _IDENTITY, _LOCK, _POSITION = "worker.json", "lock", "position.safetensors"
 _BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER = "blocks", "contributions", "residuals", "optimizer"
 _FOLDERS = (_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER)
 _SUFFIX = ".safetensors"
+_UNFIT = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+    | {errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+)
+"""What the system says of a place that is no place for such a folder."""
+_FILE = re.compile(rf"[0-9]+(-[0-9]+)?{re.escape(_SUFFIX)}")
+_PARTIAL_IDENTITY, _ASIDE = f".{_IDENTITY}.partial", "aside-"
 
 
 class StateError(ValueError):
     """The folder cannot be used. The message names it and says what to do."""
+
+
+class DiskError(Exception):
+    """The disk or the system refuses just now, which says nothing about what the folder holds. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -122,62 +134,74 @@ class Spooled:
 
 @dataclass(frozen=True)
 class State:
-    """What an earlier process has left. position: None where that is not known. blocks: their values are in the folder.
+    """What an earlier process has left. position: None where that is not known.
 
-    optimizer: by block what `OptimizerStates` had, see there.
+    blocks, optimizer: what of which block is whole in the folder, from where each is read when it is needed.
     """
 
     position: Position | None
     blocks: Mapping[int, LandedBlock]
     contributions: Mapping[int, Spooled]
     residuals: Mapping[int, Vector]
-    optimizer: Mapping[int, Tensors]
+    optimizer: Collection[int]
 
 
 class StateFolder:
     """Locked for this process from the beginning to `close`. All writing raises OSError where the disk refuses."""
 
     def __init__(self, path: Path, within: Path | None = None) -> None:
-        """Make the folder, if it is not there, and lock it. Raises StateError.
+        """Make the folder, if it is not there, and lock it. Raises StateError, also where it is something else's, and
+        DiskError.
 
         within: the folders between that and this one go when they are empty.
         """
         self.path = path
         self._within = within
-        try:
+        with _using(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_ours(path)
+            if path.stat().st_mode & 0o077:  # it was there before
+                path.chmod(0o700)
             self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StateError(
-                f"cannot write {path}: {error.strerror or error}; choose another --state, or none"
-            ) from error
+        try:
+            with _using(path):
+                self._take_lock()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._lock)
             raise StateError(
-                f"{path} is the state of a worker that runs (process {holder}); end that one, or choose another --state"
+                f"{self.path} is the state of a worker that runs (process {holder}); end that one, or choose another "
+                "--state"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # it is locked; who holds it is for people only, and the disk may be full
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
         os.close(self._lock)
 
     @property
     def identity(self) -> Identity | None:
-        """Whose the folder is; None where it does not say."""
+        """Whose the folder is; None where it does not say. Raises DiskError."""
+        path = self.path / _IDENTITY
         try:
-            tree = json.loads((self.path / _IDENTITY).read_text(encoding="utf-8"))
+            with _reading(path):
+                tree = json.loads(path.read_text(encoding="utf-8"))
             return Identity(tree["name"], tree["run"], tree["manifest"]) if tree["format"] == _FORMAT else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def begin(self, identity: Identity) -> State | None:
         """Make it this worker's; what an earlier process of this very worker has left in it, if anything.
 
-        What was another run's is put aside, in a folder of its own. Raises StateError where it is another worker's.
+        What was another run's is put aside, in a folder of its own. Raises StateError where it is another worker's, and
+        DiskError.
         """
         found = self.identity
         holds = any((self.path / name).exists() for name in (_IDENTITY, _POSITION, *_FOLDERS))
@@ -188,59 +212,51 @@ class StateFolder:
             )
         if holds and found != identity:
             self._put_aside(found)
-        try:
+        with _using(self.path):
+            text = json.dumps({"format": _FORMAT, **asdict(identity)}, indent=1)
+            temporary = self.path / _PARTIAL_IDENTITY
+            temporary.unlink(missing_ok=True)  # with whatever mode it has
+            temporary.touch(0o600)
+            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.replace(self.path / _IDENTITY)  # first: what is in a folder without one is taken for a stranger's
             for name in _FOLDERS:
                 (self.path / name).mkdir(mode=0o700, exist_ok=True)
-            text = json.dumps({"format": _FORMAT, **asdict(identity)}, indent=1)
-            temporary = self.path / f".{_IDENTITY}.partial"
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(self.path / _IDENTITY)
-        except OSError as error:
-            raise StateError(
-                f"cannot write {self.path}: {error.strerror or error}; make room, or choose another --state, or none"
-            ) from error
-        return self._load() if holds and found == identity else None
+            return self._load() if holds and found == identity else None
 
     def _put_aside(self, found: Identity | None) -> None:
         if found is None:
             whose, place = "does not say whose it is, or is another version's", "unknown"
         else:
             whose, place = f"is of the run {found.run}", re.sub(r"[^A-Za-z0-9._-]", "-", found.run)
-        aside = self.path / f"aside-{place}"
+        aside = self.path / f"{_ASIDE}{place}"
         number = 1
         while aside.exists():
             number += 1
-            aside = self.path / f"aside-{place}-{number}"
-        try:
+            aside = self.path / f"{_ASIDE}{place}-{number}"
+        with _using(self.path):
             aside.mkdir(mode=0o700)
-            for name in (_IDENTITY, _POSITION, *_FOLDERS):
+            for name in (_POSITION, *_FOLDERS, _IDENTITY):  # whose it is says so until the rest has gone
                 with contextlib.suppress(FileNotFoundError):
                     (self.path / name).replace(aside / name)
-        except OSError as error:
-            raise StateError(f"cannot write {self.path}: {error.strerror or error}; choose another --state") from error
         log.warning("what %s holds %s; it is not used, and lies in %s", self.path, whose, aside)
 
     # Reading
 
     def _load(self) -> State:
-        for partial in self.path.glob("**/.*.partial"):  # of a process that was killed while it wrote
-            partial.unlink()
+        for folder in ("", *_FOLDERS):
+            for partial in (self.path / folder).glob(f".[0-9p]*{_SUFFIX}.partial"):  # a process was killed as it wrote
+                partial.unlink()
         position = self._position()
         blocks = self._landed()
         if position is None:
             for name in (_CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER):
                 self._clear(name, but=())
-            return State(None, blocks, {}, {}, {})
-        residuals = self._named(_RESIDUALS, position.residuals, "what the codec had lost of it")
-        optimizer = self._named(_OPTIMIZER, position.optimizer, "its optimizer's state")
+            return State(None, blocks, {}, {}, ())
+        named = self._named(_RESIDUALS, position.residuals, "what the codec had lost of it")
+        residuals = {block: tensors.vectors["residual"] for block, tensors in named}
+        optimizer = [block for block, _ in self._named(_OPTIMIZER, position.optimizer, "its optimizer's state")]
         self._clear_passed(position)
-        return State(
-            position,
-            blocks,
-            self._spooled(position, blocks),
-            {block: tensors.vectors["residual"] for block, tensors in residuals.items()},
-            optimizer,
-        )
+        return State(position, blocks, self._spooled(position, blocks), residuals, optimizer)
 
     def _position(self) -> Position | None:
         path = self.path / _POSITION
@@ -285,24 +301,32 @@ class StateFolder:
                 log.warning("%s holds nothing of the contribution to round %d: it does without", self.path, round)
         return found
 
-    def _named(self, folder: str, rounds: Mapping[int, int], what: str) -> dict[int, Tensors]:
-        found = {}
+    def _named(self, folder: str, rounds: Mapping[int, int], what: str) -> Iterator[tuple[int, Tensors]]:
+        """By block, one after the other."""
         for block, round in rounds.items():
             path = self._path(folder, block, round)
             if not path.exists():
                 log.warning("%s is missing: of block %d, %s begins anew", path, block, what)
             elif (tensors := self._read(path, f"of block {block}, {what} begins anew")) is not None:
-                found[block] = tensors
-        return found
+                yield block, tensors
 
     def block(self, block: int) -> Vector:
-        """The values of a block that has landed. Raises TensorFileError."""
-        return tensor_file.read(self._path(_BLOCKS, block)).vectors["block"]
+        """The values of a block that has landed. Raises TensorFileError, FileNotFoundError and DiskError."""
+        path = self._path(_BLOCKS, block)
+        with _reading(path):
+            return tensor_file.read(path).vectors["block"]
+
+    def optimizer(self, block: int, round: int) -> Tensors:
+        """What `OptimizerStates` had of a block after that round. Raises as `block` does."""
+        path = self._path(_OPTIMIZER, block, round)
+        with _reading(path):
+            return tensor_file.read(path)
 
     def _read(self, path: Path, consequence: str) -> Tensors | None:
-        """None, which is said, where there is none or it is damaged; that one goes."""
+        """None, which is said, where there is none or it is damaged; that one goes. Raises DiskError."""
         try:
-            return tensor_file.read(path)
+            with _reading(path):
+                return tensor_file.read(path)
         except FileNotFoundError:
             log.warning("%s is missing: %s", path, consequence)
         except TensorFileError as error:
@@ -362,11 +386,47 @@ class StateFolder:
                 path.unlink()
 
     def _files(self, folder: str) -> list[Path]:
-        return sorted((self.path / folder).glob(f"[0-9]*{_SUFFIX}"))
+        """Raises OSError, which `Path.glob` would pass over."""
+        path = self.path / folder
+        return sorted(path / name for name in os.listdir(path) if _FILE.fullmatch(name))
 
     def _path(self, folder: str, *numbers: int, width: int = 4) -> Path:
         first, *rest = numbers
         return self.path / folder / ("-".join([f"{first:0{width}d}", *(f"{n:06d}" for n in rest)]) + _SUFFIX)
+
+
+@contextlib.contextmanager
+def _using(path: Path) -> Iterator[None]:
+    """An OSError is a StateError where another folder would do, and a DiskError where it is the disk or the system."""
+    try:
+        yield
+    except OSError as error:
+        why = f"cannot use {path}: {error.strerror or error}"
+        if error.errno in _UNFIT:
+            raise StateError(f"{why}; choose another --state, or none") from error
+        raise DiskError(why) from error
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """An OSError, but that there is no such file, is a DiskError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DiskError(f"cannot read {path}: {error.strerror or error}; it is left as it is") from error
+
+
+def _check_ours(path: Path) -> None:
+    """Raises StateError where the folder holds what no worker has put there, and does not say whose it is."""
+    names = set(os.listdir(path))
+    strange = sorted(name for name in names - {_LOCK, _PARTIAL_IDENTITY} if not name.startswith(_ASIDE))
+    if strange and _IDENTITY not in names:
+        raise StateError(
+            f"{path} is no worker's state: it holds {strange[0]!r}, and no {_IDENTITY}; choose a folder that is new or "
+            "empty as --state, or none"
+        )
 
 
 def _landed_block(facts: Mapping[str, Any]) -> LandedBlock:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from workers.inbox import Delivery
     from workers.keeper import Keeper
     from workers.setup import Setup
-    from workers.state_folder import State
+    from workers.state_folder import State, StateFolder
 
 log = logging.getLogger("worker")
 
@@ -118,14 +118,15 @@ class Trainer:
         """End `train` at its next step; from any thread."""
         self._stop.set()
 
-    def resume(self, state: State, values: Callable[[int], npt.NDArray[np.float32]]) -> None:
-        """Become what an earlier process was when it began with the round at `state.position`. values: of a block.
+    def resume(self, state: State, folder: StateFolder) -> None:
+        """Become what an earlier process was when it began with the round at `state.position`. folder: where the rest
+        of the state is read from, a block at a time.
 
         A guess of a block that began with another guess (where there are fewer blocks than rounds in flight) does not
         stand again, nor one of a block that could not be read: their blocks are as they landed, or the base model's.
         """
         for block, landed in state.blocks.items():
-            self._solver.write(block, torch.from_numpy(values(block)))
+            self._solver.write(block, torch.from_numpy(folder.block(block)))
             self._versions[block] = landed.round
             self._flight.landed(landed.round, block)
             self._corrector.restore(block, landed.alpha, alone=landed.alone)
@@ -137,9 +138,9 @@ class Trainer:
             start = self._solver.read(made.block).numpy()
             value = self._flight.restore(round, made.block, start, spooled.delta, made.alpha)
             self._solver.write(made.block, torch.from_numpy(value))
-        for block, learnt in state.optimizer.items():
-            self._solver.restore(block, learnt)
         if state.position is not None:
+            for block in state.optimizer:
+                self._solver.restore(block, folder.optimizer(block, state.position.optimizer[block]))
             self.surplus = state.position.surplus
 
     def train(self, round: int, blocks: Sequence[int], steps: int) -> list[Solved]:
