@@ -383,7 +383,8 @@ class Participant:
             return
         self._commits.told = max(self._commits.told, round + 1)
         self._contributions.committed(round, counted=commit.counted)
-        if self._versions[commit.block] == round + 1 or not self._commits.wanted(round):
+        told_before = round < self._commits.greeted_at and not commit.contributors  # there was nothing to come
+        if self._versions[commit.block] == round + 1 or told_before or not self._commits.wanted(round):
             self._commits.arrive(round)  # in hand since before this session, or not of this session
         if self._commits.has(round):  # repeated, because our last grant was lost
             self._downloads.confirm(commit)

@@ -337,6 +337,20 @@ def test_a_contribution_to_a_closed_round_is_told_and_not_sent(seat: Seat) -> No
     assert seat.of(Dismissed) == [Dismissed(0, "the round was closed before the contribution was ready")]
 
 
+def test_what_is_said_again_of_an_empty_round_before_the_start_of_another_session_is_no_news(seat: Seat) -> None:
+    """It comes late, from the session before, which had ended when an earlier round was not yet heard of."""
+    empty = Commit(1, 1, 0, -1, 0, 0, False)
+    seat.hear(empty)
+    assert [arrived.round for arrived in seat.of(Arrived)] == [1]
+    seat.hear(Rejoin("say Hello again"), Terms("{}"), Welcome(2))
+    assert seat.hear(empty) == [Credit(1, 1, 0, 0, 0)]
+    assert seat.of(Arrived) == []
+    seat.hear(Start(0, 2, 2, (0,)))
+    assert not seat.participant.arrived_through(0), "that one is still to come"
+    seat.hear(Commit(0, 0, 0, -1, 0, 0, False))
+    assert seat.participant.arrived_through(1)
+
+
 def test_a_commit_that_does_not_count_us_ends_the_upload_and_is_told(seat: Seat) -> None:
     seat.contribute(3)
     seat.hear(Commit(3, 3, 1, -1, 2560, 1, False))
