@@ -14,6 +14,7 @@ what the whole world knows rather than by what the machines say of themselves:
     a chunk that goes down is encoded once, and the one message shared by all who get it;
     nobody trains a round before all that it builds on has landed, nor a round twice, nor more than `delay` ahead;
     nobody is told of fewer commits than before, nor replaces a version of a block by an older one;
+    a window and a chunk at most are under way to anybody, and no more blocks wait for that than there are;
     a client trains what it was told of a round by the time it may, and nobody is told otherwise of its block;
     what was said to an earlier broker, or by one, moves nobody;
     nobody is given up who was heard within the time that is said, whatever the wall clock does;
@@ -897,6 +898,7 @@ class Network:
         if self._handled % 8 == 0 and self.over is None:  # it takes as long as all the rest
             due, latest = coordinator.deadline(), self._latest_deadline()
             assert latest is None or (due is not None and due <= latest), "a tick comes too late"
+            self._check_under_way()
         self.arm(self.broker)
 
     def _given(self, coordinator: Coordinator, event: events.Event) -> list[events.Effect]:
@@ -939,6 +941,14 @@ class Network:
     def _check_roster(self) -> None:
         joined = [session.name for session in self.coordinator._roster if session.state is not SessionState.GREETED]
         assert len(joined) == len(set(joined)), "two sessions under one name"
+
+    def _check_under_way(self) -> None:
+        network = self.config.network
+        most = len(self.manifest.blocks) + self.config.in_flight + 2  # one of them on a mere guess who will count
+        for session in self.coordinator._roster:
+            under_way = sum(download.outgoing.under_way for download in session.downloads.values())
+            assert under_way <= network.window_bytes + network.chunk_bytes, "more than a window is under way"
+            assert len(session.downloads) <= most, "more blocks wait for a link than there are"
 
     def _latest_deadline(self) -> float | None:
         """When the coordinator must look again at the latest, of all that it waits for."""
