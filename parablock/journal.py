@@ -263,7 +263,7 @@ def salvage(path: Path) -> tuple[Facts | None, dict[int, Incarnation], list[Row]
 
 def entry_json(entry: Entry) -> str:
     """An entry as the journal and the block files keep it."""
-    return json.dumps(asdict(entry), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(vars(entry), ensure_ascii=False, separators=(",", ":"))
 
 
 def entry_from_json(text: str) -> Entry:

@@ -23,7 +23,6 @@ what the whole world knows rather than by what the machines say of themselves:
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import functools
 import heapq
@@ -32,7 +31,7 @@ import random
 import time
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,7 +103,7 @@ def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
         if values is not None:
             made = entry.block, entry.round, entry.base, entry.counted, memoryview(values)
             versions[entry.block] = SavedVersion(*made)
-    last = json.loads(json.dumps(dataclasses.asdict(journal[-1][0])))
+    last = json.loads(entry_json(journal[-1][0]))
     late = {client: (made_for, entry.round) for entry, _ in journal for client, made_for in entry.late_parts}
     clients, tardy = tuple(last["clients"]), tuple(last["tardy"])
     return Saved(last["round"] + 1, tuple(versions.values()), last["agenda"], clients, tardy, late)
@@ -853,7 +852,13 @@ class Network:
             self.after(arrives - self.now, lambda: process.handle(worker.Received(envelope)), process)
 
     def _through_codec(self, envelope: wire.Envelope) -> wire.Envelope:
-        """What the other side reads. Each message is encoded and decoded once, however often it is sent."""
+        """What the other side reads. Each message is encoded and decoded once, however often it is sent; of a
+        heartbeat, of which no two are alike, all but the sender's clock, which goes across as it is."""
+        message = envelope.message
+        if isinstance(message, Heartbeat):
+            read = _read(wire.Envelope(envelope.run, envelope.epoch, replace(message, clock=0.0)))
+            assert isinstance(read.message, Heartbeat)
+            return wire.Envelope(read.run, read.epoch, replace(read.message, clock=message.clock))
         if envelope.payload is None:
             return _read(envelope)
         if id(envelope) not in self._crossed:
