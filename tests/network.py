@@ -268,6 +268,7 @@ class Process:
     stands_for: tuple[int, State] = (-1, State.CALLING)  # what it has last said that it waits for
     speaks_to: int = 0  # the epoch of the newest broker that it has spoken to as such
     heard_at: float = 0.0  # when that one's newest heartbeat came
+    in_touch: bool = False  # it has heard anything at all
     heard_of: set[int] = field(default_factory=set)  # rounds of which a commit has come
 
     @property
@@ -281,6 +282,7 @@ class Process:
             self.heard_of.add(event.envelope.message.round)
         effects = self.participant.handle(event, network.now)
         if isinstance(event, worker.Received):
+            self.in_touch = True
             assert not effects or event.envelope.epoch >= self.speaks_to, "what an earlier broker has said is taken"
             if event.envelope.epoch == self.speaks_to and isinstance(event.envelope.message, Heartbeat):
                 self.heard_at = network.now
@@ -919,6 +921,7 @@ class Network:
         effects = coordinator.handle(event, self.now)
         assert session is None or session.heard_at == heard_at, "what was said to an earlier broker is taken"
         answers = [e.envelope.message for e in effects if isinstance(e, events.Send) and e.peer == event.peer]
+        assert answers or not isinstance(event.envelope.message, Hello), "a call is not answered"
         if not any(isinstance(answer, Rejoin | Goodbye | Refused) for answer in answers):
             broker.heard[self._by_peer[event.peer].name] = self.now
         return effects
@@ -1094,7 +1097,7 @@ class Network:
             # Or else it was killed while it left, which the broker has heard after it had come back.
             forgotten = {note.client for note in self.notes if note.kind in ("lost", "behind", "left")}
             if process.gone.end is End.LOST and process.name in forgotten:
-                assert self.over_at < self.now - 60.0
+                assert self.over_at < self.now - 60.0 or not process.in_touch
                 continue  # out of touch at the end, for so long that the broker went without it
             assert process.gone.end is End.DONE, process.gone
             assert {block: made for block, (made, _) in process.blocks.items()} == latest
