@@ -99,8 +99,8 @@ class Row:
 class Journal:
     """An open journal, every row of it verified. Nothing else may write to it.
 
-    facts, incarnations (by epoch) and, after the newest row: next_round, last (its entry), and by block, of those that
-    some round has made anew, `newest`.
+    facts, incarnations (by epoch) and, after the newest row: next_round, last (its entry), by block, of those that
+    some round has made anew, `newest`, and by client `folded_late`, as in `Saved`.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -115,6 +115,7 @@ class Journal:
             self.next_round = 0
             self.last: Entry | None = None
             self.newest: dict[int, Row] = {}
+            self.folded_late: dict[str, tuple[int, int]] = {}
             self._digest = _origin(self.facts)
             for row, digest in _rows(connection, self._digest):
                 self._take(row, digest)
@@ -211,12 +212,15 @@ class Journal:
             SavedVersion(block, row.entry.round, row.entry.base, row.entry.counted or _NOBODY, values[block])
             for block, row in sorted(self.newest.items())
         )
-        return Saved(self.next_round, versions, self.last.agenda, self.last.clients, self.last.tardy)
+        last = self.last
+        return Saved(self.next_round, versions, last.agenda, last.clients, last.tardy, dict(self.folded_late))
 
     def _take(self, row: Row, digest: str) -> None:
         self._digest = digest
         self.last = row.entry
         self.next_round = row.entry.round + 1
+        for client, made_for in row.entry.late_parts:
+            self.folded_late[client] = made_for, row.entry.round
         if row.version is not None:
             self.newest[row.entry.block] = row
 
@@ -259,7 +263,7 @@ def salvage(path: Path) -> tuple[Facts | None, dict[int, Incarnation], list[Row]
 
 def entry_json(entry: Entry) -> str:
     """An entry as the journal and the block files keep it."""
-    return json.dumps(asdict(entry), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(vars(entry), ensure_ascii=False, separators=(",", ":"))
 
 
 def entry_from_json(text: str) -> Entry:

@@ -7,8 +7,8 @@
 Who is owed is settled by the close of a round: those who were waited for and are not in it. From there each step is
 taken once, so that nothing counts twice, in its own round and later, or after any number of resends. Of each client one
 is held at a time, which is the most that late ones cost in memory: a block a client; a client that is late each time
-has its blocks counted in turn (`has_part`). A broker that begins anew knows of none. With `round.late = "discard"`
-nothing is held, and a late offer is only counted.
+has its blocks counted in turn (`has_part`). A broker that begins anew holds none and owes nothing, but knows what has
+counted. With `round.late = "discard"` nothing is held, and a late offer is only counted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
 
     from parablock.rounds import Upload
@@ -56,6 +57,10 @@ class LateContributions:
         self._visits: dict[int, deque[tuple[int, set[str]]]] = {}  # by block: closed rounds, and who is owed
         self._held: dict[str, Late] = {}  # by client
         self._counted: dict[str, tuple[int, int]] = {}  # by client: the newest that counted, and in which round
+
+    def restore(self, counted: Mapping[str, tuple[int, int]]) -> None:
+        """Go on with what is known of the broker before: by client, the newest that counted, and in which round."""
+        self._counted.update(counted)
 
     def counted_in(self, client: str, round: int) -> int | None:
         """In which later round the client's contribution to `round` has counted, as far as is known."""

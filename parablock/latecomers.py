@@ -14,7 +14,7 @@ from parablock.rounds import Upload
 from parablock.transfer import Incoming, TransferError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from collections.abc import Set as AbstractSet
 
     from parablock import late
@@ -48,6 +48,10 @@ class Latecomers:
         self._late = LateContributions()
         self._came = 0  # contributions to closed rounds that were offered since the last commit
         self._bytes = 0  # that came of those since
+
+    def restore(self, counted: Mapping[str, tuple[int, int]]) -> None:
+        """Tell again what has counted late before the broker's restart. counted: as `Saved.folded_late`."""
+        self._late.restore(counted)
 
     def ready(self, block: int) -> tuple[late.Late, ...]:
         """What is complete of this block, in the order of the roster."""

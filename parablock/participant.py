@@ -10,6 +10,7 @@ round may be trained. It opens no socket, reads no clock and touches no model: `
 
 While it calls nobody, it waits longer from call to call, up to half a minute, each worker by chance a little less, so
 that not all of them call at once a broker that is back; as soon as that is heard, the next call comes as the first.
+Told to join again it calls at once, but no sooner than a second after the call before.
 
 What the broker may say in which state stands in `EXPECTED`; a message that does not fit is one that was delayed or
 repeated, and is passed over. Contributions are kept until their round is closed, and partly received blocks until
@@ -150,7 +151,7 @@ class Participant:
         self._where = Progress(-1, 0)
         self._waits_for = -1  # training stands still for this round's block, unless it is committed
         self._heard_at = now
-        self._said_at = now - 1e9  # the first Tick calls
+        self._said_at = self._called_at = now - 1e9  # the first Tick calls
         self._jitter = random.Random(session)
         self._calls = 0  # since the broker was last heard
         self._call_after = 0.0  # seconds from the newest call, or whatever was said last, to the next one
@@ -339,7 +340,10 @@ class Participant:
         self._downloads.suspend()
         self._commits = Commits(self._commits.told)
         self.state = State.CALLING
-        self._call(now)
+        if now >= self._called_at + self._timing.call:
+            self._call(now)
+        else:  # a call that came twice may have ended what it began; answered at once, again and again, it never ends
+            self._said_at, self._call_after = self._called_at, self._timing.call
 
     def _join(self, now: float) -> None:
         assert self._prepared is not None
@@ -397,7 +401,8 @@ class Participant:
         if round + 1 >= self._commits.told:
             self._commits.told, self._told_in = round + 1, self._epoch
         self._contributions.committed(round, counted=commit.counted)
-        if self._versions[commit.block] == round + 1 or not self._commits.wanted(round):
+        told_before = round < self._commits.greeted_at and not commit.contributors  # there was nothing to come
+        if self._versions[commit.block] == round + 1 or told_before or not self._commits.wanted(round):
             self._commits.arrive(round)  # in hand since before this session, or not of this session
         if self._commits.has(round):  # repeated, because our last grant was lost
             self._downloads.confirm(commit)
@@ -511,7 +516,7 @@ class Participant:
     def _call(self, now: float) -> None:
         """Say Hello, and settle when to say it again: exponential backoff, with half of each wait left to chance."""
         self._send(self._hello)
-        self._said_at = now
+        self._said_at = self._called_at = now
         longest = min(self._timing.call * 2.0**self._calls, self._timing.longest_call)
         self._call_after = longest * self._jitter.uniform(0.5, 1.0)
         self._calls = min(self._calls + 1, 10)

@@ -51,6 +51,12 @@ class Entry:
         return (*self.contributors, *self.folded_late)
 
     @property
+    def late_parts(self) -> tuple[tuple[str, int], ...]:
+        """Of what was counted late: whose it is, and the round that it was made for."""
+        parts = (part.rpartition("@") for part in self.folded_late)
+        return tuple((client, int(round)) for client, _, round in parts)
+
+    @property
     def loss(self) -> float | None:
         """Weighted mean over the contributors; None without any."""
         if not self.contributors:
@@ -75,10 +81,14 @@ class SavedVersion:
 
 @dataclass(frozen=True)
 class Saved:
-    """The state after the last entry of a journal. versions: of the blocks that are not as in the base model."""
+    """The state after the last entry of a journal. versions: of the blocks that are not as in the base model.
+
+    folded_late: by client, the round of its newest contribution that was counted late, and the one it was counted in.
+    """
 
     next_round: int
     versions: tuple[SavedVersion, ...] = ()
     agenda: Mapping[str, Any] = field(default_factory=dict)
     clients: tuple[str, ...] = ()
     tardy: tuple[str, ...] = ()
+    folded_late: Mapping[str, tuple[int, int]] = field(default_factory=dict)

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -75,14 +76,16 @@ def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False)
         heartbeat_s=2.0 if large else 1.0,
     )
     habits = {name: _habits(rng, rounds, 0.3 if large else 1.0) for name in names}
+    habits = {name: replace(each, stalls=_stalls(f"{name}/{seed}", rounds)) for name, each in habits.items()}
     incidents = tuple(_incident(rng, names, 30.0 if large else 20.0) for _ in range(rng.randint(0, 8 if large else 4)))
     faults = Faults(
         loss=rng.choice([0.0, 0.02, 0.1, 0.1 if large else 0.2]),
         duplication=rng.choice([0.0, 0.0, 0.1, 0.3]),
-        echo=rng.choice([0.0, 0.0, 0.02]),
+        echo=rng.choice([0.0, 0.02, 0.1]),
         delay_s=(0.001, rng.choice([0.02, 0.3, 0.6 if large else 1.5])),
         ordered=rng.random() < 0.5,
         incidents=incidents,
+        jumps=_jumps(seed, 30.0 if large else 20.0),
     )
     return Network(config, habits, faults, seed)
 
@@ -98,6 +101,18 @@ def _habits(rng: random.Random, rounds: int, scale: float) -> Habits:
     )
 
 
+def _stalls(whose: str, rounds: int) -> frozenset[int]:
+    """By chance of its own, as for `_jumps`: what is drawn else stays as it is."""
+    rng = random.Random(f"stalls/{whose}")
+    return frozenset(round for round in range(rounds) if rng.random() < 0.02)
+
+
+def _jumps(seed: int, span_s: float) -> tuple[tuple[float, float], ...]:
+    rng = random.Random(f"jumps/{seed}")
+    number = rng.randint(0, 3)  # by a second to a day, in either direction
+    return tuple((rng.uniform(0.0, span_s), rng.choice([-1, 1]) * 10.0 ** rng.uniform(0, 5)) for _ in range(number))
+
+
 def _incident(rng: random.Random, names: str, span_s: float) -> Incident:
     kind = rng.choice(["freeze", "cut", "kill", "kill", "disk"])
     brokers = kind == "disk" or (kind != "cut" and rng.random() < 0.4)
@@ -105,7 +120,7 @@ def _incident(rng: random.Random, names: str, span_s: float) -> Incident:
     at = rng.uniform(0.0, span_s)
     if kind == "kill" and brokers:
         point = rng.choice(["", *POINTS])
-        return Incident(kind, victim, at, rng.uniform(0.0, 15.0), point=point)
+        return Incident(kind, victim, at, rng.uniform(0.0, rng.choice([1.0, 15.0])), point=point)
     # A worker that comes back takes longer than a message: what the dead one said has arrived, or never will.
     lasts = rng.uniform(4.0 if kind == "kill" else 0.5, 15.0)
     return Incident(kind, victim, at, lasts, kept=rng.random() < 0.7)

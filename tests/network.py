@@ -14,21 +14,24 @@ what the whole world knows rather than by what the machines say of themselves:
     a chunk that goes down is encoded once, and the one message shared by all who get it;
     nobody trains a round before all that it builds on has landed, nor a round twice, nor more than `delay` ahead;
     nobody is told of fewer commits than before, nor replaces a version of a block by an older one;
+    a window and a chunk at most are under way to anybody, and no more blocks wait for that than there are;
     a client trains what it was told of a round by the time it may, and nobody is told otherwise of its block;
+    what was said to an earlier broker, or by one, moves nobody;
+    nobody is given up who was heard within the time that is said, whatever the wall clock does;
     a tick that was due leaves nothing due.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import functools
 import heapq
 import json
 import random
+import time
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,7 +54,19 @@ from parablock.journal import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
 from parablock.manifest import Block, Manifest, Slot
-from parablock.messages import Chunk, Commit, Evaluated, Hello, Join, Message, Start
+from parablock.messages import (
+    Chunk,
+    Commit,
+    Evaluated,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Join,
+    Message,
+    Refused,
+    Rejoin,
+    Start,
+)
 from parablock.participant import Participant, State
 from parablock.participant_events import End
 from parablock.saved import Entry, Saved, SavedVersion
@@ -88,10 +103,10 @@ def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
         if values is not None:
             made = entry.block, entry.round, entry.base, entry.counted, memoryview(values)
             versions[entry.block] = SavedVersion(*made)
-    last = json.loads(json.dumps(dataclasses.asdict(journal[-1][0])))
-    return Saved(
-        last["round"] + 1, tuple(versions.values()), last["agenda"], tuple(last["clients"]), tuple(last["tardy"])
-    )
+    last = json.loads(entry_json(journal[-1][0]))
+    late = {client: (made_for, entry.round) for entry, _ in journal for client, made_for in entry.late_parts}
+    clients, tardy = tuple(last["clients"]), tuple(last["tardy"])
+    return Saved(last["round"] + 1, tuple(versions.values()), last["agenda"], clients, tardy, late)
 
 
 @functools.lru_cache(maxsize=50_000)
@@ -155,6 +170,7 @@ class Incident:
 
 
 ECHO_S = 10.0
+PATIENCE_S = 120.0
 
 POINTS = ("before the block", "before the entry", "before the announcement", "amid the announcement")
 """Moments of a commit: nothing is durable; only the block is; the entry is too; some have heard of it."""
@@ -165,7 +181,7 @@ class Faults:
     """What links do. delay_s: fewest and most seconds of one message. ordered: as on one connection, no overtaking.
 
     echo: how often a copy of a message comes once more, up to `ECHO_S` later; but of a Hello, which would be taken for
-    another process, and of a Join.
+    another process, and of a Join. jumps: at which moments the wall clock, `time.time`, leaps by how many seconds.
     """
 
     loss: float = 0.0
@@ -174,11 +190,14 @@ class Faults:
     delay_s: tuple[float, float] = (0.001, 0.02)
     ordered: bool = True
     incidents: tuple[Incident, ...] = ()
+    jumps: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Habits:
     """How a client trains. seconds: of a round, drawn from a range. diverges: rounds withheld. spoils: with a NaN.
+
+    stalls: rounds of whose contribution only the first chunk is ever sent, though the client is heard.
 
     astray: how often, from 0 to 1, its guard makes it wait for all that is in flight before it trains.
     """
@@ -186,6 +205,7 @@ class Habits:
     seconds: tuple[float, float] = (0.5, 1.5)
     diverges: frozenset[int] = frozenset()
     spoils: frozenset[int] = frozenset()
+    stalls: frozenset[int] = frozenset()
     astray: float = 0.0
     joins_at: float = 0.0
     rows: int = 10
@@ -247,6 +267,10 @@ class Process:
     notices: list[str] = field(default_factory=list)
     gone: worker.Gone | None = None
     stands_for: tuple[int, State] = (-1, State.CALLING)  # what it has last said that it waits for
+    speaks_to: int = 0  # the epoch of the newest broker that it has spoken to as such
+    heard_at: float = 0.0  # when that one's newest heartbeat came
+    in_touch: bool = False  # it has heard anything at all
+    heard_of: set[int] = field(default_factory=set)  # rounds of which a commit has come
 
     @property
     def peer(self) -> bytes:
@@ -255,9 +279,18 @@ class Process:
     def handle(self, event: worker.Event) -> None:
         """Give the participant an event, perform its effects, and let the loop go on as far as it can."""
         network = self.network
-        for effect in self.participant.handle(event, network.now):
+        if isinstance(event, worker.Received) and isinstance(event.envelope.message, Commit):
+            self.heard_of.add(event.envelope.message.round)
+        effects = self.participant.handle(event, network.now)
+        if isinstance(event, worker.Received):
+            self.in_touch = True
+            assert not effects or event.envelope.epoch >= self.speaks_to, "what an earlier broker has said is taken"
+            if event.envelope.epoch == self.speaks_to and isinstance(event.envelope.message, Heartbeat):
+                self.heard_at = network.now
+        for effect in effects:
             match effect:
                 case worker.Send(envelope):
+                    self.speaks_to = max(self.speaks_to, envelope.epoch)
                     network.carry(self, envelope, up=True)
                 case worker.Prepare(config):
                     assert _config(config) == network.config
@@ -289,7 +322,9 @@ class Process:
                     self.settled[round] = into, reason
                 case worker.Notice(text):
                     self.notices.append(text)
-                case worker.Gone():
+                case worker.Gone(_, reason):
+                    if reason.startswith("nothing heard"):
+                        assert network.now >= self.heard_at + PATIENCE_S, "the broker is given up, though it was heard"
                     self.gone = effect
         assert self.participant.told >= self.told_through, "the global version goes back"
         self.told_through = self.participant.told
@@ -401,7 +436,7 @@ class Process:
             self.handle(worker.Withhold(round, "the loss is not finite"))
             return
         # Encoded one after the other on a thread of the process, while it goes on.
-        for number, chunk in enumerate(made.chunks):
+        for number, chunk in enumerate(made.chunks[:1] if round in self.habits.stalls else made.chunks):
             event = worker.Ready(round, Encoded(memoryview(chunk)))
             self.network.after(0.01 * (1 + number), lambda event=event: self.handle(event), self)
         self.handle(worker.Contribute(round, block, made.weight, made.steps, made.loss))
@@ -472,6 +507,8 @@ class Broker:
         self.dead = False
         self.folds: list[events.Fold] = []
         self.busy_until = 0.0
+        self.began: float | None = None  # when it handled its first event
+        self.heard: dict[str, float] = {}  # by client: when it last took a message
         self._folder = folder
         zeros = [np.zeros(block.numel, np.float32) for block in manifest.blocks]
         self._blocks = GlobalBlocks(BaseModel(manifest, BASE, TOKENIZER, zeros), config)
@@ -604,6 +641,16 @@ class Network:
 
     def run(self, until_s: float = 400.0) -> Network:
         """Go on until nothing is left to happen, or to a moment that a healthy run does not reach."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(time, "time", self.wall_clock)
+            self._run(until_s)
+        return self
+
+    def wall_clock(self) -> float:
+        """Seconds since 1970, as far as the machines' clocks can tell."""
+        return 1.8e9 + self.now + sum(by for at, by in self.faults.jumps if at <= self.now)
+
+    def _run(self, until_s: float) -> None:
         while self._heap and self._heap[0][0] <= until_s:
             due, _, whose, act = heapq.heappop(self._heap)
             self.now = max(self.now, due)
@@ -620,7 +667,6 @@ class Network:
                 heapq.heappush(self._heap, (thaws, self._count, whose, act))
                 continue
             act()
-        return self
 
     def arm(self, whose: Process | Broker, *, ticked: bool = False) -> None:
         """Set the timer of a machine to its deadline."""
@@ -662,7 +708,7 @@ class Network:
     def join(self, name: str, habits: Habits | None = None, kept: worker.Kept | None = None) -> Process:
         """A new process, under a name that may have had one before, which may have kept something."""
         token = f"{len(self.processes) + 1:032x}"
-        process = Process(self, name, token, habits or Habits(), Participant(name, token, 120.0, self.now), kept)
+        process = Process(self, name, token, habits or Habits(), Participant(name, token, PATIENCE_S, self.now), kept)
         if kept is not None:
             versions = enumerate(kept.versions)
             process.blocks = {b: (made - 1, self.values[made - 1] or b"") for b, made in versions if made}
@@ -772,6 +818,7 @@ class Network:
         return Layout.down(self.config, self.manifest.blocks[arrived.block].numel, arrived.attempt)
 
     def check_arrival(self, process: Process, arrived: worker.Arrived, chunks: list[bytes]) -> None:
+        assert arrived.round in process.heard_of, "it has landed before it was said to count"
         commit = self.committed[arrived.round]
         assert arrived.round not in process.arrived, "a round has arrived twice"
         process.arrived.add(arrived.round)
@@ -808,7 +855,13 @@ class Network:
             self.after(arrives - self.now, lambda: process.handle(worker.Received(envelope)), process)
 
     def _through_codec(self, envelope: wire.Envelope) -> wire.Envelope:
-        """What the other side reads. Each message is encoded and decoded once, however often it is sent."""
+        """What the other side reads. Each message is encoded and decoded once, however often it is sent; of a
+        heartbeat, of which no two are alike, all but the sender's clock, which goes across as it is."""
+        message = envelope.message
+        if isinstance(message, Heartbeat):
+            read = _read(wire.Envelope(envelope.run, envelope.epoch, replace(message, clock=0.0)))
+            assert isinstance(read.message, Heartbeat)
+            return wire.Envelope(read.run, read.epoch, replace(read.message, clock=message.clock))
         if envelope.payload is None:
             return _read(envelope)
         if id(envelope) not in self._crossed:
@@ -826,7 +879,8 @@ class Network:
         if self.over is not None or self.broker.dead:
             return
         coordinator = self.broker.coordinator
-        for number, effect in enumerate(coordinator.handle(event, self.now)):
+        effects = self._given(coordinator, event)
+        for number, effect in enumerate(effects):
             match effect:
                 case events.Send(peer, envelope):
                     self._send(self._by_peer[peer], envelope)
@@ -841,6 +895,8 @@ class Network:
                     assert effect.round == len(self.committed) - 1
                     self._check_committed(effect)
                 case events.Note():
+                    if effect.kind == "lost":
+                        self._check_lost(effect)
                     self.notes.append(effect)
                 case events.Over():
                     self.over, self.over_at = effect, self.now
@@ -850,7 +906,32 @@ class Network:
         if self._handled % 8 == 0 and self.over is None:  # it takes as long as all the rest
             due, latest = coordinator.deadline(), self._latest_deadline()
             assert latest is None or (due is not None and due <= latest), "a tick comes too late"
+            self._check_under_way()
         self.arm(self.broker)
+
+    def _given(self, coordinator: Coordinator, event: events.Event) -> list[events.Effect]:
+        """What the coordinator wants done about an event; note who is heard by it."""
+        broker = self.broker
+        if broker.began is None:
+            broker.began = self.now
+        if not isinstance(event, events.Received):
+            return coordinator.handle(event, self.now)
+        old = event.envelope.epoch != broker.epoch and not isinstance(event.envelope.message, Hello)
+        session = coordinator._roster.get(event.peer) if old else None
+        heard_at = session.heard_at if session is not None else 0.0
+        effects = coordinator.handle(event, self.now)
+        assert session is None or session.heard_at == heard_at, "what was said to an earlier broker is taken"
+        answers = [e.envelope.message for e in effects if isinstance(e, events.Send) and e.peer == event.peer]
+        assert answers or not isinstance(event.envelope.message, Hello), "a call is not answered"
+        if not any(isinstance(answer, Rejoin | Goodbye | Refused) for answer in answers):
+            broker.heard[self._by_peer[event.peer].name] = self.now
+        return effects
+
+    def _check_lost(self, note: events.Note) -> None:
+        broker, timeout_s = self.broker, self.config.network.timeout_s
+        assert broker.began is not None
+        since = broker.began if note.text.startswith("not back") else broker.heard[note.client]
+        assert self.now >= since + timeout_s, f"{note.client} is given up, though it was heard"
 
     def _send(self, process: Process, envelope: wire.Envelope) -> None:
         message = envelope.message
@@ -869,6 +950,14 @@ class Network:
     def _check_roster(self) -> None:
         joined = [session.name for session in self.coordinator._roster if session.state is not SessionState.GREETED]
         assert len(joined) == len(set(joined)), "two sessions under one name"
+
+    def _check_under_way(self) -> None:
+        network = self.config.network
+        most = len(self.manifest.blocks) + self.config.in_flight + 2  # one of them on a mere guess who will count
+        for session in self.coordinator._roster:
+            under_way = sum(download.outgoing.under_way for download in session.downloads.values())
+            assert under_way <= network.window_bytes + network.chunk_bytes, "more than a window is under way"
+            assert len(session.downloads) <= most, "more blocks wait for a link than there are"
 
     def _latest_deadline(self) -> float | None:
         """When the coordinator must look again at the latest, of all that it waits for."""
@@ -924,7 +1013,8 @@ class Network:
             self._again(lambda: self._keep(store))
         except Died:
             pass
-        durable = (store.block, store.round) in self.folder.versions if store.attempt else stored is not None
+        named = (store.block, store.round) in self.folder.versions
+        durable = named if store.attempt else len(self.folder.entries) > store.round
         if durable and len(self.committed) == store.round:
             self._commit(store)
         if stored is not None and not self._pass("before the announcement"):
@@ -1008,7 +1098,7 @@ class Network:
             # Or else it was killed while it left, which the broker has heard after it had come back.
             forgotten = {note.client for note in self.notes if note.kind in ("lost", "behind", "left")}
             if process.gone.end is End.LOST and process.name in forgotten:
-                assert self.over_at < self.now - 60.0
+                assert self.over_at < self.now - 60.0 or not process.in_touch
                 continue  # out of touch at the end, for so long that the broker went without it
             assert process.gone.end is End.DONE, process.gone
             assert {block: made for block, (made, _) in process.blocks.items()} == latest

@@ -106,6 +106,16 @@ def test_the_state_after_the_last_entry(journal: Journal) -> None:
     )
 
 
+def test_the_newest_late_contribution_that_counted_is_known_of_each_client(journal: Journal, path: Path) -> None:
+    for round, folded in ((6, ("a@4", "ü@0@2")), (7, ("a@5",))):
+        journal.append(replace(row(round), entry=replace(row(round).entry, folded_late=folded)))
+    journal.close()
+    with Journal.open(path) as again:
+        saved = again.saved({0: b"zero", 1: b"one"})
+    assert saved is not None
+    assert saved.folded_late == {"a": (5, 7), "ü@0": (2, 6)}
+
+
 def test_a_run_without_a_round_has_no_state(path: Path) -> None:
     with Journal.create(path, FACTS) as journal:
         assert journal.saved({}) is None

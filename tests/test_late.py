@@ -293,6 +293,17 @@ def test_a_broker_that_begins_anew_counts_nothing_late(desk: Desk) -> None:
     ]
 
 
+def test_a_broker_that_begins_anew_knows_what_has_counted_late(desk: Desk) -> None:
+    """Its client may not have heard of it, and must not be told that it was in vain."""
+    finish(desk)
+    assert [close(desk, round).folded_late for round in range(1, 10)] == [(), (), (), ("c@0",), (), (), (), (), ()]
+    desk.restart()
+    for name in "abc":
+        desk.hello(name)
+        desk.join(name, (9, 10, 7, 8), position=10)
+    assert desk.say("c", Offer(0, 0, 1200, 7, 1, 0.5)) == [Late(0, 4)]
+
+
 def test_the_journal_says_what_counted_late(desk: Desk) -> None:
     finish(desk)
     for round in (1, 2, 3):

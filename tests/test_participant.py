@@ -212,6 +212,7 @@ def test_calls_become_rare_each_worker_at_its_own_times_and_quick_again_when_the
     assert all(0.5 * most <= wait <= most for wait, most in zip(waits, longest, strict=True))
     assert len({round(wait, 3) for wait in waits[5:]}) > 20
     assert calls(other, 1000.0)[0] != at
+    seat.now += 1.0
     assert kinds(seat.hear(Terms("{}"), Rejoin("who are you?"))) == [Hello]
     assert calls(seat, 1.0)[0] != []
 
@@ -335,6 +336,20 @@ def test_a_contribution_to_a_closed_round_is_told_and_not_sent(seat: Seat) -> No
     seat.hear(Commit(0, 0, 0, -1, 0, 0, False))
     assert seat.contribute(0) == [Offer(0, 0, 1200, 7, 1, 0.5)], "the broker counts it as late"
     assert seat.of(Dismissed) == [Dismissed(0, "the round was closed before the contribution was ready")]
+
+
+def test_what_is_said_again_of_an_empty_round_before_the_start_of_another_session_is_no_news(seat: Seat) -> None:
+    """It comes late, from the session before, which had ended when an earlier round was not yet heard of."""
+    empty = Commit(1, 1, 0, -1, 0, 0, False)
+    seat.hear(empty)
+    assert [arrived.round for arrived in seat.of(Arrived)] == [1]
+    seat.hear(Rejoin("say Hello again"), Terms("{}"), Welcome(2))
+    assert seat.hear(empty) == [Credit(1, 1, 0, 0, 0)]
+    assert seat.of(Arrived) == []
+    seat.hear(Start(0, 2, 2, (0,)))
+    assert not seat.participant.arrived_through(0), "that one is still to come"
+    seat.hear(Commit(0, 0, 0, -1, 0, 0, False))
+    assert seat.participant.arrived_through(1)
 
 
 def test_a_commit_that_does_not_count_us_ends_the_upload_and_is_told(seat: Seat) -> None:
@@ -486,6 +501,7 @@ def test_a_commit_that_overtakes_the_start_is_not_forgotten() -> None:
 def test_joining_again_says_what_is_held_and_needs_no_preparation(seat: Seat) -> None:
     seat.land(0)
     seat.land(1)
+    seat.now += 1.0
     assert seat.hear(Rejoin("who are you?")) == [Hello("a", "5e55", PROTOCOL)]
     assert seat.of(Notice) == [Notice("joining again: who are you?")]
     assert not seat.participant.may_train(0)
@@ -493,6 +509,23 @@ def test_joining_again_says_what_is_held_and_needs_no_preparation(seat: Seat) ->
     assert seat.hear(Start(4, 2, 2, ()), epoch=1) == [], "of the old epoch"
     seat.hear(Welcome(2), Start(4, 2, 3, (2,)), epoch=2)
     assert seat.of(Started) == [Started(4, 2, 3, pending=(2,))]
+
+
+def test_told_to_join_again_and_again_it_calls_once_a_second(seat: Seat) -> None:
+    """A call that comes twice, the second time when it has started, ends its session, and so on for ever."""
+    seat.now += 1.0
+    for _ in range(3):
+        assert seat.hear(Rejoin("who are you?")) == [Hello("a", "5e55", PROTOCOL)]
+        for _ in range(3):
+            assert kinds(seat.hear(Terms("{}"))) == [Join]
+            assert seat.hear(Rejoin("who are you?")) == []
+            assert seat.participant.deadline() == seat.now + 1.0
+        seat.hear(Terms("{}"), Welcome(2), Start(0, 2, 0, ()))
+        assert seat.hear(Rejoin("who are you?")) == []
+        assert seat.handle(Tick(), after_s=0.9) == []
+        assert seat.handle(Tick(), after_s=0.1) == [Hello("a", "5e55", PROTOCOL)]
+        seat.hear(Terms("{}"), Welcome(2), Start(0, 2, 0, ()))
+        seat.now += 1.0
 
 
 def test_a_rejoin_while_it_prepares_loses_nothing() -> None:
@@ -607,6 +640,7 @@ def test_a_repeated_start_is_passed_over(seat: Seat) -> None:
 
 
 def test_a_start_of_another_session_makes_it_join_again(seat: Seat) -> None:
+    seat.now += 1.0
     assert kinds(seat.hear(Start(2, 2, 0, ()))) == [Hello]
     assert seat.participant.state is State.CALLING
 

@@ -432,6 +432,7 @@ def test_what_the_broker_said_before_its_restart_is_passed_over() -> None:
         assert seat.hear(stale, epoch=2) == []
     assert seat.participant.state is State.TRAINING
     assert seat.participant.told == 5
+    seat.now += 1.0
     assert seat.hear(Rejoin("who are you?"), epoch=4) == [Hello("a", "5e55", PROTOCOL)]
 
 
