@@ -5,7 +5,7 @@
         manifest.json   which parameter belongs to which block, and which run and base model this is
         journal.sqlite  every committed round (parablock.journal)
         blocks/         versions of each block, with the server's state of them (parablock.block_versions)
-        lock            which broker is at work here (parablock.folder_lock)
+        lock            which process is at work here (parablock.folder_lock)
         endpoint        where it listens, or did
         launch.json     with which workers `parablock run` goes on; workers/ what they keep, logs/ what they say
         metrics.jsonl   one object per round or evaluation
@@ -129,13 +129,13 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def lock(self, since: str) -> None:
-        """Be the only broker here until `close`. since: the present time, for people.
+    def lock(self, since: str, kind: str = "a broker") -> None:
+        """Be the only one at work here until `close`. since: the present time, and kind: what this is, for people.
 
-        Raises RunFolderError where another one is, or where the folder cannot be written.
+        Raises RunFolderError where another one is, OSError where the disk refuses.
         """
         try:
-            self._lock = FolderLock(self.path, since)
+            self._lock = FolderLock(self.path, since, kind)
         except LockedError as error:
             raise RunFolderError(str(error)) from error
         except OSError as error:

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with RunFolder.open(arguments.run) as folder:
             if arguments.rebuild:
-                _rebuild(folder)
+                with folder:  # locked until the journal is made, and no longer
+                    _rebuild(folder)
             checks = verify(folder)
             _show(folder, checks, as_json=arguments.json)
     except ValueError as error:
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _rebuild(folder: RunFolder) -> None:
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    folder.lock(now)
+    folder.lock(now, "parablock verify --rebuild")
     if not needed(folder):
         print("parablock verify: the journal is intact; it stays as it is", file=sys.stderr)
         return

@@ -174,6 +174,8 @@ def test_an_intact_journal_is_not_made_anew(run: Path, capsys: pytest.CaptureFix
     code, problems, err = verified(run, capsys, "--rebuild")
     assert (code, problems) == (0, {})
     assert "the journal is intact; it stays as it is" in err
+    assert verify_command.main([str(run), "--rebuild", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["in_use_by"] is None, "it does not take itself for another"
     assert not (run / "journal.sqlite.damaged").exists()
 
 
@@ -266,6 +268,18 @@ def test_the_newest_intact_version_never_goes(run: Path, capsys: pytest.CaptureF
     assert gc_command.main([str(run), "--keep", "1"]) == 2
     assert "no version of block 0 is intact, so nothing is dropped" in capsys.readouterr().err
     assert RunFolder.open(run).blocks.listed() == {0: [3, 7], 1: [6]}
+
+
+def test_gc_says_that_it_is_at_work(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looks(*_: Any) -> list[Path]:
+        assert verify_command.main([str(run)]) == 0
+        return []
+
+    monkeypatch.setattr(gc_command, "droppable", looks)
+    assert gc_command.main([str(run)]) == 0
+    assert "in use by parablock gc (process " in capsys.readouterr().out
 
 
 def test_wrong_input_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
