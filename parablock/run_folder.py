@@ -22,6 +22,7 @@ business.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -62,6 +63,13 @@ LAUNCH = "launch.json"
 WORKERS = "workers"
 LOGS = "logs"
 
+_NEVER = frozenset(
+    {
+        errno.EACCES, errno.EEXIST, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR,
+        errno.EPERM, errno.EROFS,
+    }
+)  # fmt: skip
+
 
 class RunFolderError(ValueError):
     """A run folder cannot be made or read. The message names the path and says what to do."""
@@ -81,25 +89,37 @@ class RunFolder:
     def create(cls, path: Path | str, config: Config) -> RunFolder:
         """Make the folder of a new run and write its config. An existing folder without a run in it is fine.
 
-        Raises RunFolderError where `path` already holds a run, is a file, or cannot be written.
+        Raises RunFolderError where `path` already holds a run, is a file, or no folder can be made there; OSError where
+        the disk refuses, and then no run is left there.
         """
         path = Path(path)
         cls.check_free(path)
+        cls.make(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
             # Exclusive: of two brokers given the same folder at the same moment, one is refused.
-            with (path / CONFIG).open("x", encoding="utf-8") as file:
+            file = (path / CONFIG).open("x", encoding="utf-8")
+        except FileExistsError as error:
+            raise _already_a_run(path, CONFIG) from error
+        except OSError as error:
+            raise _misplaced(path, error) from error
+        try:
+            with file:
                 file.write(settings.to_toml(config))
                 file.flush()
                 os.fsync(file.fileno())
             (path / BLOCKS).mkdir()
-        except FileExistsError as error:
-            raise _already_a_run(path, CONFIG) from error
-        except OSError as error:
-            raise RunFolderError(
-                f"cannot write the run folder {path}: {error.strerror or error}; choose another --out"
-            ) from error
+        except OSError:
+            (path / CONFIG).unlink()
+            raise
         return cls(path)
+
+    @staticmethod
+    def make(path: Path) -> None:
+        """Make the folder, if it is not there. Raises as `create` does."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _misplaced(path, error) from error
 
     @staticmethod
     def check_free(path: Path | str) -> None:
@@ -138,8 +158,6 @@ class RunFolder:
             self._lock = FolderLock(self.path, since, kind)
         except LockedError as error:
             raise RunFolderError(str(error)) from error
-        except OSError as error:
-            raise RunFolderError(f"cannot lock {self.path}: {error.strerror or error}; make it writable") from error
 
     def close(self) -> None:
         """Close the logs, and let others in. Reading still works; another append opens the logs again."""
@@ -303,6 +321,13 @@ class RunFolder:
     def load_blocks(self) -> dict[int, tuple[int, npt.NDArray[np.float32]]]:
         """Version and values of every stored block, by its index. Raises as `read_blocks` does."""
         return {block.label.index: (block.label.version, block.values) for block in self.read_blocks()}
+
+
+def _misplaced(path: Path, error: OSError) -> OSError | RunFolderError:
+    """A place that will never do is the user's to change; a disk that refuses may do later."""
+    if error.errno not in _NEVER:
+        return error
+    return RunFolderError(f"cannot write the run folder {path}: {error.strerror}; choose another --out")
 
 
 def _already_a_run(path: Path, name: str) -> RunFolderError:
