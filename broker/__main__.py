@@ -6,10 +6,10 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import shlex
 import signal
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from parablock import config as settings
 from parablock.allocator import keep_freed_memory
 from parablock.journal import JournalError
 from parablock.network import EndpointError, check_endpoint
-from parablock.run_folder import LAUNCH, RunFolder, RunFolderError
+from parablock.run_folder import RunFolder, RunFolderError, how_to_go_on
 from parablock.schedule import gap_holds
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     tune()
     logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s")
-    for number in (signal.SIGINT, signal.SIGTERM):  # until the event loop takes them over
-        signal.signal(number, _give_up)
     out: Path = arguments.resume or arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in (signal.SIGINT, signal.SIGTERM):  # until the event loop takes them over
+        signal.signal(number, partial(_give_up, out))
     try:
         if arguments.resume is not None:
             opened, socket = _resume(arguments)
@@ -129,7 +129,9 @@ def _resume(arguments: argparse.Namespace) -> tuple[Opened, RouterSocket]:
 
 
 def _refused(out: Path, error: OSError) -> int:
-    print(f"parablock broker: cannot write the run folder {out}: {error.strerror or error}", file=sys.stderr)
+    named = f" ({error.filename})" if error.filename else ""
+    print(f"parablock broker: the disk refuses the run folder {out}: {error.strerror or error}{named}", file=sys.stderr)
+    print(f"when it no longer does, {how_to_go_on(out)}", file=sys.stderr)
     return EXIT_LATER
 
 
@@ -160,13 +162,13 @@ async def _run(opened: Opened, socket: RouterSocket) -> int:
     over = await broker.run()
     print(f"{'done' if over.complete else 'not complete'}: {over.reason}; {path}", file=sys.stderr)
     if not over.complete:
-        command = "run" if (path / LAUNCH).exists() else "broker"
-        print(f"go on with it: parablock {command} --resume {shlex.quote(str(path))}", file=sys.stderr)
+        print(how_to_go_on(path), file=sys.stderr)
     return 0 if over.complete else EXIT_LATER
 
 
-def _give_up(number: int, _frame: FrameType | None) -> None:
-    print(f"parablock broker: interrupted ({signal.Signals(number).name}) before the run began", file=sys.stderr)
+def _give_up(out: Path, number: int, _frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    print(f"parablock broker: interrupted ({name}) before it served anybody; {how_to_go_on(out)}", file=sys.stderr)
     sys.exit(EXIT_LATER)
 
 

@@ -31,6 +31,7 @@ from parablock.run_folder import (
     WORKERS,
     RunFolder,
     RunFolderError,
+    how_to_go_on,
 )
 
 if TYPE_CHECKING:
@@ -170,7 +171,10 @@ class Launch:
         self._catch_up(self._shards)
         code = self._shards.wait()
         if code < 0 and not self._signalled:
-            print(f"parablock run: parablock shards was ended by {signal.Signals(-code).name}", file=sys.stderr)
+            print(
+                f"parablock run: parablock shards was ended by {signal.Signals(-code).name}; {how_to_go_on(self._out)}",
+                file=sys.stderr,
+            )
         return EXIT_LATER if code < 0 or self._signalled else code
 
     def _start_broker(self) -> bool:
@@ -258,7 +262,7 @@ class Launch:
             time.sleep(_POLL_S)
         if self._broker.returncode < 0 and not self._signalled and not ended:
             name = signal.Signals(-self._broker.returncode).name
-            print(f"parablock run: the broker was ended by {name}", file=sys.stderr)
+            print(f"parablock run: the broker was ended by {name}; {how_to_go_on(self._out)}", file=sys.stderr)
         if ended:
             return worst
         return self._broker.returncode if self._broker.returncode >= 0 else EXIT_LATER

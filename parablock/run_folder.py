@@ -27,6 +27,7 @@ import json
 import logging
 import math
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -274,7 +275,7 @@ class RunFolder:
 
     @property
     def has_manifest(self) -> bool:
-        """Whether `write_manifest` was called: not yet in a run that still waits for its first worker."""
+        """Whether `write_manifest` was called: not in a run whose broker ended while it made the folder."""
         return (self.path / MANIFEST).exists()
 
     def manifest(self) -> Manifest:
@@ -321,6 +322,16 @@ class RunFolder:
     def load_blocks(self) -> dict[int, tuple[int, npt.NDArray[np.float32]]]:
         """Version and values of every stored block, by its index. Raises as `read_blocks` does."""
         return {block.label.index: (block.label.version, block.values) for block in self.read_blocks()}
+
+
+def how_to_go_on(path: Path) -> str:
+    """What to do about a run that ended before it was complete, as a sentence without its stop."""
+    if (path / JOURNAL).exists():
+        command = "run" if (path / LAUNCH).exists() else "broker"
+        return f"go on with it: parablock {command} --resume {shlex.quote(str(path))}"
+    if (path / CONFIG).exists():
+        return f"the run had not begun: delete {shlex.quote(str(path))}, and give the same command again"
+    return "the run had not begun: give the same command again"
 
 
 def _misplaced(path: Path, error: OSError) -> OSError | RunFolderError:

@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parablock verify: {error}", file=sys.stderr)
         return EXIT_INPUT
     except OSError as error:
-        print(f"parablock verify: {error}", file=sys.stderr)
+        print(
+            f"parablock verify: {error}; when the disk no longer refuses, give the same command again", file=sys.stderr
+        )
         return EXIT_LATER
     return EXIT_DAMAGED if any(check.problems for check in checks) else 0
 

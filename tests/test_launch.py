@@ -233,7 +233,9 @@ def test_shards_that_are_killed_are_told(place: Path, capsys: pytest.CaptureFixt
     (place / "workers" / "shards_command.py").write_text(killed, encoding="utf-8")
     code, run = started(place, **UNEVEN)
     assert (code, run._broker) == (75, None)
-    assert capsys.readouterr().err == "parablock run: parablock shards was ended by SIGKILL\n"
+    assert capsys.readouterr().err == (
+        "parablock run: parablock shards was ended by SIGKILL; the run had not begun: give the same command again\n"
+    )
 
 
 def test_rows_in_turn_are_not_shown(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -298,8 +298,8 @@ def test_a_disk_that_refuses_is_told(
 
     monkeypatch.setattr(type(run), "unlink", refuse)
     assert gc_command.main([str(run)]) == 75
-    assert "Read-only file system" in capsys.readouterr().err
+    assert "Read-only file system; when the disk no longer refuses, give the same" in capsys.readouterr().err
     shutil.copy(run / "config.toml", run / "journal.sqlite")
     monkeypatch.setattr("parablock.rebuild.os.replace", refuse)
     assert verify_command.main([str(run), "--rebuild"]) == 75
-    assert "Read-only file system" in capsys.readouterr().err
+    assert "Read-only file system; when the disk no longer refuses, give the same" in capsys.readouterr().err
