@@ -23,7 +23,7 @@ from parablock import config as settings
 from parablock.allocator import keep_freed_memory
 from parablock.journal import JournalError
 from parablock.network import EndpointError, check_endpoint
-from parablock.run_folder import RunFolder, RunFolderError, how_to_go_on
+from parablock.run_folder import CONFIG, RunFolder, RunFolderError, how_to_go_on
 from parablock.schedule import gap_holds
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help=f"go on with the run in this folder, with its settings; --set may change {may_change}",
     )
+    any_port = (
+        "with --resume: where the port of the broker before is taken, listen on any other; its workers are not told"
+    )
+    parser.add_argument("--any-port", action="store_true", help=any_port)
     parser.add_argument(
         "--allow-plain-tcp",
         action="store_true",
@@ -101,31 +105,52 @@ def _begin(arguments: argparse.Namespace, out: Path) -> tuple[Opened, RouterSock
 
     try:
         opened = opening.begin(config, out, load_base(config))
-        opened.write_endpoint(socket.endpoint)
-        return opened, socket
     except (ModelError, PartitionError) as error:
         socket.close()
         raise _WrongModelError(str(error)) from error
     except BaseException:
         socket.close()
         raise
+    return _announced(opened, socket), socket
 
 
 def _resume(arguments: argparse.Namespace) -> tuple[Opened, RouterSocket]:
-    opened = opening.resume(arguments.resume, arguments.config, arguments.set)
+    folder = RunFolder.open(arguments.resume)
+    folder.check_unlocked()  # before its port is found taken
+    socket = _bound_again(arguments, settings.load(arguments.config or folder.path / CONFIG, arguments.set))
+    try:  # nothing is put right or written before it is sure that the run can be served
+        opened = opening.resume(arguments.resume, arguments.config, arguments.set)
+    except BaseException:
+        socket.close()
+        raise
+    return _announced(opened, socket), socket
+
+
+def _bound_again(arguments: argparse.Namespace, config: Config) -> RouterSocket:
+    """Where the broker before listened, since its clients wait there; elsewhere only where that is asked for."""
+    bind = config.network.bind
+    if not any(override.partition("=")[0].strip() == "network.bind" for override in arguments.set):
+        bind = opening.last_endpoint(arguments.resume) or bind
+    check_endpoint(bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
     try:
-        # Where the broker before listened, since its clients wait there; elsewhere only where that is asked for.
-        asked = any(override.partition("=")[0].strip() == "network.bind" for override in arguments.set)
-        bind = opened.config.network.bind
-        if not asked:
-            bind = opening.last_endpoint(arguments.resume) or bind
-        check_endpoint(bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
-        socket = RouterSocket(bind)
+        return RouterSocket(bind)
+    except BindError:
+        if not arguments.any_port:
+            raise
+    socket = RouterSocket(bind.rpartition(":")[0] + ":*")
+    print(f"parablock broker: {bind} is taken; listening on {socket.endpoint} instead", file=sys.stderr)
+    return socket
+
+
+def _announced(opened: Opened, socket: RouterSocket) -> Opened:
+    """Say where the broker listens; closes both where the disk refuses."""
+    try:
         opened.write_endpoint(socket.endpoint)
-        return opened, socket
     except BaseException:
         opened.close()
+        socket.close()
         raise
+    return opened
 
 
 def _refused(out: Path, error: OSError) -> int:

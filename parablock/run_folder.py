@@ -38,7 +38,7 @@ from parablock import config as settings
 from parablock.append_file import AppendFile, cut_torn_line
 from parablock.block_file import BlockFileError, StoredBlock
 from parablock.block_versions import BlockVersions
-from parablock.folder_lock import FolderLock, LockedError
+from parablock.folder_lock import FolderLock, LockedError, holder
 from parablock.manifest import Block, Manifest, Slot
 from parablock.shards import ShardCounts
 
@@ -159,6 +159,11 @@ class RunFolder:
             self._lock = FolderLock(self.path, since, kind)
         except LockedError as error:
             raise RunFolderError(str(error)) from error
+
+    def check_unlocked(self) -> None:
+        """Raise RunFolderError where somebody is at work here, OSError where the disk refuses."""
+        if (owner := holder(self.path)) is not None:
+            raise RunFolderError(f"{self.path} is in use by {owner}; stop that first, or wait until it has ended")
 
     def close(self) -> None:
         """Close the logs, and let others in. Reading still works; another append opens the logs again."""

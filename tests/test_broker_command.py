@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker import server
-from broker.__main__ import _give_up, main
+from broker.__main__ import _give_up, _resume, main, parser
 from broker.blocks import BaseModel
 from broker.opening import resume
 from broker.server import Broker
@@ -118,6 +118,27 @@ def test_the_port_of_the_broker_before_is_asked_for(run: Path, capsys: pytest.Ca
     said = refused(capsys, "--resume", str(run), "--set", "network.bind=tcp://10.0.0.1:5557")
     assert "tcp://10.0.0.1:5557 is beyond this machine" in said
     resume(run, None, []).close()  # and nobody holds it
+
+
+def test_a_port_that_is_taken_changes_nothing_in_the_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = RouterSocket("tcp://127.0.0.1:*")
+    (run / "endpoint").write_text(other.endpoint + "\n")
+    damage(run / "blocks" / "0000-000005.safetensors")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "is in use" in refused(capsys, "--resume", str(run), "--set", "journal.keep=5")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    other.close()
+
+
+def test_any_port_will_do_for_workers_that_are_started_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = RouterSocket("tcp://127.0.0.1:*")
+    (run / "endpoint").write_text(other.endpoint + "\n")
+    opened, socket = _resume(parser().parse_args(["--resume", str(run), "--any-port"]))
+    assert socket.endpoint != other.endpoint
+    assert (run / "endpoint").read_text() == socket.endpoint + "\n"
+    assert f"{other.endpoint} is taken; listening on {socket.endpoint} instead" in capsys.readouterr().err
+    for each in (opened, socket, other):
+        each.close()
 
 
 def test_a_run_is_new_or_it_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
