@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,10 +22,12 @@ from typing import IO, TYPE_CHECKING
 from parablock import config as settings
 from parablock import launch_file
 from parablock.folder_lock import holder
+from parablock.journal import Journal
 from parablock.launch_file import LaunchFile
 from parablock.run_folder import (
     CONFIG,
     ENDPOINT,
+    JOURNAL,
     LAUNCH,
     LOGS,
     METRICS,
@@ -137,7 +140,11 @@ class Launch:
         """The broker's exit code, or that of the worker that ended the run (2: wrong input; 3: refused; 1: a bug)."""
         try:
             self._check_place()
-        except RunFolderError as error:
+            if self._resume == () and self._is_over():
+                said = f"{self._out} is complete: each of its {self._config.rounds} rounds is committed"
+                print(f"{said}. {_next(self._out)}")
+                return 0
+        except ValueError as error:
             print(f"parablock run: {error}", file=sys.stderr)
             return EXIT_INPUT
         except OSError as error:
@@ -175,6 +182,19 @@ class Launch:
                 "(`kill`, with their processes' numbers) and give the same command again, or let them go on with "
                 f"`parablock broker --resume {self._out}`"
             )
+
+    def _is_over(self) -> bool:
+        """Whether every round is committed and in the record, and no worker has left anything to come back to.
+
+        Raises JournalError, RunFolderError, and OSError where the disk refuses.
+        """
+        if (self._out / WORKERS).exists():
+            return False
+        with Journal.open(self._out / JOURNAL, read_only=True) as journal:
+            if journal.next_round < self._config.rounds:
+                return False
+            told = {row["round"] for row in RunFolder(self._out).read_metrics() if row["kind"] == "round"}
+            return all(entry.round in told for entry in journal.entries())
 
     def _prepare(self) -> int:
         """What comes before the broker of a new run; the exit code.
@@ -354,6 +374,12 @@ class Launch:
 def _refused(out: Path, error: OSError) -> int:
     print(f"parablock run: {error}; when the disk no longer refuses, {how_to_go_on(out)}", file=sys.stderr)
     return EXIT_LATER
+
+
+def _next(out: Path) -> str:
+    """What a complete run is for."""
+    run = shlex.quote(str(out))
+    return f"Next: parablock report {run}, parablock evaluate {run} --data FILE, parablock export {run}"
 
 
 def _sets(config: Config) -> list[str]:

@@ -23,8 +23,10 @@ from rich.console import Console
 
 from parablock import config as settings
 from parablock import launch, quickstart
+from parablock.journal import Facts, Journal
 from parablock.launch import Launch
 from parablock.run_folder import RunFolder
+from tests.test_journal import row
 from workers.state_folder import StateFolder
 
 if TYPE_CHECKING:
@@ -410,6 +412,16 @@ def test_an_endpoint_is_read_once_it_is_whole(tmp_path: Path, written: str, read
 TOLD = '{"workers": 3, "device": "cpu", "threads": 5}'
 
 
+def committed(run: Path, rounds: int) -> None:
+    """Rounds of the run, in its journal and in its record."""
+    with (
+        Journal.create(run / "journal.sqlite", Facts("run-1", "", "", "", ""), map(row, range(rounds))),
+        RunFolder.open(run) as folder,
+    ):
+        for number in range(rounds):
+            folder.append_metrics(round_row(number))
+
+
 def begun(place: Path, told: str = TOLD, *more: str) -> Path:
     sets = ["rounds=7", "data.train=mine.jsonl", "round.clients=3", *more]
     with RunFolder.create(place / "run", settings.load(None, sets)):
@@ -438,6 +450,32 @@ def test_the_same_workers_go_on(place: Path, bind: str, any_port: list[str]) -> 
             f"worker-{index}", f"{index}/3", "mine.jsonl", "cpu", "5", str(Path("run/workers") / f"worker-{index}")
         ]  # fmt: skip
     assert (run / "logs" / "worker-0.log").read_text().startswith("said before\n")
+
+
+def test_a_complete_run_starts_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fakes(place, "raise AssertionError('not to be started')\n")
+    committed(begun(place), rounds=7)
+    assert launch.main(["--resume", "run"]) == 0
+    assert capsys.readouterr().out == (
+        "run is complete: each of its 7 rounds is committed. "
+        "Next: parablock report run, parablock evaluate run --data FILE, parablock export run\n"
+    )
+
+
+@pytest.mark.parametrize("needed", ["a round", "a row of the record", "a worker's state", "the broker's judgement"])
+def test_a_run_from_which_somebody_needs_something_is_served(place: Path, needed: str) -> None:
+    fakes(place, "sys.exit(4)\n")
+    (place / "broker" / "__main__.py").write_text("raise SystemExit(4)\n")
+    run = begun(place)
+    committed(run, rounds=6 if needed == "a round" else 7)
+    if needed == "a row of the record":
+        rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(rows[:-1]))
+    elif needed == "a worker's state":
+        (run / "workers" / "worker-1").mkdir(parents=True)
+    sets = ["--set", "rounds=7"] if needed == "the broker's judgement" else []
+    with unchanged_signals():
+        assert launch.main(["--resume", "run", *sets]) == 4
 
 
 def test_what_a_launch_was_told_is_kept_before_the_run_begins(place: Path) -> None:
