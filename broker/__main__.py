@@ -6,10 +6,10 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import shlex
 import signal
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from parablock import config as settings
 from parablock.allocator import keep_freed_memory
 from parablock.journal import JournalError
 from parablock.network import EndpointError, check_endpoint
-from parablock.run_folder import LAUNCH, RunFolder, RunFolderError
+from parablock.run_folder import CONFIG, RunFolder, RunFolderError, how_to_go_on
 from parablock.schedule import gap_holds
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help=f"go on with the run in this folder, with its settings; --set may change {may_change}",
     )
+    any_port = (
+        "with --resume: where the port of the broker before is taken, listen on any other; its workers are not told"
+    )
+    parser.add_argument("--any-port", action="store_true", help=any_port)
     parser.add_argument(
         "--allow-plain-tcp",
         action="store_true",
@@ -65,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     tune()
     logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s")
-    for number in (signal.SIGINT, signal.SIGTERM):  # until the event loop takes them over
-        signal.signal(number, _give_up)
     out: Path = arguments.resume or arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in (signal.SIGINT, signal.SIGTERM):  # until the event loop takes them over
+        signal.signal(number, partial(_give_up, out))
     try:
         if arguments.resume is not None:
             opened, socket = _resume(arguments)
@@ -101,35 +105,58 @@ def _begin(arguments: argparse.Namespace, out: Path) -> tuple[Opened, RouterSock
 
     try:
         opened = opening.begin(config, out, load_base(config))
-        opened.write_endpoint(socket.endpoint)
-        return opened, socket
     except (ModelError, PartitionError) as error:
         socket.close()
         raise _WrongModelError(str(error)) from error
     except BaseException:
         socket.close()
         raise
+    return _announced(opened, socket), socket
 
 
 def _resume(arguments: argparse.Namespace) -> tuple[Opened, RouterSocket]:
-    opened = opening.resume(arguments.resume, arguments.config, arguments.set)
+    folder = RunFolder.open(arguments.resume)
+    folder.check_unlocked()  # before its port is found taken
+    socket = _bound_again(arguments, settings.load(arguments.config or folder.path / CONFIG, arguments.set))
+    try:  # nothing is put right or written before it is sure that the run can be served
+        opened = opening.resume(arguments.resume, arguments.config, arguments.set)
+    except BaseException:
+        socket.close()
+        raise
+    return _announced(opened, socket), socket
+
+
+def _bound_again(arguments: argparse.Namespace, config: Config) -> RouterSocket:
+    """Where the broker before listened, since its clients wait there; elsewhere only where that is asked for."""
+    bind = config.network.bind
+    if not any(override.partition("=")[0].strip() == "network.bind" for override in arguments.set):
+        bind = opening.last_endpoint(arguments.resume) or bind
+    check_endpoint(bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
     try:
-        # Where the broker before listened, since its clients wait there; elsewhere only where that is asked for.
-        asked = any(override.partition("=")[0].strip() == "network.bind" for override in arguments.set)
-        bind = opened.config.network.bind
-        if not asked:
-            bind = opening.last_endpoint(arguments.resume) or bind
-        check_endpoint(bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
-        socket = RouterSocket(bind)
+        return RouterSocket(bind)
+    except BindError:
+        if not arguments.any_port:
+            raise
+    socket = RouterSocket(bind.rpartition(":")[0] + ":*")
+    print(f"parablock broker: {bind} is taken; listening on {socket.endpoint} instead", file=sys.stderr)
+    return socket
+
+
+def _announced(opened: Opened, socket: RouterSocket) -> Opened:
+    """Say where the broker listens; closes both where the disk refuses."""
+    try:
         opened.write_endpoint(socket.endpoint)
-        return opened, socket
     except BaseException:
         opened.close()
+        socket.close()
         raise
+    return opened
 
 
 def _refused(out: Path, error: OSError) -> int:
-    print(f"parablock broker: cannot write the run folder {out}: {error.strerror or error}", file=sys.stderr)
+    named = f" ({error.filename})" if error.filename else ""
+    print(f"parablock broker: the disk refuses the run folder {out}: {error.strerror or error}{named}", file=sys.stderr)
+    print(f"when it no longer does, {how_to_go_on(out)}", file=sys.stderr)
     return EXIT_LATER
 
 
@@ -160,13 +187,13 @@ async def _run(opened: Opened, socket: RouterSocket) -> int:
     over = await broker.run()
     print(f"{'done' if over.complete else 'not complete'}: {over.reason}; {path}", file=sys.stderr)
     if not over.complete:
-        command = "run" if (path / LAUNCH).exists() else "broker"
-        print(f"go on with it: parablock {command} --resume {shlex.quote(str(path))}", file=sys.stderr)
+        print(how_to_go_on(path), file=sys.stderr)
     return 0 if over.complete else EXIT_LATER
 
 
-def _give_up(number: int, _frame: FrameType | None) -> None:
-    print(f"parablock broker: interrupted ({signal.Signals(number).name}) before the run began", file=sys.stderr)
+def _give_up(out: Path, number: int, _frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    print(f"parablock broker: interrupted ({name}) before it served anybody; {how_to_go_on(out)}", file=sys.stderr)
     sys.exit(EXIT_LATER)
 
 

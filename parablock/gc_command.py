@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INPUT
     try:
         with RunFolder.open(arguments.run) as folder:
-            folder.lock(time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+            folder.lock(time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), "parablock gc")
             paths = droppable(folder, arguments.keep or folder.config().journal.keep)
             freed = sum(path.stat().st_size for path in paths)
             for path in paths:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parablock gc: {error}", file=sys.stderr)
         return EXIT_INPUT
     except OSError as error:
-        print(f"parablock gc: {error}", file=sys.stderr)
+        print(f"parablock gc: {error}; when the disk no longer refuses, give the same command again", file=sys.stderr)
         return EXIT_LATER
     return 0
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,10 +20,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from parablock import config as settings
+from parablock import launch_file
 from parablock.folder_lock import holder
+from parablock.journal import Journal
+from parablock.launch_file import LaunchFile
 from parablock.run_folder import (
     CONFIG,
     ENDPOINT,
+    JOURNAL,
     LAUNCH,
     LOGS,
     METRICS,
@@ -31,6 +35,7 @@ from parablock.run_folder import (
     WORKERS,
     RunFolder,
     RunFolderError,
+    how_to_go_on,
 )
 
 if TYPE_CHECKING:
@@ -65,42 +70,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parablock run: --threads is at least 1, got {arguments.threads}", file=sys.stderr)
         return EXIT_INPUT
     try:
-        if arguments.resume is not None:
-            return _resumed(arguments).run()
-        workers = arguments.workers or 2
-        # One machine needs no fixed port, and waits for exactly the workers that it starts.
-        here = ["network.bind=tcp://127.0.0.1:*", f"round.clients={workers}"]
-        config = settings.load(arguments.config, [*here, *arguments.set])
-    except (settings.ConfigError, RunFolderError) as error:
+        launch = _begun(arguments) if arguments.resume is None else _resumed(arguments)
+    except ValueError as error:
         print(f"parablock run: {error}", file=sys.stderr)
         return EXIT_INPUT
+    except OSError as error:
+        return _refused(arguments.resume, error)
+    return launch.run()
+
+
+def _begun(arguments: argparse.Namespace) -> Launch:
+    """The launch of a new run. Raises ConfigError."""
+    workers = arguments.workers or 2
+    # One machine needs no fixed port, and waits for exactly the workers that it starts.
+    here = ["network.bind=tcp://127.0.0.1:*", f"round.clients={workers}"]
+    config = settings.load(arguments.config, [*here, *arguments.set])
+    if config.round.clients != workers:
+        raise settings.ConfigError(
+            f"--workers is {workers}, and round.clients {config.round.clients}: `parablock run` starts every client of "
+            "a run, and no other; leave round.clients out"
+        )
     out = arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Launch(config, out, workers, arguments.device or "auto", arguments.threads).run()
+    return Launch(config, out, workers, arguments.device or "auto", arguments.threads)
 
 
 def _resumed(arguments: argparse.Namespace) -> Launch:
-    """The launch of a run that goes on. Raises RunFolderError or ConfigError where it cannot."""
+    """The launch of a run that goes on. Raises ValueError where it cannot, OSError where the disk refuses."""
     for name in ("config", "workers", "out"):
         if getattr(arguments, name) is not None:
             raise RunFolderError(f"--resume goes on with the run as it was begun; leave {name} out, or begin a new run")
     folder = RunFolder.open(arguments.resume)
     config = settings.load(folder.path / CONFIG, arguments.set)
-    path = folder.path / LAUNCH
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        workers, device, threads = int(told["workers"]), str(told["device"]), int(told["threads"])
-    except FileNotFoundError as error:
-        raise RunFolderError(
-            f"{folder.path} was not begun by `parablock run`; go on with it by `parablock broker --resume "
-            f"{folder.path}`, and its workers by themselves"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"{path} is damaged: {error!r}; it holds workers, device and threads, as in "
-            '{"workers": 2, "device": "auto", "threads": 1}'
-        ) from error
-    device, threads = arguments.device or device, arguments.threads or threads
-    return Launch(config, folder.path, workers, device, threads, resume=tuple(arguments.set))
+    told = launch_file.read(folder.path, config.round.clients)
+    device, threads = arguments.device or told.device, arguments.threads or told.threads
+    return Launch(config, folder.path, told.workers, device, threads, resume=tuple(arguments.set))
 
 
 class Launch:
@@ -129,34 +132,99 @@ class Launch:
         self._broker: subprocess.Popen[bytes] | None = None
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: list[IO[bytes]] = []
+        self._made = False  # whether this has made the folder
         self._signalled = 0
         self._told: set[int] = set()  # children that a signal was passed on to
 
     def run(self) -> int:
         """The broker's exit code, or that of the worker that ended the run (2: wrong input; 3: refused; 1: a bug)."""
         try:
-            # Here as well as in the broker: an old run's endpoint is not waited at, and its logs are not written over.
-            if self._resume is None:
-                RunFolder.check_free(self._out)
-            elif (owner := holder(self._out)) is not None:
-                raise RunFolderError(f"{self._out} is in use by {owner}; stop that first, or wait until it has ended")
-        except RunFolderError as error:
+            self._check_place()
+            if self._resume == () and self._is_over():
+                said = f"{self._out} is complete: each of its {self._config.rounds} rounds is committed"
+                print(f"{said}. {_next(self._out)}")
+                return 0
+        except ValueError as error:
             print(f"parablock run: {error}", file=sys.stderr)
             return EXIT_INPUT
+        except OSError as error:
+            return _refused(self._out, error)
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if self._resume is None:
-                if self._config.partition.method != "iid" and (code := self._show_shards()) != 0:
-                    return code
-                if (self._out / ENDPOINT).is_file():  # of a run whose other files were removed
-                    (self._out / ENDPOINT).unlink()
-            if self._start_broker():
+            if self._resume is None and (code := self._prepare()) != 0:
+                return code
+            listens = self._start_broker()
+            if listens:
                 self._start_workers()
-            return self._wait()
+            code = self._wait()
+            if not listens and self._resume is None:
+                self._take_back()
+            return code
         finally:
             self._end()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _check_place(self) -> None:
+        """Here as well as in the broker: an old run's endpoint is not waited at, and its logs are not written over.
+
+        Raises RunFolderError, and OSError where the disk refuses.
+        """
+        if self._resume is None:
+            RunFolder.check_free(self._out)
+            return
+        RunFolder(self._out).check_unlocked()
+        owners = {name: holder(self._out / WORKERS / name) for name in self._names()}
+        alive = [f"{name} ({owner})" for name, owner in owners.items() if owner is not None]
+        if alive:
+            raise RunFolderError(
+                f"{', '.join(alive)} of {self._out} still wait for its broker, and hold what they have kept; end them "
+                "(`kill`, with their processes' numbers) and give the same command again, or let them go on with "
+                f"`parablock broker --resume {self._out}`"
+            )
+
+    def _is_over(self) -> bool:
+        """Whether every round is committed and in the record, and no worker has left anything to come back to.
+
+        Raises JournalError, RunFolderError, and OSError where the disk refuses.
+        """
+        if (self._out / WORKERS).exists():
+            return False
+        with Journal.open(self._out / JOURNAL, read_only=True) as journal:
+            if journal.next_round < self._config.rounds:
+                return False
+            told = {row["round"] for row in RunFolder(self._out).read_metrics() if row["kind"] == "round"}
+            return all(entry.round in told for entry in journal.entries())
+
+    def _prepare(self) -> int:
+        """What comes before the broker of a new run; the exit code.
+
+        A run that is killed from here on goes on, as it is known with which workers.
+        """
+        try:
+            self._made = not self._out.exists()
+            if self._config.partition.method != "iid" and (code := self._show_shards()) != 0:
+                return code
+            RunFolder.make(self._out)
+            (self._out / ENDPOINT).unlink(missing_ok=True)  # of a run whose other files were removed
+            LaunchFile(self._count, self._device, self._threads).write(self._out)
+        except RunFolderError as error:
+            print(f"parablock run: {error}", file=sys.stderr)
+            return EXIT_INPUT
+        except OSError as error:
+            return _refused(self._out, error)
+        return 0
+
+    def _take_back(self) -> None:
+        """Leave nothing of a run that the broker has not begun."""
+        if not (self._out / CONFIG).exists():
+            (self._out / LAUNCH).unlink(missing_ok=True)
+            if self._made:
+                with contextlib.suppress(OSError):  # the shards' plot is in it
+                    self._out.rmdir()
+
+    def _names(self) -> list[str]:
+        return [f"worker-{index}" for index in range(self._count)]
 
     def _show_shards(self) -> int:
         """Print who has which rows, and keep it in the run's folder; the exit code of `parablock shards`, or 75 where
@@ -170,7 +238,10 @@ class Launch:
         self._catch_up(self._shards)
         code = self._shards.wait()
         if code < 0 and not self._signalled:
-            print(f"parablock run: parablock shards was ended by {signal.Signals(-code).name}", file=sys.stderr)
+            print(
+                f"parablock run: parablock shards was ended by {signal.Signals(-code).name}; {how_to_go_on(self._out)}",
+                file=sys.stderr,
+            )
         return EXIT_LATER if code < 0 or self._signalled else code
 
     def _start_broker(self) -> bool:
@@ -180,6 +251,8 @@ class Launch:
             command += ["--out", str(self._out), *_sets(self._config)]
         else:
             command += ["--resume", str(self._out), *(f"--set={line}" for line in self._resume)]
+            if self._config.network.bind.endswith(":*"):  # the workers are started anew, and are told
+                command.append("--any-port")
         before = self._listened()
         # A process group of its own: Ctrl-C reaches the children through `_on_signal`, once, and not by the terminal.
         self._broker = subprocess.Popen(command, process_group=0)
@@ -207,15 +280,11 @@ class Launch:
 
     def _start_workers(self) -> None:
         endpoint = self._endpoint()
-        if self._resume is None:  # what `--resume` needs to know
-            told = {"workers": self._count, "device": self._device, "threads": self._threads}
-            (self._out / LAUNCH).write_text(json.dumps(told) + "\n", encoding="utf-8")
         logs = self._out / LOGS
         logs.mkdir(exist_ok=True)
-        for index in range(self._count):
+        for index, name in enumerate(self._names()):
             if self._signalled:
                 return
-            name = f"worker-{index}"
             command = [sys.executable, "-P", "-m", "workers", "--broker", endpoint, "--name", name]
             command += [f"--data={self._config.data.train}", f"--eval={self._config.data.eval}"]
             command += ["--shard", f"{index}/{self._count}", "--threads", str(self._threads), "--device", self._device]
@@ -258,7 +327,7 @@ class Launch:
             time.sleep(_POLL_S)
         if self._broker.returncode < 0 and not self._signalled and not ended:
             name = signal.Signals(-self._broker.returncode).name
-            print(f"parablock run: the broker was ended by {name}", file=sys.stderr)
+            print(f"parablock run: the broker was ended by {name}; {how_to_go_on(self._out)}", file=sys.stderr)
         if ended:
             return worst
         return self._broker.returncode if self._broker.returncode >= 0 else EXIT_LATER
@@ -300,6 +369,17 @@ class Launch:
             log.close()
         with contextlib.suppress(OSError):  # a worker may have had to leave something there to come back to
             (self._out / WORKERS).rmdir()
+
+
+def _refused(out: Path, error: OSError) -> int:
+    print(f"parablock run: {error}; when the disk no longer refuses, {how_to_go_on(out)}", file=sys.stderr)
+    return EXIT_LATER
+
+
+def _next(out: Path) -> str:
+    """What a complete run is for."""
+    run = shlex.quote(str(out))
+    return f"Next: parablock report {run}, parablock evaluate {run} --data FILE, parablock export {run}"
 
 
 def _sets(config: Config) -> list[str]:

@@ -5,7 +5,7 @@
         manifest.json   which parameter belongs to which block, and which run and base model this is
         journal.sqlite  every committed round (parablock.journal)
         blocks/         versions of each block, with the server's state of them (parablock.block_versions)
-        lock            which broker is at work here (parablock.folder_lock)
+        lock            which process is at work here (parablock.folder_lock)
         endpoint        where it listens, or did
         launch.json     with which workers `parablock run` goes on; workers/ what they keep, logs/ what they say
         metrics.jsonl   one object per round or evaluation
@@ -22,10 +22,12 @@ business.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +38,7 @@ from parablock import config as settings
 from parablock.append_file import AppendFile, cut_torn_line
 from parablock.block_file import BlockFileError, StoredBlock
 from parablock.block_versions import BlockVersions
-from parablock.folder_lock import FolderLock, LockedError
+from parablock.folder_lock import FolderLock, LockedError, holder
 from parablock.manifest import Block, Manifest, Slot
 from parablock.shards import ShardCounts
 
@@ -62,6 +64,13 @@ LAUNCH = "launch.json"
 WORKERS = "workers"
 LOGS = "logs"
 
+_NEVER = frozenset(
+    {
+        errno.EACCES, errno.EEXIST, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR,
+        errno.EPERM, errno.EROFS,
+    }
+)  # fmt: skip
+
 
 class RunFolderError(ValueError):
     """A run folder cannot be made or read. The message names the path and says what to do."""
@@ -81,25 +90,37 @@ class RunFolder:
     def create(cls, path: Path | str, config: Config) -> RunFolder:
         """Make the folder of a new run and write its config. An existing folder without a run in it is fine.
 
-        Raises RunFolderError where `path` already holds a run, is a file, or cannot be written.
+        Raises RunFolderError where `path` already holds a run, is a file, or no folder can be made there; OSError where
+        the disk refuses, and then no run is left there.
         """
         path = Path(path)
         cls.check_free(path)
+        cls.make(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
             # Exclusive: of two brokers given the same folder at the same moment, one is refused.
-            with (path / CONFIG).open("x", encoding="utf-8") as file:
+            file = (path / CONFIG).open("x", encoding="utf-8")
+        except FileExistsError as error:
+            raise _already_a_run(path, CONFIG) from error
+        except OSError as error:
+            raise _misplaced(path, error) from error
+        try:
+            with file:
                 file.write(settings.to_toml(config))
                 file.flush()
                 os.fsync(file.fileno())
             (path / BLOCKS).mkdir()
-        except FileExistsError as error:
-            raise _already_a_run(path, CONFIG) from error
-        except OSError as error:
-            raise RunFolderError(
-                f"cannot write the run folder {path}: {error.strerror or error}; choose another --out"
-            ) from error
+        except OSError:
+            (path / CONFIG).unlink()
+            raise
         return cls(path)
+
+    @staticmethod
+    def make(path: Path) -> None:
+        """Make the folder, if it is not there. Raises as `create` does."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _misplaced(path, error) from error
 
     @staticmethod
     def check_free(path: Path | str) -> None:
@@ -129,17 +150,20 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def lock(self, since: str) -> None:
-        """Be the only broker here until `close`. since: the present time, for people.
+    def lock(self, since: str, kind: str = "a broker") -> None:
+        """Be the only one at work here until `close`. since: the present time, and kind: what this is, for people.
 
-        Raises RunFolderError where another one is, or where the folder cannot be written.
+        Raises RunFolderError where another one is, OSError where the disk refuses.
         """
         try:
-            self._lock = FolderLock(self.path, since)
+            self._lock = FolderLock(self.path, since, kind)
         except LockedError as error:
             raise RunFolderError(str(error)) from error
-        except OSError as error:
-            raise RunFolderError(f"cannot lock {self.path}: {error.strerror or error}; make it writable") from error
+
+    def check_unlocked(self) -> None:
+        """Raise RunFolderError where somebody is at work here, OSError where the disk refuses."""
+        if (owner := holder(self.path)) is not None:
+            raise RunFolderError(f"{self.path} is in use by {owner}; stop that first, or wait until it has ended")
 
     def close(self) -> None:
         """Close the logs, and let others in. Reading still works; another append opens the logs again."""
@@ -256,7 +280,7 @@ class RunFolder:
 
     @property
     def has_manifest(self) -> bool:
-        """Whether `write_manifest` was called: not yet in a run that still waits for its first worker."""
+        """Whether `write_manifest` was called: not in a run whose broker ended while it made the folder."""
         return (self.path / MANIFEST).exists()
 
     def manifest(self) -> Manifest:
@@ -303,6 +327,23 @@ class RunFolder:
     def load_blocks(self) -> dict[int, tuple[int, npt.NDArray[np.float32]]]:
         """Version and values of every stored block, by its index. Raises as `read_blocks` does."""
         return {block.label.index: (block.label.version, block.values) for block in self.read_blocks()}
+
+
+def how_to_go_on(path: Path) -> str:
+    """What to do about a run that ended before it was complete, as a sentence without its stop."""
+    if (path / JOURNAL).exists():
+        command = "run" if (path / LAUNCH).exists() else "broker"
+        return f"go on with it: parablock {command} --resume {shlex.quote(str(path))}"
+    if (path / CONFIG).exists():
+        return f"the run had not begun: delete {shlex.quote(str(path))}, and give the same command again"
+    return "the run had not begun: give the same command again"
+
+
+def _misplaced(path: Path, error: OSError) -> OSError | RunFolderError:
+    """A place that will never do is the user's to change; a disk that refuses may do later."""
+    if error.errno not in _NEVER:
+        return error
+    return RunFolderError(f"cannot write the run folder {path}: {error.strerror}; choose another --out")
 
 
 def _already_a_run(path: Path, name: str) -> RunFolderError:

@@ -39,21 +39,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with RunFolder.open(arguments.run) as folder:
             if arguments.rebuild:
-                _rebuild(folder)
+                with folder:  # locked until the journal is made, and no longer
+                    _rebuild(folder)
             checks = verify(folder)
             _show(folder, checks, as_json=arguments.json)
     except ValueError as error:
         print(f"parablock verify: {error}", file=sys.stderr)
         return EXIT_INPUT
     except OSError as error:
-        print(f"parablock verify: {error}", file=sys.stderr)
+        print(
+            f"parablock verify: {error}; when the disk no longer refuses, give the same command again", file=sys.stderr
+        )
         return EXIT_LATER
     return EXIT_DAMAGED if any(check.problems for check in checks) else 0
 
 
 def _rebuild(folder: RunFolder) -> None:
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    folder.lock(now)
+    folder.lock(now, "parablock verify --rebuild")
     if not needed(folder):
         print("parablock verify: the journal is intact; it stays as it is", file=sys.stderr)
         return

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import signal
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from broker import server
-from broker.__main__ import main
+from broker.__main__ import _give_up, _resume, main, parser
+from broker.blocks import BaseModel
 from broker.opening import resume
 from broker.server import Broker
 from broker.socket import RouterSocket
 from parablock.coordinator_events import Event, Store, Stored
 from parablock.journal import Journal
 from parablock.run_folder import RunFolder
-from tests.test_opening import begun, damage, killed
+from tests.test_opening import MANIFEST, begun, damage, killed, vector
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+BASE = BaseModel(MANIFEST, "weights", "tokens", [vector(0), vector(1)])
 
 
 @pytest.fixture
@@ -30,14 +34,51 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("broker.__main__.tune", lambda: None)
         patch.setattr("signal.signal", lambda *_: None)
-        assert main([*arguments]) == 2
+        assert main([*arguments]) == code
     said = capsys.readouterr().err
     assert said.startswith("parablock broker: ")
     return said
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_at_the_start_may_do_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.__main__.load_base", lambda _config: BASE)
+    out = tmp_path / "new"
+    for place, how in (
+        ("parablock.run_folder.os.fsync", "the run had not begun: give the same command again"),
+        ("parablock.journal.Journal.create", f"the run had not begun: delete {out}, and give the same command again"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            said = refused(capsys, "--out", str(out), "--set", "network.bind=tcp://127.0.0.1:*", code=75)
+        assert f"the disk refuses the run folder {out}: No space left on device" in said
+        assert said.endswith(f"when it no longer does, {how}\n")
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_what_is_to_go_on_later_says_how(
+    run: Path, launched: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if launched:
+        (run / "launch.json").touch()
+    how = f"go on with it: parablock {'run' if launched else 'broker'} --resume {run}\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("broker.opening.Opened.begin_epoch", full)
+        assert refused(capsys, "--resume", str(run), code=75).endswith(how)
+    with pytest.raises(SystemExit) as caught:
+        _give_up(run, signal.SIGTERM, None)
+    assert caught.value.code == 75
+    said = capsys.readouterr().err
+    assert said == f"parablock broker: interrupted (SIGTERM) before it served anybody; {how}"
 
 
 def test_a_run_with_another_config_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +118,27 @@ def test_the_port_of_the_broker_before_is_asked_for(run: Path, capsys: pytest.Ca
     said = refused(capsys, "--resume", str(run), "--set", "network.bind=tcp://10.0.0.1:5557")
     assert "tcp://10.0.0.1:5557 is beyond this machine" in said
     resume(run, None, []).close()  # and nobody holds it
+
+
+def test_a_port_that_is_taken_changes_nothing_in_the_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = RouterSocket("tcp://127.0.0.1:*")
+    (run / "endpoint").write_text(other.endpoint + "\n")
+    damage(run / "blocks" / "0000-000005.safetensors")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "is in use" in refused(capsys, "--resume", str(run), "--set", "journal.keep=5")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    other.close()
+
+
+def test_any_port_will_do_for_workers_that_are_started_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = RouterSocket("tcp://127.0.0.1:*")
+    (run / "endpoint").write_text(other.endpoint + "\n")
+    opened, socket = _resume(parser().parse_args(["--resume", str(run), "--any-port"]))
+    assert socket.endpoint != other.endpoint
+    assert (run / "endpoint").read_text() == socket.endpoint + "\n"
+    assert f"{other.endpoint} is taken; listening on {socket.endpoint} instead" in capsys.readouterr().err
+    for each in (opened, socket, other):
+        each.close()
 
 
 def test_a_run_is_new_or_it_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,8 +23,11 @@ from rich.console import Console
 
 from parablock import config as settings
 from parablock import launch, quickstart
+from parablock.journal import Facts, Journal
 from parablock.launch import Launch
 from parablock.run_folder import RunFolder
+from tests.test_journal import row
+from workers.state_folder import StateFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,7 +236,9 @@ def test_shards_that_are_killed_are_told(place: Path, capsys: pytest.CaptureFixt
     (place / "workers" / "shards_command.py").write_text(killed, encoding="utf-8")
     code, run = started(place, **UNEVEN)
     assert (code, run._broker) == (75, None)
-    assert capsys.readouterr().err == "parablock run: parablock shards was ended by SIGKILL\n"
+    assert capsys.readouterr().err == (
+        "parablock run: parablock shards was ended by SIGKILL; the run had not begun: give the same command again\n"
+    )
 
 
 def test_rows_in_turn_are_not_shown(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +276,7 @@ WAITS = "signal.signal(signal.SIGTERM, asked)\nmark()\n" + HANG
 
 def test_a_worker_with_wrong_input_ends_the_run_and_is_shown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begins = "(out / 'metrics.jsonl').touch()\n"
-    fakes(place, ENDS_WHEN_ASKED + "out.mkdir()\n" + begins + "listen()\n" + HANG, FAILS % 3 + WAITS)
+    fakes(place, ENDS_WHEN_ASKED + "out.mkdir(exist_ok=True)\n" + begins + "listen()\n" + HANG, FAILS % 3 + WAITS)
     code, _ = started(place, **{"round.quorum": 1})
     assert code == 3
     told = capsys.readouterr().err
@@ -282,7 +287,7 @@ def test_a_worker_with_wrong_input_ends_the_run_and_is_shown(place: Path, capsys
 
 @pytest.mark.parametrize(("begun", "quorum"), [(False, 1), (True, 2)])
 def test_a_worker_that_fails_ends_a_run_that_cannot_go_on(place: Path, begun: bool, quorum: int) -> None:
-    begins = "out.mkdir()\n(out / 'metrics.jsonl').touch()\n" if begun else ""
+    begins = "out.mkdir(exist_ok=True)\n(out / 'metrics.jsonl').touch()\n" if begun else ""
     fakes(place, ENDS_WHEN_ASKED + begins + "listen()\n" + HANG, FAILS % 1 + WAITS)
     code, _ = started(place, **{"round.quorum": quorum, "round.clients": 2})
     assert code == 1
@@ -290,7 +295,7 @@ def test_a_worker_that_fails_ends_a_run_that_cannot_go_on(place: Path, begun: bo
 
 def test_a_run_outlives_one_of_its_workers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     waits = "until(lambda: marks() == 1)\nuntil(lambda: (out / 'told').exists())\n"
-    begins = "out.mkdir()\n(out / 'metrics.jsonl').touch()\nlisten()\n"
+    begins = "out.mkdir(exist_ok=True)\n(out / 'metrics.jsonl').touch()\nlisten()\n"
     fakes(place, begins + waits, "if name == 'worker-0':\n    sys.exit('out of memory')\nmark()\n")
     capsys.readouterr()
 
@@ -356,7 +361,7 @@ def test_what_does_not_listen_is_killed(place: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_nothing_stays_behind_where_the_workers_cannot_be_started(place: Path) -> None:
-    fakes(place, "out.mkdir()\n(out / 'logs').touch()\nlisten()\n" + HANG)
+    fakes(place, "out.mkdir(exist_ok=True)\n(out / 'logs').touch()\nlisten()\n" + HANG)
     run = Launch(settings.load(None), place / "run", 1)
     with unchanged_signals(), pytest.raises(FileExistsError):
         run.run()
@@ -404,24 +409,40 @@ def test_an_endpoint_is_read_once_it_is_whole(tmp_path: Path, written: str, read
 # A run that goes on
 
 
-def begun(place: Path, told: str = '{"workers": 3, "device": "cpu", "threads": 5}') -> Path:
-    with RunFolder.create(place / "run", settings.load(None, ["rounds=7", "data.train=mine.jsonl"])):
+TOLD = '{"workers": 3, "device": "cpu", "threads": 5}'
+
+
+def committed(run: Path, rounds: int) -> None:
+    """Rounds of the run, in its journal and in its record."""
+    with (
+        Journal.create(run / "journal.sqlite", Facts("run-1", "", "", "", ""), map(row, range(rounds))),
+        RunFolder.open(run) as folder,
+    ):
+        for number in range(rounds):
+            folder.append_metrics(round_row(number))
+
+
+def begun(place: Path, told: str = TOLD, *more: str) -> Path:
+    sets = ["rounds=7", "data.train=mine.jsonl", "round.clients=3", *more]
+    with RunFolder.create(place / "run", settings.load(None, sets)):
         (place / "run" / "launch.json").write_text(told)
         (place / "run" / "endpoint").write_text("tcp://127.0.0.1:5555\n")
     return place / "run"
 
 
-def test_the_same_workers_go_on(place: Path) -> None:
+@pytest.mark.parametrize(("bind", "any_port"), [("tcp://127.0.0.1:*", ["--any-port"]), ("tcp://127.0.0.1:5555", [])])
+def test_the_same_workers_go_on(place: Path, bind: str, any_port: list[str]) -> None:
     fakes(place, "listen()\nuntil(lambda: marks() == 3)\n")
     (place / "broker" / "__main__.py").write_text(
         (place / "broker" / "__main__.py").read_text().replace('"--out"', '"--resume"')
     )
-    run = begun(place)
+    run = begun(place, TOLD, f"network.bind={bind}")
     (run / "logs").mkdir()
     (run / "logs" / "worker-0.log").write_text("said before\n")
     with unchanged_signals():
         assert launch.main(["--resume", "run", "--set", "round.deadline_s=3"]) == 0
-    assert json.loads((run / "broker.json").read_text()) == ["--resume", "run", "--set=round.deadline_s=3"]
+    told = ["--resume", "run", "--set=round.deadline_s=3", *any_port]
+    assert json.loads((run / "broker.json").read_text()) == told
     for index in range(3):
         told = json.loads((run / f"worker-{index}.json").read_text())["argv"]
         assert option(told, "--broker") == "tcp://127.0.0.1:5557", "where the broker listens now"
@@ -431,8 +452,34 @@ def test_the_same_workers_go_on(place: Path) -> None:
     assert (run / "logs" / "worker-0.log").read_text().startswith("said before\n")
 
 
-def test_what_a_launch_was_told_is_kept(place: Path) -> None:
-    fakes(place, "listen()\nuntil(lambda: marks() == 2)\n")
+def test_a_complete_run_starts_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fakes(place, "raise AssertionError('not to be started')\n")
+    committed(begun(place), rounds=7)
+    assert launch.main(["--resume", "run"]) == 0
+    assert capsys.readouterr().out == (
+        "run is complete: each of its 7 rounds is committed. "
+        "Next: parablock report run, parablock evaluate run --data FILE, parablock export run\n"
+    )
+
+
+@pytest.mark.parametrize("needed", ["a round", "a row of the record", "a worker's state", "the broker's judgement"])
+def test_a_run_from_which_somebody_needs_something_is_served(place: Path, needed: str) -> None:
+    fakes(place, "sys.exit(4)\n")
+    (place / "broker" / "__main__.py").write_text("raise SystemExit(4)\n")
+    run = begun(place)
+    committed(run, rounds=6 if needed == "a round" else 7)
+    if needed == "a row of the record":
+        rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(rows[:-1]))
+    elif needed == "a worker's state":
+        (run / "workers" / "worker-1").mkdir(parents=True)
+    sets = ["--set", "rounds=7"] if needed == "the broker's judgement" else []
+    with unchanged_signals():
+        assert launch.main(["--resume", "run", *sets]) == 4
+
+
+def test_what_a_launch_was_told_is_kept_before_the_run_begins(place: Path) -> None:
+    fakes(place, "assert (out / 'launch.json').exists()\nlisten()\nuntil(lambda: marks() == 2)\n")
     assert started(place)[0] == 0
     threads = max((os.cpu_count() or 1) // 2, 1)
     told = {"workers": 2, "device": "cpu", "threads": threads}
@@ -456,6 +503,60 @@ def test_what_was_told_before_is_not_told_again(
     assert message in capsys.readouterr().err
 
 
+def test_a_run_that_could_not_be_launched_may_be_tried_again(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    fakes(place, "raise AssertionError('not to be started')\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("parablock.launch_file.os.fsync", full)
+        assert started(place)[0] == 75
+    assert "the run had not begun: give the same command again" in capsys.readouterr().err
+    RunFolder.check_free(place / "run")
+    (place / "file").write_text("mine")
+    config = settings.load(None)
+    assert Launch(config, place / "file" / "run", 2).run() == 2
+    assert "cannot write the run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ('{"workers": 0, "device": "cpu", "threads": 1}', "expected a whole number of at least 1, got 0"),
+        ('{"workers": 3, "device": "cpu", "threads": 0}', "expected a whole number of at least 1, got 0"),
+        ('{"workers": true, "device": "cpu", "threads": 1}', "expected a whole number of at least 1, got True"),
+        ('{"workers": 4, "device": "cpu", "threads": 1}', "tells of 4 workers, and the run's settings of 3"),
+        ("[]", "launch.json is damaged"),
+        ("", "launch.json is damaged"),
+    ],
+)
+def test_a_damaged_launch_file_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], told: str, message: str
+) -> None:
+    begun(place, told)
+    assert launch.main(["--resume", "run"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_as_many_workers_are_started_as_the_run_has_clients(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--workers", "3", "--set", "round.clients=2"]) == 2
+    assert "--workers is 3, and round.clients 2" in capsys.readouterr().err
+
+
+def test_workers_that_outlived_their_run_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fakes(place, "raise AssertionError('not to be started')\n")
+    state = begun(place) / "workers" / "worker-1"
+    state.mkdir(parents=True)
+    orphan = StateFolder(state)
+    assert launch.main(["--resume", "run"]) == 2
+    said = capsys.readouterr().err
+    assert f"worker-1 (process {os.getpid()}) of run still wait for its broker" in said
+    assert "worker-0" not in said
+    orphan.close()
+
+
 def test_a_run_that_was_not_launched_or_is_in_use_does_not_go_on(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -468,7 +569,7 @@ def test_a_run_that_was_not_launched_or_is_in_use_does_not_go_on(
     )
     with RunFolder.open(run) as folder:
         folder.lock("noon")
-        (run / "launch.json").write_text('{"workers": 2, "device": "auto", "threads": 1}')
+        (run / "launch.json").write_text('{"workers": 3, "device": "auto", "threads": 1}')
         assert launch.main(["--resume", "run"]) == 2
         assert "run is in use by a broker" in capsys.readouterr().err
     (run / "launch.json").unlink()

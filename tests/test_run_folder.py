@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -181,10 +182,19 @@ def test_one_broker_at_a_time(folder: RunFolder) -> None:
     other.close()
 
 
-def test_a_folder_that_cannot_be_locked_says_why(folder: RunFolder) -> None:
-    (folder.path / "lock").mkdir()
-    with pytest.raises(RunFolderError, match=r"cannot lock .*: Is a directory; make it writable"):
-        folder.lock("noon")
+def test_a_disk_that_refuses_is_no_wrong_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for owner, name in ((type(tmp_path), "mkdir"), (os, "fsync")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            with pytest.raises(OSError, match="No space left on device"):
+                RunFolder.create(tmp_path / "run", CONFIG)
+    with RunFolder.create(tmp_path / "run", CONFIG) as folder:  # nothing is in the way when there is room again
+        monkeypatch.setattr("parablock.folder_lock.os.open", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            folder.lock("noon")
 
 
 def test_the_manifest_is_read_back_as_it_was(folder: RunFolder) -> None:

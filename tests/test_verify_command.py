@@ -174,6 +174,8 @@ def test_an_intact_journal_is_not_made_anew(run: Path, capsys: pytest.CaptureFix
     code, problems, err = verified(run, capsys, "--rebuild")
     assert (code, problems) == (0, {})
     assert "the journal is intact; it stays as it is" in err
+    assert verify_command.main([str(run), "--rebuild", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["in_use_by"] is None, "it does not take itself for another"
     assert not (run / "journal.sqlite.damaged").exists()
 
 
@@ -268,6 +270,18 @@ def test_the_newest_intact_version_never_goes(run: Path, capsys: pytest.CaptureF
     assert RunFolder.open(run).blocks.listed() == {0: [3, 7], 1: [6]}
 
 
+def test_gc_says_that_it_is_at_work(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looks(*_: Any) -> list[Path]:
+        assert verify_command.main([str(run)]) == 0
+        return []
+
+    monkeypatch.setattr(gc_command, "droppable", looks)
+    assert gc_command.main([str(run)]) == 0
+    assert "in use by parablock gc (process " in capsys.readouterr().out
+
+
 def test_wrong_input_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gc_command.main([str(run), "--keep", "0"]) == 2
     assert "--keep is at least 1, got 0" in capsys.readouterr().err
@@ -284,8 +298,8 @@ def test_a_disk_that_refuses_is_told(
 
     monkeypatch.setattr(type(run), "unlink", refuse)
     assert gc_command.main([str(run)]) == 75
-    assert "Read-only file system" in capsys.readouterr().err
+    assert "Read-only file system; when the disk no longer refuses, give the same" in capsys.readouterr().err
     shutil.copy(run / "config.toml", run / "journal.sqlite")
     monkeypatch.setattr("parablock.rebuild.os.replace", refuse)
     assert verify_command.main([str(run), "--rebuild"]) == 75
-    assert "Read-only file system" in capsys.readouterr().err
+    assert "Read-only file system; when the disk no longer refuses, give the same" in capsys.readouterr().err
