@@ -59,6 +59,7 @@ class Contributions:
         self._unsettled: set[int] = set()  # rounds of which we do not know whether we were counted
         self._withheld: dict[int, Abstain] = {}  # by round
         self._passed = 0  # rounds before it will not be trained by us any more
+        self._made_before: set[int] = set()  # rounds in which what an earlier process of ours had made has counted
 
     @property
     def position(self) -> int:
@@ -83,6 +84,10 @@ class Contributions:
 
     def late(self, offer: Offer, payload: Payload, window_bytes: int, now: float, *, live: bool) -> None:
         """A round was trained that had been closed by then: the broker hears of it, and may still want it."""
+        if offer.round in self._made_before:
+            self._passed = max(self._passed, offer.round + 1)
+            self._emit(Dismissed(offer.round, "what an earlier process of this worker had made for it has counted"))
+            return
         self._emit(Dismissed(offer.round, "the round was closed before the contribution was ready"))
         if self.keeps_late:
             self._keep(offer, payload, window_bytes, now, live=live, late=True)
@@ -158,6 +163,8 @@ class Contributions:
     def committed(self, round: int, *, counted: bool) -> None:
         """The round is closed, and so are those before it."""
         if counted:
+            if round >= self._passed:
+                self._made_before.add(round)
             self._uploads.pop(round, None)
             self._unsettled.discard(round)
         self.forget(round + 1)

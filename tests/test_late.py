@@ -24,7 +24,7 @@ from parablock.messages import (
     Terms,
     Welcome,
 )
-from parablock.participant_events import Deferred, Dismissed, Settled, Uploaded
+from parablock.participant_events import Contribute, Deferred, Dismissed, Settled, Uploaded
 from parablock.participant_events import Tick as Due
 from parablock.rounds import Upload
 from parablock.transfer import Incoming
@@ -371,6 +371,13 @@ def test_what_is_trained_too_late_is_offered_all_the_same(seat: Seat) -> None:
     said = seat.contribute(0)
     assert seat.of(Dismissed) == [Dismissed(0, "the round was closed before the contribution was ready")]
     assert kinds(said) == [Offer, Chunk, Chunk]
+
+
+def test_what_an_earlier_process_has_made_of_a_round_counts_and_is_not_made_again(seat: Seat) -> None:
+    """It was still being trained when the commit came."""
+    seat.hear(Commit(0, 0, 1, -1, 1200, 2, True))
+    assert seat.handle(Contribute(0, 0, 7, 1, 0.5)) == []
+    assert seat.effects == [Dismissed(0, "what an earlier process of this worker had made for it has counted")]
 
 
 def test_late_ones_leave_after_those_that_are_in_time(seat: Seat) -> None:
