@@ -49,6 +49,17 @@ _NOBODY = ("",)
 
 _BUSY_S = 60.0
 _DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # as sqlite3 raises the latter where it quotes what it found
+_REFUSALS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+    sqlite3.SQLITE_LOCKED: errno.EBUSY,
+    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
+    sqlite3.SQLITE_CANTOPEN: errno.EIO,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+}
+"""What SQLite answers where the system refuses, which says nothing of what is in the file; and what we say then."""
 
 
 class JournalError(ValueError):
@@ -121,33 +132,33 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, facts: Facts, rows: Iterable[Row] = ()) -> Journal:
-        """A new journal in the place of whatever is there, with these rows. Raises OSError where the disk refuses."""
+        """A new journal, where none is, with these rows: there whole or not at all.
+
+        Raises OSError where the disk refuses.
+        """
+        assert not any(each.exists() for each in files(path)), f"{path} is there, or something that belongs to it"
         temporary = path.with_name(f".{path.name}.partial")
-        _remove(temporary)
-        connection = _connect(temporary)
-        try:
-            with _refusals(temporary):
-                connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
-                connection.execute(f"PRAGMA application_id = {APPLICATION}")
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-                connection.execute("BEGIN")
-                for table in _TABLES:
-                    connection.execute(table)
-                text = json.dumps(asdict(facts))
-                connection.execute("INSERT INTO run VALUES (?, ?)", (text, _hash("run", text)))
-                digest = _origin(facts)
-                for row in rows:
-                    digest = _insert(connection, row, digest)
-                connection.execute("COMMIT")
-        finally:
-            connection.close()
-        _remove(path)  # with what belongs to it: another journal's log is not this one's
+        for each in files(temporary):
+            each.unlink(missing_ok=True)
+        with _refusals(temporary), closing(_connect(temporary)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+            connection.execute("BEGIN")
+            for table in _TABLES:
+                connection.execute(table)
+            text = json.dumps(asdict(facts))
+            connection.execute("INSERT INTO run VALUES (?, ?)", (text, _hash("run", text)))
+            digest = _origin(facts)
+            for row in rows:
+                digest = _insert(connection, row, digest)
+            connection.execute("COMMIT")
         replace(temporary, path)
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> Journal:
-        """Raises JournalError: there is none, it is of another format or program, or damaged."""
+        """Raises JournalError (there is none, it is damaged, or of another format or program), or OSError."""
         if not path.is_file():
             raise JournalError(
                 f"there is no journal {path}; the run had not begun, so begin it anew in another folder, or the file "
@@ -244,17 +255,25 @@ class Journal:
 
 
 def salvage(path: Path) -> tuple[Facts | None, dict[int, Incarnation], list[Row]]:
-    """What a damaged journal still tells: its facts, its incarnations, and the rows before the first damaged one."""
+    """What a damaged journal still tells: its facts, its incarnations, and the rows before the first damaged one.
+
+    Raises OSError where the system refuses: that is no damage.
+    """
     facts: Facts | None = None
     incarnations: dict[int, Incarnation] = {}
     rows: list[Row] = []
-    with suppress(*_DAMAGE, JournalError), closing(_connect(path, read_only=True)) as connection:
+    with suppress(JournalError), _named(path), closing(_connect(path, read_only=True)) as connection:
         facts = _facts(connection)
-        with suppress(*_DAMAGE, JournalError):
+        with suppress(JournalError), _named(path):
             incarnations = _incarnations(connection)
         for row, _ in _rows(connection, _origin(facts)):
             rows.append(row)  # those before an error count
     return facts, incarnations, rows
+
+
+def files(path: Path) -> tuple[Path, Path, Path]:
+    """A journal, and what SQLite may keep beside it: its log, in which rows may be, and that log's index."""
+    return path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
 
 
 def entry_json(entry: Entry) -> str:
@@ -284,11 +303,6 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def _remove(path: Path) -> None:
-    for each in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-        each.unlink(missing_ok=True)
 
 
 def _check_format(path: Path, connection: sqlite3.Connection) -> None:
@@ -355,10 +369,12 @@ def _hash(*parts: object) -> str:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Damage becomes a JournalError that names the file and says what to do."""
+    """Damage becomes a JournalError that names the file and says what to do; what the system refuses an OSError."""
     try:
         yield
     except _DAMAGE as error:
+        if isinstance(error, sqlite3.Error) and _primary(error) in _REFUSALS:
+            raise _refusal(path, error) from error
         raise JournalError(f"{path} is damaged: {error}; {_REBUILD}") from error
     except JournalError as error:
         if str(path) in str(error):
@@ -368,9 +384,19 @@ def _named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """What SQLite says where the disk refuses becomes an OSError."""
+    """What SQLite says where it cannot write becomes an OSError."""
     try:
         yield
     except sqlite3.Error as error:
-        number = errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO
-        raise OSError(number, f"{os.strerror(number)} ({error})", str(path)) from error
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: sqlite3.Error) -> OSError:
+    number = _REFUSALS.get(_primary(error), errno.EIO)
+    return OSError(number, f"{os.strerror(number)} ({error})", str(path))
+
+
+def _primary(error: sqlite3.Error) -> int:
+    """SQLite's result code, without what extends it; −1 for an error of Python's own."""
+    code: int = getattr(error, "sqlite_errorcode", -1)
+    return code & 0xFF if code >= 0 else code

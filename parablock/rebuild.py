@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
-from parablock.block_file import BlockFileError
+from parablock.block_file import BlockFileError, replace
 from parablock.journal import (
     Facts,
     Incarnation,
@@ -21,22 +22,25 @@ from parablock.journal import (
     JournalError,
     Row,
     entry_from_json,
+    files,
     salvage,
 )
 from parablock.run_folder import JOURNAL, RunFolderError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from parablock.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """rows: in the new journal; from_files: of those, told by block files alone. lost: rounds without a row."""
+    """rows: in the new journal. lost: rounds without one. kept_as: the old journal's new name; "": there was none."""
 
     rows: int
-    from_files: int
     lost: int
     next_round: int
+    kept_as: str
 
 
 def needed(folder: RunFolder) -> bool:
@@ -50,25 +54,47 @@ def needed(folder: RunFolder) -> bool:
 
 
 def rebuild(folder: RunFolder, config: str, now: str, epoch: int) -> Rebuilt:
-    """Keep the old journal as journal.sqlite.damaged and make a new one. The folder is locked by the caller.
+    """Make a new journal, and set the old one aside when that is done. The folder is locked by the caller.
 
     config: the run's settings as JSON. now: UTC, for people. epoch: of the new journal's first broker where the old one
     no longer tells of any; more than there can have been. Raises RunFolderError where the folder does not say which run
-    it is of, OSError where the disk refuses.
+    it is of, OSError where the disk refuses; then the old journal is as it was, or the next call goes on.
     """
     path = folder.path / JOURNAL
+    ready = path.with_name(path.name + ".rebuilt")
+    if path.exists() or not ready.exists():  # else a rebuild was killed when its new journal was whole
+        for each in files(ready):
+            each.unlink(missing_ok=True)
+        _write(ready, folder, Incarnation(config, now, os.getpid(), platform.node(), "", 0.0), epoch)
+    kept_as = _set_aside(path)
+    replace(ready, path)
+    with Journal.open(path, read_only=True) as journal:
+        rows = sum(1 for _ in journal.rows())
+        return Rebuilt(rows, journal.next_round - rows, journal.next_round, kept_as)
+
+
+def _write(ready: Path, folder: RunFolder, present: Incarnation, epoch: int) -> None:
+    """Make the new journal, whole, in the file `ready`."""
+    path = folder.path / JOURNAL
     facts, incarnations, rows = salvage(path) if path.exists() else (None, {}, [])
-    facts = facts or _facts(folder, now)
-    kept = len(rows)
+    facts = facts or _facts(folder, present.begun)
     rows += _told_by_files(folder, after=rows[-1].entry.round if rows else -1)
-    if path.exists():
-        os.replace(path, path.with_name(path.name + ".damaged"))
-    with Journal.create(path, facts, rows) as journal:
-        if not incarnations:
-            incarnations = {epoch: Incarnation(config, now, os.getpid(), platform.node(), "", 0.0)}
-        for number, incarnation in incarnations.items():
+    with Journal.create(ready, facts, rows) as journal:
+        for number, incarnation in (incarnations or {epoch: present}).items():
             journal.set_epoch(number, incarnation)
-        return Rebuilt(len(rows), len(rows) - kept, journal.next_round - len(rows), journal.next_round)
+
+
+def _set_aside(path: Path) -> str:
+    """Give a journal, with all that belongs to it, a name that is free; "": there is none."""
+    there = [each for each in files(path) if each.exists()]
+    for number in count(1):
+        kept = path.with_name(f"{path.name}.damaged" + (f".{number}" if number > 1 else ""))
+        places = {each: kept.with_name(kept.name + each.name.removeprefix(path.name)) for each in there}
+        if not any(place.exists() for place in places.values()):
+            break
+    for each, place in places.items():  # the journal itself first: a log without it is nothing, and none is missed
+        os.replace(each, place)
+    return kept.name if there else ""
 
 
 def _facts(folder: RunFolder, now: str) -> Facts:

@@ -244,9 +244,44 @@ def test_a_full_disk_is_told_and_the_round_may_be_tried_again(journal: Journal, 
         assert list(again.rows()) == [*(row(round) for round in range(6)), big]
 
 
-def test_a_new_journal_takes_the_place_of_a_damaged_one(journal: Journal, tmp_path: Path) -> None:
-    left = crashed(journal, tmp_path / "crashed")  # with a log that belongs to it
-    with Journal.create(left, FACTS, [row(0), row(2), row(5)]) as new:
+@pytest.mark.parametrize(
+    ("statement", "number"),
+    [
+        ("disk I/O error", sqlite3.SQLITE_IOERR_SHMSIZE),
+        ("database or disk is full", sqlite3.SQLITE_FULL),
+        ("unable to open database file", sqlite3.SQLITE_CANTOPEN),
+        ("database is locked", sqlite3.SQLITE_BUSY),
+        ("attempt to write a readonly database", sqlite3.SQLITE_READONLY_DBMOVED),
+        ("access permission denied", sqlite3.SQLITE_PERM),
+    ],
+)
+def test_what_the_system_refuses_is_no_damage(
+    journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, number: int
+) -> None:
+    journal.close()
+    error = sqlite3.OperationalError(statement)
+    error.sqlite_errorcode = number
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    for look in (Journal.open, salvage):
+        with pytest.raises(OSError, match=statement):
+            look(path)
+
+
+def test_a_journal_that_cannot_be_opened_for_the_moment_is_not_damaged(journal: Journal, path: Path) -> None:
+    """SQLite's own answer: the log's index cannot be opened, since it follows no links."""
+    journal.close()
+    path.with_name("journal.sqlite-wal").write_bytes(b"")
+    path.with_name("journal.sqlite-shm").symlink_to(path.parent / "nowhere")
+    with pytest.raises(OSError, match=r"unable to open database file.*journal\.sqlite"):
+        Journal.open(path)
+
+
+def test_a_new_journal_may_lack_rows(tmp_path: Path) -> None:
+    with Journal.create(tmp_path / "new.sqlite", FACTS, [row(0), row(2), row(5)]) as new:
         assert [entry.round for entry in new.entries()] == [0, 2, 5]
         assert new.next_round == 6
         new.append(row(6))

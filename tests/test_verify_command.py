@@ -4,6 +4,7 @@ needed is never dropped."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from typing import TYPE_CHECKING, Any
@@ -206,6 +207,78 @@ def test_a_journal_is_made_anew_from_what_is_intact(run: Path, capsys: pytest.Ca
     assert (run / "journal.sqlite.damaged").exists() == (lost != "the file")
 
 
+def test_a_journal_whose_disk_refuses_stays_as_it_is(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (run / "journal.sqlite").read_bytes()
+    (run / "journal.sqlite-wal").write_bytes(b"")
+    (run / "journal.sqlite-shm").symlink_to(run / "nowhere")
+    assert verify_command.main([str(run), "--rebuild"]) == 75
+    assert "unable to open database file" in capsys.readouterr().err
+    (run / "journal.sqlite-shm").unlink()
+    (run / "journal.sqlite-wal").unlink()
+    change(run, "UPDATE entries SET entry = replace(entry, 'answered', 'unanswered') WHERE round = 2")
+    damaged = (run / "journal.sqlite").read_bytes()
+    assert damaged != before
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "create", refuse)
+        assert verify_command.main([str(run), "--rebuild"]) == 75
+    assert "No space left" in capsys.readouterr().err
+    assert (run / "journal.sqlite").read_bytes() == damaged
+    assert not list(run.glob("*.damaged*"))
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_rebuild_that_is_killed_is_gone_on_with(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Before each of its renames: the new journal's, the old one's, its log's, that one's index's, and again the new one's."""
+    keeper = sqlite3.connect(run / "journal.sqlite")
+    keeper.execute("UPDATE entries SET entry = replace(entry, 'answered', 'unanswered') WHERE round = 6")
+    keeper.commit()  # in the log, which is there until the connection is closed
+    names = [path.name for path in sorted(run.glob("journal.sqlite*"))]
+    assert names == ["journal.sqlite", "journal.sqlite-shm", "journal.sqlite-wal"]
+    (run / "journal.sqlite.damaged").write_text("of an earlier rebuild")
+    rename, renames = os.replace, []
+
+    def kill(source: Path, target: Path) -> None:
+        if len(renames) == step:
+            raise KeyboardInterrupt
+        renames.append(target)
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            verify_command.main([str(run), "--rebuild"])
+    keeper.close()
+    code, problems, err = verified(run, capsys, "--rebuild")
+    assert (code, problems) == (0, {})
+    assert "with 7 rows; 0 rounds" in err
+    assert (run / "journal.sqlite.damaged").read_text() == "of an earlier rebuild"
+    with Journal.open(run / "journal.sqlite") as journal:
+        assert journal.begin_epoch(LIFE) == 2
+
+
+def test_the_old_journal_is_kept_with_its_log(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = run.with_name("left")
+    with Journal.open(run / "journal.sqlite") as journal:
+        journal.append(row(7))
+        shutil.copytree(run, left)
+    content = bytearray((left / "journal.sqlite").read_bytes())
+    content[:6] = b"broken"
+    (left / "journal.sqlite").write_bytes(content)
+    log = (left / "journal.sqlite-wal").read_bytes()
+    assert log
+    assert "The old one is journal.sqlite.damaged." in verified(left, capsys, "--rebuild")[2]
+    assert (left / "journal.sqlite.damaged").read_bytes() == content
+    assert (left / "journal.sqlite.damaged-wal").read_bytes() == log
+
+
 def test_a_damaged_version_tells_nothing_to_a_new_journal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "journal.sqlite").unlink()
     flip(run / "blocks" / "0000-000007.safetensors")
@@ -286,6 +359,6 @@ def test_a_disk_that_refuses_is_told(
     assert gc_command.main([str(run)]) == 75
     assert "Read-only file system" in capsys.readouterr().err
     shutil.copy(run / "config.toml", run / "journal.sqlite")
-    monkeypatch.setattr("parablock.rebuild.os.replace", refuse)
+    monkeypatch.setattr("parablock.rebuild.replace", refuse)
     assert verify_command.main([str(run), "--rebuild"]) == 75
     assert "Read-only file system" in capsys.readouterr().err
