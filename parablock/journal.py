@@ -131,8 +131,10 @@ class Journal:
                 self._take(row, digest)
 
     @classmethod
-    def create(cls, path: Path, facts: Facts, rows: Iterable[Row] = ()) -> Journal:
-        """A new journal, where none is, with these rows: there whole or not at all.
+    def create(
+        cls, path: Path, facts: Facts, rows: Iterable[Row] = (), incarnations: Mapping[int, Incarnation] | None = None
+    ) -> Journal:
+        """A new journal, where none is, with these rows and incarnations (by epoch): there whole or not at all.
 
         Raises OSError where the disk refuses.
         """
@@ -149,6 +151,8 @@ class Journal:
                 connection.execute(table)
             text = json.dumps(asdict(facts))
             connection.execute("INSERT INTO run VALUES (?, ?)", (text, _hash("run", text)))
+            for epoch, incarnation in (incarnations or {}).items():
+                _insert_epoch(connection, epoch, incarnation)
             digest = _origin(facts)
             for row in rows:
                 digest = _insert(connection, row, digest)
@@ -185,17 +189,10 @@ class Journal:
     def begin_epoch(self, incarnation: Incarnation) -> int:
         """Make durable that another broker serves the run; its epoch. Raises OSError where the disk refuses."""
         epoch = max(self.incarnations, default=0) + 1
-        self.set_epoch(epoch, incarnation)
-        return epoch
-
-    def set_epoch(self, epoch: int, incarnation: Incarnation) -> None:
-        """Make durable that a broker has served the run under this epoch. Raises OSError where the disk refuses."""
-        text = json.dumps(asdict(incarnation))
         with self._transaction():
-            self._connection.execute(
-                "INSERT INTO incarnations VALUES (?, ?, ?)", (epoch, text, _hash("epoch", epoch, text))
-            )
+            _insert_epoch(self._connection, epoch, incarnation)
         self.incarnations[epoch] = incarnation
+        return epoch
 
     def append(self, row: Row) -> None:
         """Make a committed round durable. Raises OSError where the disk refuses; then it may be tried again."""
@@ -353,6 +350,11 @@ def _rows(connection: sqlite3.Connection, digest: str) -> Iterator[tuple[Row, st
             raise JournalError(f"the row of round {round} is damaged{after}: its digest does not match")
         yield Row(entry_from_json(text), version), found
         before, digest = round, found
+
+
+def _insert_epoch(connection: sqlite3.Connection, epoch: int, incarnation: Incarnation) -> None:
+    text = json.dumps(asdict(incarnation))
+    connection.execute("INSERT INTO incarnations VALUES (?, ?, ?)", (epoch, text, _hash("epoch", epoch, text)))
 
 
 def _insert(connection: sqlite3.Connection, row: Row, before: str) -> str:

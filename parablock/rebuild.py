@@ -79,9 +79,7 @@ def _write(ready: Path, folder: RunFolder, present: Incarnation, epoch: int) -> 
     facts, incarnations, rows = salvage(path) if path.exists() else (None, {}, [])
     facts = facts or _facts(folder, present.begun)
     rows += _told_by_files(folder, after=rows[-1].entry.round if rows else -1)
-    with Journal.create(ready, facts, rows) as journal:
-        for number, incarnation in (incarnations or {epoch: present}).items():
-            journal.set_epoch(number, incarnation)
+    Journal.create(ready, facts, rows, incarnations or {epoch: present}).close()
 
 
 def _set_aside(path: Path) -> str:

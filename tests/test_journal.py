@@ -281,12 +281,11 @@ def test_a_journal_that_cannot_be_opened_for_the_moment_is_not_damaged(journal: 
 
 
 def test_a_new_journal_may_lack_rows(tmp_path: Path) -> None:
-    with Journal.create(tmp_path / "new.sqlite", FACTS, [row(0), row(2), row(5)]) as new:
+    with Journal.create(tmp_path / "new.sqlite", FACTS, [row(0), row(2), row(5)], {40: LIFE}) as new:
         assert [entry.round for entry in new.entries()] == [0, 2, 5]
         assert new.next_round == 6
         new.append(row(6))
-        assert new.incarnations == {}
-        new.set_epoch(40, LIFE)
+        assert new.incarnations == {40: LIFE}
         assert new.begin_epoch(LIFE) == 41
 
 

@@ -236,7 +236,7 @@ def test_a_journal_whose_disk_refuses_stays_as_it_is(
 def test_a_rebuild_that_is_killed_is_gone_on_with(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Before each of its renames: the new journal's, the old one's, its log's, that one's index's, and again the new one's."""
+    """Before each of its renames: the new journal's, the three of the old one, and again the new one's."""
     keeper = sqlite3.connect(run / "journal.sqlite")
     keeper.execute("UPDATE entries SET entry = replace(entry, 'answered', 'unanswered') WHERE round = 6")
     keeper.commit()  # in the log, which is there until the connection is closed
@@ -262,6 +262,27 @@ def test_a_rebuild_that_is_killed_is_gone_on_with(
     assert (run / "journal.sqlite.damaged").read_text() == "of an earlier rebuild"
     with Journal.open(run / "journal.sqlite") as journal:
         assert journal.begin_epoch(LIFE) == 2
+
+
+def test_no_epoch_is_handed_out_twice_after_a_rebuild_that_was_killed(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal that is there under its name tells of all epochs, whenever its maker dies."""
+    (run / "journal.sqlite").unlink()
+    opened = Journal.open
+
+    def kill(path: Path, **how: Any) -> Journal:
+        if path.exists():
+            raise KeyboardInterrupt
+        return opened(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "open", kill)
+        with pytest.raises(KeyboardInterrupt):
+            verify_command.main([str(run), "--rebuild"])
+    verified(run, capsys, "--rebuild")
+    with Journal.open(run / "journal.sqlite") as journal:
+        assert journal.begin_epoch(LIFE) > 10**9
 
 
 def test_the_old_journal_is_kept_with_its_log(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
