@@ -163,15 +163,22 @@ class BlockWriter:
 
 
 def read(path: Path) -> StoredBlock:
-    """The version in `path`, whose name says its index and its number. Raises BlockFileError."""
+    """The version in `path`, whose name says its index and its number.
+
+    Raises BlockFileError where it is not there or not intact, OSError where the system refuses to read it: such a file
+    may be intact, and nothing may be given up for it.
+    """
     said = numbers(path)
     if said is None:
         raise BlockFileError(f"{path} is not named as a version of a block, like {file_name(3, 18)}")
     try:
         with path.open("rb") as file:
             stored = _read(path, file)
+    except FileNotFoundError as error:
+        raise BlockFileError(f"{path} is not there; {_ADVICE}") from error
     except OSError as error:
-        raise BlockFileError(f"{path} cannot be read: {error.strerror or error}; {_ADVICE}") from error
+        lasts = "where that lasts, move the file away, and it counts as lost"
+        raise OSError(error.errno, f"{error.strerror or error} while {path} was read; {lasts}") from error
     if (stored.label.index, stored.label.version) != said:
         raise BlockFileError(
             f"{path} holds block {stored.label.index}, version {stored.label.version}; was it renamed? "
@@ -199,7 +206,7 @@ def _read(path: Path, file: BinaryIO) -> StoredBlock:
     entry = b""
     for name, about in tree.items():
         data = np.empty(_nbytes(about), np.uint8)
-        file.readinto(data.data)  # type: ignore[attr-defined]
+        _fill(file, data.data)
         found, expected = xxhash.xxh3_128_hexdigest(data.data), metadata[f"{_CHECKSUM}.{name}"]
         if found != expected:
             raise BlockFileError(
@@ -212,6 +219,12 @@ def _read(path: Path, file: BinaryIO) -> StoredBlock:
             tensors[name] = data.view("<f4").astype(np.float32, copy=False)
     label = Label(int(metadata["index"]), int(metadata["version"]), metadata["manifest"])
     return StoredBlock(label, tensors, entry.decode())
+
+
+def _fill(file: BinaryIO, view: memoryview) -> None:
+    """Read until it is full, or until the file ends."""
+    while view and (count := file.readinto(view)):  # type: ignore[attr-defined]
+        view = view[count:]
 
 
 def _nbytes(about: Mapping[str, Any]) -> int:

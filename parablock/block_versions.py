@@ -71,13 +71,13 @@ class BlockVersions:
         return {index: sorted(found[index]) for index in sorted(found)}
 
     def read(self, index: int, version: int) -> StoredBlock:
-        """Raises BlockFileError."""
+        """Raises as `block_file.read` does."""
         return read(self.path(index, version))
 
     def newest(self) -> Iterator[StoredBlock]:
         """Every block by rising index as its newest version, one in memory at a time.
 
-        Raises BlockFileError where that is damaged: an older one shall not pass for it.
+        Raises BlockFileError where that is damaged: an older one shall not pass for it; OSError where it is refused.
         """
         for index, versions in self.listed().items():
             try:
@@ -89,7 +89,10 @@ class BlockVersions:
                 yield self.read(index, latest)  # a broker that is at work has dropped the other one
 
     def newest_intact(self, index: int, at_most: int) -> tuple[StoredBlock | None, list[str]]:
-        """The newest version that is intact, up to `at_most`, and what is wrong with those that are newer than it."""
+        """The newest version that is intact, up to `at_most`, and what is wrong with those that are newer than it.
+
+        Raises OSError where the system refuses to read one: it may be intact.
+        """
         wrong: list[str] = []
         for version in reversed(self.listed().get(index, [])):
             if version <= at_most:

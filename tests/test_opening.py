@@ -19,6 +19,7 @@ from broker import opening
 from broker.blocks import BaseModel, GlobalBlocks
 from broker.opening import begin, last_endpoint, resume
 from broker.store import BlockStore
+from parablock import verify_command
 from parablock.aggregation import Contribution
 from parablock.block_file import BlockWriter
 from parablock.config import ConfigError, from_dict, to_dict
@@ -304,6 +305,37 @@ def test_a_missing_version_is_gone_back_from_too(tmp_path: Path) -> None:
     opened = resume(tmp_path / "run", None, [])
     assert "0001-000004.safetensors is not there. Block 1 goes back from version 4 to 2" in opened.said[0]
     opened.close()
+
+
+@pytest.mark.parametrize("version", ["0001-000006", "0000-000007"])
+def test_a_version_that_cannot_be_read_for_the_moment_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[list[dict[str, bytes]]], version: str
+) -> None:
+    """The newest that was announced, and one that lacks its row."""
+    desk = begun(tmp_path / "run", rounds=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            desk.hold()
+    left = killed(desk, tmp_path / "left")
+    desk.opened.close()
+    opened, names = type(tmp_path).open, sorted(path.name for path in (left / "blocks").iterdir())
+
+    def too_many(path: Path, *arguments: Any, **more: Any) -> Any:
+        if path.name.startswith(version):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "open", too_many)
+        with pytest.raises(OSError, match=rf"Too many open files while .*{version}.* was read"):
+            resume(left, None, [])
+        assert verify_command.main([str(left)]) == 75
+    assert sorted(path.name for path in (left / "blocks").iterdir()) == names
+    again = resume(left, None, [])
+    assert (again.journal.next_round, state(again)[1]) == (7, undisturbed[6][1])
+    assert not any("damaged" in said for said in again.said)
+    again.close()
 
 
 def test_rounds_that_are_trained_together_begin_together_after_a_repair(tmp_path: Path) -> None:

@@ -308,6 +308,24 @@ def test_a_damaged_version_tells_nothing_to_a_new_journal(run: Path, capsys: pyt
     assert "The run goes on with round 6" in err
 
 
+def test_a_rebuild_does_without_no_version_that_it_may_not_read(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "journal.sqlite").unlink()
+    opened = type(run).open
+
+    def refuse(path: Path, *arguments: Any, **more: Any) -> Any:
+        if path.name == "0000-000007.safetensors":
+            raise OSError(5, "Input/output error")
+        return opened(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run), "open", refuse)
+        assert verify_command.main([str(run), "--rebuild"]) == 75
+    assert "Input/output error while" in capsys.readouterr().err
+    assert "The run goes on with round 7" in verified(run, capsys, "--rebuild")[2]
+
+
 def test_a_folder_that_does_not_say_which_run_it_is_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     RunFolder.open(run).write_manifest(MANIFEST)
     (run / "journal.sqlite").unlink()
