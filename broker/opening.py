@@ -7,7 +7,7 @@ What a resumed broker needs is all in the folder, so that it imports neither tor
 model. Three things may be otherwise than the journal says, and are put right here, loudly:
 
     a version of the next round is there, intact    its broker was killed between the two writes: the round is committed
-    such a version is damaged                       nobody was ever told of it: it goes
+    such a version is damaged                       nobody was ever told of it: it is set aside
     a version that the journal tells of is damaged  the block goes back to the newest intact one, under a new version
                                                     number: the next round is spent on it (`Entry.attempt` 0), so that a
                                                     version number never means two contents
@@ -19,7 +19,7 @@ import json
 import os
 import platform
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from parablock import config as settings
 from parablock.block_file import BLOCK, BlockFileError, Label, StoredBlock, file_name
 from parablock.journal import Facts, Incarnation, Journal, JournalError, Row, entry_from_json, entry_json
 from parablock.run_folder import CONFIG, ENDPOINT, JOURNAL, RunFolder, RunFolderError
+from parablock.saved import spent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -185,8 +186,11 @@ def _adopt(folder: RunFolder, journal: Journal) -> list[str]:
         try:
             stored = folder.blocks.read(found[0], journal.next_round + 1)
         except BlockFileError as error:
-            path.unlink()
-            said.append(f"{error}. No client was told of it: it is removed, and round {journal.next_round} held again")
+            aside = path.with_name(path.name + ".damaged")
+            path.replace(aside)
+            said.append(
+                f"{error}. No client was told of it: it is {aside.name} now, and round {journal.next_round} held again"
+            )
             break
         journal.append(Row(entry_from_json(stored.entry), stored.label.version))
         said.append(f"round {journal.next_round - 1} was stored and not yet told to anybody; it is committed")
@@ -238,22 +242,7 @@ def _spend(folder: RunFolder, journal: Journal, content: StoredBlock, reason: st
     assert journal.last is not None
     round, block = journal.next_round, content.label.index
     newest = journal.newest.get(block)
-    entry = replace(
-        journal.last,
-        round=round,
-        block=block,
-        attempt=0,
-        base=newest.entry.round if newest is not None else -1,
-        contributors=(),
-        weights=(),
-        steps=(),
-        losses=(),
-        moved=0.0,
-        late=0,
-        bytes_up=0,
-        bytes_down=0,
-        reason=reason,
-    )
+    entry = spent(journal.last, round, block, reason, base=newest.entry.round if newest is not None else -1)
     label = Label(block, round + 1, content.label.manifest)
     folder.blocks.save(label, content.tensors, entry_json(entry))
     journal.append(Row(entry, label.version))

@@ -3,7 +3,8 @@
 A version's file holds its round's entry, so the newest state of every block and of the run is in the files alone. What
 no file tells are rounds whose versions are superseded, or in which nobody was counted: their rows are missing in the
 new journal, which takes nothing from the run but their place in its history. Where such rounds were the last ones, they
-are held once more.
+are held once more. A damaged file tells by its name that its round was held, and its version number spent: that round
+gets a row which says so, and the broker that goes on repairs the block as it always does (`broker.opening`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from parablock.journal import (
     salvage,
 )
 from parablock.run_folder import JOURNAL, RunFolderError
+from parablock.saved import spent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +80,7 @@ def _write(ready: Path, folder: RunFolder, present: Incarnation, epoch: int) -> 
     path = folder.path / JOURNAL
     facts, incarnations, rows = salvage(path) if path.exists() else (None, {}, [])
     facts = facts or _facts(folder, present.begun)
-    rows += _told_by_files(folder, after=rows[-1].entry.round if rows else -1)
+    rows += _told_by_files(folder, rows[-1] if rows else None)
     Journal.create(ready, facts, rows, incarnations or {epoch: present}).close()
 
 
@@ -102,14 +104,37 @@ def _facts(folder: RunFolder, now: str) -> Facts:
     return Facts(said["run"], folder.manifest().digest, said["weights"], said["tokenizer"], now)
 
 
-def _told_by_files(folder: RunFolder, after: int) -> list[Row]:
-    rows = {}
+def _told_by_files(folder: RunFolder, last: Row | None) -> list[Row]:
+    """The rows after the `last` one."""
+    rows: dict[int, Row] = {}
+    damaged: dict[int, int] = {}  # the block, by round
+    rounds = folder.config().rounds
     for index, versions in folder.blocks.listed().items():
         for version in versions:
-            if version - 1 > after:
+            if version > rounds:
+                raise RunFolderError(
+                    f"{folder.blocks.path(index, version)} is named as what round {version - 1} made, and the run has "
+                    f"{rounds} rounds; move it away if it is of another run"
+                )
+            if last is None or version - 1 > last.entry.round:
                 try:
                     stored = folder.blocks.read(index, version)
-                except BlockFileError:
-                    continue  # `verify` names it
-                rows[version - 1] = Row(entry_from_json(stored.entry), version)
+                except BlockFileError:  # `verify` names it
+                    damaged[version - 1] = index
+                    continue
+                if version > 0:
+                    rows[version - 1] = Row(entry_from_json(stored.entry), version)
+    damaged.pop(-1, None)  # the base model's, which no round made
+    told = [last] if last is not None else []
+    told += [rows[round] for round in sorted(rows)]
+    if damaged and not told:
+        raise RunFolderError(
+            f"{folder.blocks.path(*next((block, round + 1) for round, block in damaged.items()))} is damaged, and "
+            "nothing else tells of any round; restore it or the journal from a backup, or begin the run anew"
+        )
+    for round, block in damaged.items():
+        if round not in rows:
+            before = [row.entry for row in told if row.entry.round < round]
+            entry = spent(before[-1] if before else told[0].entry, round, block, "lost: the block's file is damaged")
+            rows[round] = Row(entry, round + 1)
     return [rows[round] for round in sorted(rows)]

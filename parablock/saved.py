@@ -7,7 +7,7 @@ version of its block. `Saved` is the state after the last entry; a broker that b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,6 +57,28 @@ class Entry:
             return None
         shares = zip(self.losses, self.weights, strict=True)
         return sum(loss * weight for loss, weight in shares) / sum(self.weights)
+
+
+def spent(last: Entry, round: int, block: int, reason: str, base: int = -1) -> Entry:
+    """The entry of a round that was not held, or of which nothing is known: who is there and whose turn it is stay as
+    they were after the `last` one."""
+    return replace(
+        last,
+        round=round,
+        block=block,
+        attempt=0,
+        base=base,
+        contributors=(),
+        weights=(),
+        steps=(),
+        losses=(),
+        moved=0.0,
+        late=0,
+        bytes_up=0,
+        bytes_down=0,
+        reason=reason,
+        folded_late=(),
+    )
 
 
 @dataclass(frozen=True)

@@ -363,6 +363,34 @@ def test_what_cannot_be_repaired_is_refused_and_named(tmp_path: Path) -> None:
         resume(tmp_path / "run", None, [])
 
 
+@pytest.mark.parametrize("version", ["0000-000005", "0001-000004"])
+def test_a_journal_and_a_version_that_are_lost_together_give_no_number_two_contents(
+    tmp_path: Path, undisturbed: list[list[dict[str, bytes]]], version: str
+) -> None:
+    begun(tmp_path / "run", rounds=5).opened.close()
+    (tmp_path / "run" / "journal.sqlite").unlink()
+    damage(tmp_path / "run" / "blocks" / f"{version}.safetensors")
+    assert verify_command.main([str(tmp_path / "run"), "--rebuild"]) == 1
+    opened = resume(tmp_path / "run", None, [])
+    assert [f"{version}.safetensors is damaged" in said for said in opened.said] == [True]
+    assert "and round 5 is spent on it" in opened.said[0]
+    assert (opened.journal.next_round, opened.journal.last.clients) == (6, ("a",))  # type: ignore[union-attr]
+    block = int(version[:4])
+    assert state(opened)[block] == undisturbed[3 if block == 0 else 2][block]
+    assert state(opened)[1 - block] == undisturbed[5][1 - block]
+    opened.close()
+
+
+def test_where_nothing_tells_of_any_round_there_is_no_journal_to_make(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(tmp_path / "run", rounds=1).opened.close()
+    (tmp_path / "run" / "journal.sqlite").unlink()
+    damage(tmp_path / "run" / "blocks" / "0000-000001.safetensors")
+    assert verify_command.main([str(tmp_path / "run"), "--rebuild"]) == 2
+    assert "0000-000001.safetensors is damaged, and nothing else tells of any round" in capsys.readouterr().err
+
+
 def test_a_version_that_nobody_was_told_of_and_is_damaged_goes(
     tmp_path: Path, undisturbed: list[list[dict[str, bytes]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,7 +403,9 @@ def test_a_version_that_nobody_was_told_of_and_is_damaged_goes(
     desk.opened.close()
     damage(left / "blocks" / "0000-000005.safetensors")
     opened = resume(left, None, [])
-    assert "No client was told of it: it is removed, and round 4 held again" in opened.said[0]
+    assert (
+        "No client was told of it: it is 0000-000005.safetensors.damaged now, and round 4 held again" in opened.said[0]
+    )
     assert (opened.journal.next_round, state(opened)) == (4, undisturbed[4])
     assert opened.folder.blocks.listed()[0] == [1, 3]
     opened.close()

@@ -300,12 +300,26 @@ def test_the_old_journal_is_kept_with_its_log(run: Path, capsys: pytest.CaptureF
     assert (left / "journal.sqlite.damaged-wal").read_bytes() == log
 
 
-def test_a_damaged_version_tells_nothing_to_a_new_journal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_version_tells_a_new_journal_that_its_round_was_held(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (run / "journal.sqlite").unlink()
     flip(run / "blocks" / "0000-000007.safetensors")
     code, problems, err = verified(run, capsys, "--rebuild")
     assert (code, list(problems)) == (1, ["blocks/0000-000007.safetensors"])
-    assert "The run goes on with round 6" in err
+    assert "The run goes on with round 7" in err
+    with Journal.open(run / "journal.sqlite", read_only=True) as journal:
+        last = journal.last
+        assert last is not None
+        assert (last.block, last.attempt, last.contributors, last.agenda) == (0, 0, (), row(5).entry.agenda)
+        assert journal.newest[0].version == 7
+
+
+def test_a_version_of_a_round_that_the_run_has_not_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "journal.sqlite").unlink()
+    (run / "blocks" / "0001-000099.safetensors").write_text("of another run")
+    assert verify_command.main([str(run), "--rebuild"]) == 2
+    assert "0001-000099.safetensors is named as what round 98 made, and the run has 9 rounds" in capsys.readouterr().err
 
 
 def test_a_rebuild_does_without_no_version_that_it_may_not_read(
