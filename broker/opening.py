@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker.blocks import BaseModel
 from parablock import config as settings
+from parablock.belonging import Belonging
 from parablock.block_file import BLOCK, BlockFileError, Label, StoredBlock, file_name
 from parablock.journal import Facts, Incarnation, Journal, JournalError, Row, entry_from_json, entry_json
 from parablock.run_folder import CONFIG, ENDPOINT, JOURNAL, RunFolder, RunFolderError
@@ -102,7 +103,7 @@ def begin(config: Config, out: Path, base: BaseModel) -> Opened:
         folder.write_manifest(base.manifest, base.weights, tokenizer=base.tokenizer, run=run)
         stored = []
         for index, values in enumerate(base.values):
-            stored.append(StoredBlock(Label(index, 0, base.manifest.digest), {BLOCK: values}, ""))
+            stored.append(StoredBlock(Label(index, 0, base.manifest.digest, run), {BLOCK: values}, ""))
             folder.blocks.save(stored[index].label, stored[index].tensors)
         facts = Facts(run, base.manifest.digest, base.weights, base.tokenizer, utc_now())
         return Opened(config, folder, Journal.create(folder.path / JOURNAL, facts), base, stored)
@@ -133,8 +134,8 @@ def resume(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Op
             )
         rows = folder.read_metrics()
         ended = max((float(event["time_s"] or 0.0) for event in folder.read_events()), default=0.0)
-        said = _adopt(folder, journal)
-        stored, repairs = _repaired(folder, journal, config)
+        said = _adopt(folder, journal, Belonging(journal.facts.run, manifest, config))
+        stored, repairs = _repaired(folder, journal, config, Belonging.to(journal, manifest, config))
         if config != own:
             folder.write_config(config)
     except BaseException:
@@ -178,13 +179,14 @@ def _changed(path: Path, config_path: Path | None, overrides: Sequence[str]) -> 
     return settings.load(config_path if config_path is not None else path / CONFIG, overrides)
 
 
-def _adopt(folder: RunFolder, journal: Journal) -> list[str]:
+def _adopt(folder: RunFolder, journal: Journal, belonging: Belonging) -> list[str]:
     """Commit what is whole in a block's file and lacks only its row; returns what was put right."""
     said: list[str] = []
     while found := [index for index, listed in folder.blocks.listed().items() if journal.next_round + 1 in listed]:
         path = folder.blocks.path(found[0], journal.next_round + 1)
         try:
             stored = folder.blocks.read(found[0], journal.next_round + 1)
+            belonging.check(path, stored)
         except BlockFileError as error:
             aside = path.with_name(path.name + ".damaged")
             path.replace(aside)
@@ -204,14 +206,16 @@ def _adopt(folder: RunFolder, journal: Journal) -> list[str]:
     return said
 
 
-def _repaired(folder: RunFolder, journal: Journal, config: Config) -> tuple[list[StoredBlock], list[str]]:
+def _repaired(
+    folder: RunFolder, journal: Journal, config: Config, belonging: Belonging
+) -> tuple[list[StoredBlock], list[str]]:
     """The newest version of each block, and what was put right where that is damaged."""
     stored: list[StoredBlock] = []
     damaged: list[tuple[StoredBlock, int, list[str]]] = []
     for block in folder.manifest().blocks:
         row = journal.newest.get(block.index)
         version = row.version if row is not None and row.version is not None else 0
-        intact, wrong = folder.blocks.newest_intact(block.index, at_most=version)
+        intact, wrong = folder.blocks.newest_intact(block.index, version, belonging.check)
         if intact is None:
             raise RunFolderError(
                 f"no version of block {block.index} is intact up to the newest, {version}: "
@@ -243,7 +247,7 @@ def _spend(folder: RunFolder, journal: Journal, content: StoredBlock, reason: st
     round, block = journal.next_round, content.label.index
     newest = journal.newest.get(block)
     entry = spent(journal.last, round, block, reason, base=newest.entry.round if newest is not None else -1)
-    label = Label(block, round + 1, content.label.manifest)
+    label = Label(block, round + 1, content.label.manifest, content.label.run)
     folder.blocks.save(label, content.tensors, entry_json(entry))
     journal.append(Row(entry, label.version))
     return StoredBlock(label, content.tensors, entry_json(entry))

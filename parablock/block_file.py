@@ -53,12 +53,13 @@ class BlockFileError(ValueError):
 class Label:
     """What a file says of its block. version: the round that made it, plus one; 0: as in the base model, of no round.
 
-    manifest: `Manifest.digest` of the model that it belongs to.
+    manifest: `Manifest.digest` of the model that it belongs to. run: the id of the run; "": it says of none.
     """
 
     index: int
     version: int
     manifest: str
+    run: str = ""
 
     @property
     def round(self) -> int:
@@ -217,7 +218,7 @@ def _read(path: Path, file: BinaryIO) -> StoredBlock:
             entry = data.tobytes()
         else:
             tensors[name] = data.view("<f4").astype(np.float32, copy=False)
-    label = Label(int(metadata["index"]), int(metadata["version"]), metadata["manifest"])
+    label = Label(int(metadata["index"]), int(metadata["version"]), metadata["manifest"], metadata.get("run", ""))
     return StoredBlock(label, tensors, entry.decode())
 
 
@@ -244,7 +245,7 @@ def replace(temporary: Path, path: Path) -> None:
 
 def _header(label: Label, numel: int, checksums: Mapping[str, str], entry_bytes: int, size: int = 0) -> bytes:
     """checksums: by name of the tensors, in their order in the file. size: bytes that it shall have, at least."""
-    metadata = {"index": str(label.index), "version": str(label.version), "manifest": label.manifest}
+    metadata = {"index": str(label.index), "version": str(label.version), "manifest": label.manifest, "run": label.run}
     metadata |= {f"{_CHECKSUM}.{name}": checksum for name, checksum in checksums.items()}
     tree: dict[str, Any] = {"__metadata__": metadata | {_CHECKSUM: _UNKNOWN}}
     start = 0

@@ -25,7 +25,7 @@ from parablock.block_file import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -88,16 +88,21 @@ class BlockVersions:
                     raise
                 yield self.read(index, latest)  # a broker that is at work has dropped the other one
 
-    def newest_intact(self, index: int, at_most: int) -> tuple[StoredBlock | None, list[str]]:
+    def newest_intact(
+        self, index: int, at_most: int, check: Callable[[Path, StoredBlock], None]
+    ) -> tuple[StoredBlock | None, list[str]]:
         """The newest version that is intact, up to `at_most`, and what is wrong with those that are newer than it.
 
-        Raises OSError where the system refuses to read one: it may be intact.
+        check: raises BlockFileError for one that does not belong here. Raises OSError where the system refuses to read
+        one: it may be intact.
         """
         wrong: list[str] = []
         for version in reversed(self.listed().get(index, [])):
             if version <= at_most:
                 try:
-                    return self.read(index, version), wrong
+                    stored = self.read(index, version)
+                    check(self.path(index, version), stored)
+                    return stored, wrong
                 except BlockFileError as error:
                     wrong.append(str(error))
         return None, wrong

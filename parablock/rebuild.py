@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
+from parablock.belonging import Belonging
 from parablock.block_file import BlockFileError, replace
 from parablock.journal import (
     Facts,
@@ -80,7 +81,7 @@ def _write(ready: Path, folder: RunFolder, present: Incarnation, epoch: int) -> 
     path = folder.path / JOURNAL
     facts, incarnations, rows = salvage(path) if path.exists() else (None, {}, [])
     facts = facts or _facts(folder, present.begun)
-    rows += _told_by_files(folder, rows[-1] if rows else None)
+    rows += _told_by_files(folder, facts.run, rows[-1] if rows else None)
     Journal.create(ready, facts, rows, incarnations or {epoch: present}).close()
 
 
@@ -104,21 +105,23 @@ def _facts(folder: RunFolder, now: str) -> Facts:
     return Facts(said["run"], folder.manifest().digest, said["weights"], said["tokenizer"], now)
 
 
-def _told_by_files(folder: RunFolder, last: Row | None) -> list[Row]:
+def _told_by_files(folder: RunFolder, run: str, last: Row | None) -> list[Row]:
     """The rows after the `last` one."""
     rows: dict[int, Row] = {}
     damaged: dict[int, int] = {}  # the block, by round
-    rounds = folder.config().rounds
+    config, path = folder.config(), folder.blocks.path
+    rounds, belonging = config.rounds, Belonging(run, folder.manifest(), config)
     for index, versions in folder.blocks.listed().items():
         for version in versions:
             if version > rounds:
                 raise RunFolderError(
-                    f"{folder.blocks.path(index, version)} is named as what round {version - 1} made, and the run has "
+                    f"{path(index, version)} is named as what round {version - 1} made, and the run has "
                     f"{rounds} rounds; move it away if it is of another run"
                 )
             if last is None or version - 1 > last.entry.round:
                 try:
                     stored = folder.blocks.read(index, version)
+                    belonging.check(path(index, version), stored)
                 except BlockFileError:  # `verify` names it
                     damaged[version - 1] = index
                     continue
@@ -129,7 +132,7 @@ def _told_by_files(folder: RunFolder, last: Row | None) -> list[Row]:
     told += [rows[round] for round in sorted(rows)]
     if damaged and not told:
         raise RunFolderError(
-            f"{folder.blocks.path(*next((block, round + 1) for round, block in damaged.items()))} is damaged, and "
+            f"{path(*next((block, round + 1) for round, block in damaged.items()))} is damaged, and "
             "nothing else tells of any round; restore it or the journal from a backup, or begin the run anew"
         )
     for round, block in damaged.items():

@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from parablock.belonging import Belonging
 from parablock.block_file import BlockFileError, file_name
 from parablock.folder_lock import holder
-from parablock.journal import Journal, JournalError, entry_json
+from parablock.journal import Journal, JournalError
 from parablock.run_folder import BLOCKS, CONFIG, EVENTS, JOURNAL, MANIFEST, METRICS, TRACE, RunFolderError
 from parablock.trace import TraceError, read_trace
 
 if TYPE_CHECKING:
+    from parablock.config import Config
     from parablock.manifest import Manifest
     from parablock.run_folder import RunFolder
 
@@ -39,23 +41,23 @@ class Check:
 
 def verify(folder: RunFolder) -> list[Check]:
     """Every check, in the order in which one depends on the other."""
-    config = _config(folder)
+    config, config_check = _config(folder)
     manifest, manifest_check = _manifest(folder)
     journal, journal_check = _journal(folder, manifest)
     try:
-        blocks = _blocks(folder, manifest, journal)
+        blocks = _blocks(folder, config, manifest, journal)
     finally:
         if journal is not None:
             journal.close()
-    return [config, manifest_check, journal_check, blocks, *_logs(folder), _leftovers(folder)]
+    return [config_check, manifest_check, journal_check, blocks, *_logs(folder), _leftovers(folder)]
 
 
-def _config(folder: RunFolder) -> Check:
+def _config(folder: RunFolder) -> tuple[Config | None, Check]:
     try:
         config = folder.config()
     except ValueError as error:
-        return Check(CONFIG, "", (Problem(CONFIG, f"{error}; take it from a backup of the run"),))
-    return Check(CONFIG, f"{config.mode}, {config.rounds} rounds")
+        return None, Check(CONFIG, "", (Problem(CONFIG, f"{error}; take it from a backup of the run"),))
+    return config, Check(CONFIG, f"{config.mode}, {config.rounds} rounds")
 
 
 def _manifest(folder: RunFolder) -> tuple[Manifest | None, Check]:
@@ -80,31 +82,19 @@ def _journal(folder: RunFolder, manifest: Manifest | None) -> tuple[Journal | No
     return journal, Check(JOURNAL, found)
 
 
-def _blocks(folder: RunFolder, manifest: Manifest | None, journal: Journal | None) -> Check:
+def _blocks(folder: RunFolder, config: Config | None, manifest: Manifest | None, journal: Journal | None) -> Check:
     problems: list[Problem] = []
     intact: dict[int, set[int]] = {}
-    entries = {} if journal is None else {entry.round: entry for entry in journal.entries()}
+    belonging = Belonging.to(journal, manifest, config)
     count = 0
     for index, versions in folder.blocks.listed().items():
         for version in versions:
             name = f"{BLOCKS}/{file_name(index, version)}"
             try:
-                stored = folder.blocks.read(index, version)
+                belonging.check(folder.blocks.path(index, version), folder.blocks.read(index, version))
             except BlockFileError as error:
                 if folder.blocks.path(index, version).exists():  # else a live broker has dropped it meanwhile
                     problems.append(Problem(name, str(error)))
-                continue
-            text = ""
-            if manifest is not None and stored.label.manifest != manifest.digest:
-                text = f"it is of another model than {MANIFEST}; remove it"
-            elif manifest is not None and stored.values.size != manifest.blocks[index].numel:
-                text = f"it holds {stored.values.size} elements instead of {manifest.blocks[index].numel}; remove it"
-            elif stored.label.round in entries and stored.entry != entry_json(entries[stored.label.round]):
-                text = (
-                    f"its entry of round {stored.label.round} is not that of {JOURNAL}; one of them is not of this run"
-                )
-            if text:
-                problems.append(Problem(name, text))
                 continue
             intact.setdefault(index, set()).add(version)
             count += 1

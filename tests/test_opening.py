@@ -69,8 +69,8 @@ class Desk:
         self.blocks = GlobalBlocks(opened.base, opened.config)
         for stored in opened.stored:
             self.blocks.restore(stored)
-        digest = opened.base.manifest.digest
-        self.store = BlockStore(opened.folder.blocks, opened.journal, digest, opened.config.journal.keep)
+        run, digest, keep = opened.journal.facts.run, opened.base.manifest.digest, opened.config.journal.keep
+        self.store = BlockStore(opened.folder.blocks, opened.journal, run, digest, keep)
 
     def hold(self, *, counted: bool = True) -> None:
         """One round, by one client's update, which follows from the round."""
@@ -297,6 +297,21 @@ def test_a_damaged_version_is_gone_back_from_and_never_forgotten(
     again = resume(tmp_path / "run", None, [])
     assert (again.journal.next_round, again.said) == (7, []), "once"
     again.close()
+
+
+def test_another_run_s_version_is_neither_gone_on_with_nor_committed(
+    tmp_path: Path, undisturbed: list[list[dict[str, bytes]]]
+) -> None:
+    begun(tmp_path / "run", rounds=5).opened.close()
+    begun(tmp_path / "other", rounds=6).opened.close()
+    for version in ("0000-000005", "0001-000006"):
+        shutil.copy(tmp_path / "other" / "blocks" / f"{version}.safetensors", tmp_path / "run" / "blocks")
+    opened = resume(tmp_path / "run", None, [])
+    lacking, newest = opened.said
+    assert "0001-000006.safetensors is intact, and does not belong here: it is of the run 'other-" in lacking
+    assert "0000-000005.safetensors is intact, and does not belong here" in newest
+    assert state(opened) == [undisturbed[3][0], undisturbed[5][1]]
+    opened.close()
 
 
 def test_a_missing_version_is_gone_back_from_too(tmp_path: Path) -> None:

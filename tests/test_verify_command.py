@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import sqlite3
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from parablock import gc_command, verify_command
-from parablock.block_file import Label
+from parablock.block_file import Label, file_name
 from parablock.config import from_dict, to_dict
 from parablock.journal import Facts, Incarnation, Journal, Row, entry_json
 from parablock.manifest import Block, Manifest, Slot
@@ -23,13 +24,13 @@ from tests.test_journal import row
 if TYPE_CHECKING:
     from pathlib import Path
 
-CONFIG = from_dict({"mode": "fedbcd", "rounds": 9})
+CONFIG = from_dict({"mode": "fedbcd", "rounds": 9, "codec": {"down": "int8"}})
 MANIFEST = Manifest(tuple(Block(i, f"layer {i}", (Slot(f"w{i}", (4,), "float32", 0),)) for i in range(2)), ())
 LIFE = Incarnation(json.dumps(to_dict(CONFIG)), "now", 1, "here", "", 0.0)
 
 
 def save(folder: RunFolder, made: Row) -> None:
-    label = Label(made.entry.block, made.entry.round + 1, MANIFEST.digest)
+    label = Label(made.entry.block, made.entry.round + 1, MANIFEST.digest, "run-1")
     values = np.full(4, made.entry.round, np.float32)
     folder.blocks.save(label, {"block": values, "residual": values}, entry_json(made.entry))
 
@@ -40,7 +41,7 @@ def run(tmp_path: Path) -> Path:
     with RunFolder.create(tmp_path / "run", CONFIG) as folder:
         folder.write_manifest(MANIFEST, "base", tokenizer="tokens", run="run-1")
         for block in MANIFEST.blocks:
-            folder.blocks.save(Label(block.index, 0, MANIFEST.digest), {"block": np.zeros(4, np.float32)})
+            folder.blocks.save(Label(block.index, 0, MANIFEST.digest, "run-1"), {"block": np.zeros(4, np.float32)})
         with Journal.create(
             folder.path / "journal.sqlite", Facts("run-1", MANIFEST.digest, "base", "tokens", "")
         ) as made:
@@ -133,20 +134,41 @@ def test_every_damaged_file_is_named(
     assert f"\n{file}: " in capsys.readouterr().out
 
 
-def test_files_that_do_not_belong_together_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, values = RunFolder.open(run), {"block": np.zeros(4, np.float32)}
-    folder.blocks.save(Label(0, 3, "another"), values)
-    folder.blocks.save(Label(0, 5, MANIFEST.digest), values, entry_json(row(2).entry))
-    folder.blocks.save(Label(1, 2, MANIFEST.digest), {"block": np.zeros(3, np.float32)})
+@pytest.mark.parametrize(
+    ("label", "tensors", "entry", "says"),
+    [
+        ({"run": "run-2"}, {}, "", "it is of the run 'run-2', and this one is 'run-1'"),
+        ({"manifest": "another"}, {}, "", "it is of another model than manifest.json"),
+        ({"index": 2}, {}, "", "the model has 2 blocks"),
+        ({}, {"block": 3}, "", "its block holds 3 elements instead of 4"),
+        ({}, {"server.first": 4}, "", "it holds ['server.first'], for which the settings have no use"),
+        ({}, {}, entry_json(row(2).entry), "its entry is of round 2 and block 0"),
+        ({}, {}, "", "it holds no entry of its round"),
+        ({}, {}, entry_json(replace(row(4).entry, late=7)), "its entry of round 4 is not that of journal.sqlite"),
+        ({"version": 0}, {}, entry_json(row(4).entry), "a round's entry is in it, and no round made it"),
+    ],
+)
+def test_a_version_that_does_not_belong_here_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str], label: dict[str, Any], tensors: dict[str, int], entry: str, says: str
+) -> None:
+    folder = RunFolder.open(run)
+    odd = replace(Label(0, 5, MANIFEST.digest, "run-1"), **label)
+    numel = tensors.get("block", 4)
+    made = {name: np.zeros(numel, np.float32) for name in {"block": 4} | tensors}
+    folder.blocks.save(odd, made, entry)
     code, problems, _ = verified(run, capsys)
     assert code == 1
-    assert {file: texts[0].split(";")[0] for file, texts in problems.items()} == {
-        "blocks/0000-000003.safetensors": "it is of another model than manifest.json",
-        "blocks/0000-000005.safetensors": "its entry of round 4 is not that of journal.sqlite",
-        "blocks/0001-000002.safetensors": "it holds 3 elements instead of 4",
-    }
-    other = Manifest(MANIFEST.blocks, ("head",))
-    folder.write_manifest(other)
+    (text,) = problems[f"blocks/{file_name(odd.index, odd.version)}"]
+    assert f"is intact, and does not belong here: {says}" in text
+    if odd.index == 0:
+        flip(run / "blocks" / "0000-000007.safetensors")
+        assert collected(run, capsys, "--keep", "1")[0] == 0
+        ours = 5 if odd.version == 0 else 3
+        assert RunFolder.open(run).blocks.listed()[0] == [ours, 7], "the newest that is intact and ours stays"
+
+
+def test_a_manifest_of_another_model_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunFolder.open(run).write_manifest(Manifest(MANIFEST.blocks, ("head",)))
     assert "is of a model of the digest" in verified(run, capsys)[1]["journal.sqlite"][0]
 
 
