@@ -4,10 +4,11 @@
     resume    lock, journal, settings that agree, then the newest intact version of each block
 
 What a resumed broker needs is all in the folder, so that it imports neither torch nor transformers, and needs no base
-model. Three things may be otherwise than the journal says, and are put right here, loudly:
+model. Four things may be otherwise than the journal says, and are put right here, loudly:
 
     a version of the next round is there, intact    its broker was killed between the two writes: the round is committed
     such a version is damaged                       nobody was ever told of it: it is set aside
+    rows are missing that were committed            their rounds are spent: nobody is told twice of one round
     a version that the journal tells of is damaged  the block goes back to the newest intact one, under a new version
                                                     number: the next round is spent on it (`Entry.attempt` 0), so that a
                                                     version number never means two contents
@@ -188,6 +189,10 @@ def _adopt(folder: RunFolder, journal: Journal, belonging: Belonging) -> list[st
             stored = folder.blocks.read(found[0], journal.next_round + 1)
             belonging.check(path, stored)
         except BlockFileError as error:
+            if journal.behind:
+                _lose(journal, found[0], journal.next_round + 1)
+                said.append(f"the row of round {journal.next_round - 1} is lost, and its block with it")
+                continue
             aside = path.with_name(path.name + ".damaged")
             path.replace(aside)
             said.append(
@@ -203,7 +208,26 @@ def _adopt(folder: RunFolder, journal: Journal, belonging: Belonging) -> list[st
             "made: it has lost rows, or is an old copy; `parablock verify RUN --rebuild` makes it anew from what is "
             "intact"
         )
+    if journal.behind:
+        first, behind = journal.next_round, journal.behind
+        if journal.last is None:
+            raise JournalError(
+                f"{journal.path} is empty, and {behind} rounds were committed; restore it from a backup, or begin the "
+                "run anew in another folder"
+            )
+        while journal.behind:
+            _lose(journal, journal.last.block, None)
+        said.append(
+            f"{journal.path} has lost the rows of rounds {first} to {first + behind - 1}, or is an old copy: clients "
+            f"may have been told of them, so they are not held again. The run goes on with round {journal.next_round}"
+        )
     return said
+
+
+def _lose(journal: Journal, block: int, version: int | None) -> None:
+    """Commit the next round as one of which nothing is known but that it was held."""
+    assert journal.last is not None
+    journal.append(Row(spent(journal.last, journal.next_round, block, "lost: nothing tells of it any more"), version))
 
 
 def _repaired(

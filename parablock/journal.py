@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sqlite3
 from contextlib import closing, contextmanager, suppress
@@ -24,14 +25,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
 
+from parablock import witness
 from parablock.block_file import replace
 from parablock.saved import Entry, Saved, SavedVersion
+from parablock.witness import Witness, WitnessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from parablock.wire import Buffer
+
+log = logging.getLogger(__name__)
 
 APPLICATION = 0x70626C6B
 """SQLite's application_id: says that the file is a journal of ours."""
@@ -111,7 +116,7 @@ class Journal:
     """An open journal, every row of it verified. Nothing else may write to it.
 
     facts, incarnations (by epoch) and, after the newest row: next_round, last (its entry), and by block, of those that
-    some round has made anew, `newest`.
+    some round has made anew, `newest`. witness: what tells how far it had come; None: nothing does.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -120,6 +125,10 @@ class Journal:
         self._connection = connection
         there = os.stat(path)
         self._place = there.st_dev, there.st_ino
+        # Before the rows are read: a broker may be at work. One that is damaged witnesses nothing; `verify` says so.
+        self.witness: Witness | None = None
+        with suppress(WitnessError):
+            self.witness = witness.read(path)
         with _named(path):
             self.facts = _facts(connection)
             self.incarnations = _incarnations(connection)
@@ -129,6 +138,9 @@ class Journal:
             self._digest = _origin(self.facts)
             for row, digest in _rows(connection, self._digest):
                 self._take(row, digest)
+                said = self.witness if self.witness is not None and row.entry.round == self.witness.round else None
+                if said is not None and said.digest not in ("", digest):
+                    raise JournalError(f"the row of round {said.round} is another one than was committed")
 
     @classmethod
     def create(
@@ -186,12 +198,25 @@ class Journal:
     def close(self) -> None:
         self._connection.close()
 
+    @property
+    def behind(self) -> int:
+        """Rounds that were committed after the newest row: the journal has lost theirs, or is an old copy."""
+        return max(self.witness.round + 1 - self.next_round, 0) if self.witness is not None else 0
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest broker that has served the run; 0: none has."""
+        return max(max(self.incarnations, default=0), self.witness.epoch if self.witness is not None else 0)
+
     def begin_epoch(self, incarnation: Incarnation) -> int:
         """Make durable that another broker serves the run; its epoch. Raises OSError where the disk refuses."""
-        epoch = max(self.incarnations, default=0) + 1
+        epoch = self.epoch + 1
         with self._transaction():
             _insert_epoch(self._connection, epoch, incarnation)
         self.incarnations[epoch] = incarnation
+        with _refusals(self.path):  # out of the log, the end of which SQLite drops in silence where it is damaged
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._testify()
         return epoch
 
     def append(self, row: Row) -> None:
@@ -200,6 +225,7 @@ class Journal:
         with self._transaction():
             digest = _insert(self._connection, row, self._digest)
         self._take(row, digest)
+        self._testify()
 
     def rows(self) -> Iterator[Row]:
         """Every row, by rising round. Raises JournalError where one is damaged."""
@@ -227,6 +253,16 @@ class Journal:
         self.next_round = row.entry.round + 1
         if row.version is not None:
             self.newest[row.entry.block] = row
+
+    def _testify(self) -> None:
+        round, digest = self.next_round - 1, self._digest if self.last is not None else ""
+        if self.witness is not None and self.behind:  # what was committed stays so until its rounds are spent
+            round, digest = self.witness.round, ""
+        self.witness = Witness(self.epoch, round, digest)
+        try:
+            self.witness.write(self.path)
+        except OSError as error:  # the row is durable: the round is committed, and may not be tried again
+            log.warning("cannot write what tells how far %s has come: %s", self.path, error)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

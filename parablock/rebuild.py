@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
+from parablock import witness
 from parablock.belonging import Belonging
 from parablock.block_file import BlockFileError, replace
 from parablock.journal import (
@@ -29,6 +31,7 @@ from parablock.journal import (
 )
 from parablock.run_folder import JOURNAL, RunFolderError
 from parablock.saved import spent
+from parablock.witness import Witness, WitnessError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +72,9 @@ def rebuild(folder: RunFolder, config: str, now: str, epoch: int) -> Rebuilt:
         for each in files(ready):
             each.unlink(missing_ok=True)
         _write(ready, folder, Incarnation(config, now, os.getpid(), platform.node(), "", 0.0), epoch)
+    with suppress(WitnessError):
+        if (before := witness.read(path)) is not None:  # its rows may have other digests now: some may be missing
+            Witness(before.epoch, before.round, "").write(path)
     kept_as = _set_aside(path)
     replace(ready, path)
     with Journal.open(path, read_only=True) as journal:
@@ -82,6 +88,9 @@ def _write(ready: Path, folder: RunFolder, present: Incarnation, epoch: int) -> 
     facts, incarnations, rows = salvage(path) if path.exists() else (None, {}, [])
     facts = facts or _facts(folder, present.begun)
     rows += _told_by_files(folder, facts.run, rows[-1] if rows else None)
+    with suppress(WitnessError):
+        if (told := witness.read(path)) is not None and told.epoch > max(incarnations, default=0):
+            incarnations[told.epoch] = present
     Journal.create(ready, facts, rows, incarnations or {epoch: present}).close()
 
 

@@ -4,6 +4,7 @@
         config.toml     every setting as resolved
         manifest.json   which parameter belongs to which block, and which run and base model this is
         journal.sqlite  every committed round (parablock.journal)
+        journal.sqlite.witness  how far the journal had come (parablock.witness)
         blocks/         versions of each block, with the server's state of them (parablock.block_versions)
         lock            which broker is at work here (parablock.folder_lock)
         endpoint        where it listens, or did

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from parablock import witness
 from parablock.belonging import Belonging
 from parablock.block_file import BlockFileError, file_name
 from parablock.folder_lock import holder
 from parablock.journal import Journal, JournalError
 from parablock.run_folder import BLOCKS, CONFIG, EVENTS, JOURNAL, MANIFEST, METRICS, TRACE, RunFolderError
 from parablock.trace import TraceError, read_trace
+from parablock.witness import WitnessError, place
 
 if TYPE_CHECKING:
     from parablock.config import Config
@@ -79,7 +81,21 @@ def _journal(folder: RunFolder, manifest: Manifest | None) -> tuple[Journal | No
             f"it is of a model of the digest {journal.facts.manifest[:16]}…, {MANIFEST} of another; restore one of them"
         )
         return journal, Check(JOURNAL, found, (Problem(JOURNAL, text),))
-    return journal, Check(JOURNAL, found)
+    problems = []
+    try:
+        witness.read(journal.path)
+    except WitnessError as error:
+        problems.append(Problem(place(journal.path).name, f"{error}; a broker that goes on writes it anew"))
+    if journal.behind:
+        text = (
+            f"it ends with round {journal.next_round - 1}, and {journal.behind} more were committed: it has lost "
+            "rows, or is an old copy; restore it, or a broker that goes on spends these rounds"
+        )
+        problems.append(Problem(JOURNAL, text))
+    if journal.epoch > max(journal.incarnations, default=0):
+        text = f"it does not tell of the broker of epoch {journal.epoch}; a broker that goes on begins above it"
+        problems.append(Problem(JOURNAL, text))
+    return journal, Check(JOURNAL, found, tuple(problems))
 
 
 def _blocks(folder: RunFolder, config: Config | None, manifest: Manifest | None, journal: Journal | None) -> Check:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from parablock import witness
 from parablock.journal import Facts, Incarnation, Journal, JournalError, Row, entry_from_json, entry_json, salvage
 from parablock.saved import Entry, Saved, SavedVersion
+from parablock.witness import Witness, WitnessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +95,78 @@ def test_each_broker_has_its_epoch(journal: Journal, path: Path) -> None:
         assert again.begin_epoch(replace(LIFE, pid=18)) == 3
         assert {epoch: life.pid for epoch, life in again.incarnations.items()} == {1: 17, 2: 17, 3: 18}
         assert again.incarnations[3].settings == {"rounds": 9}
+
+
+def test_an_epoch_survives_damage_of_the_log(journal: Journal, tmp_path: Path) -> None:
+    assert journal.begin_epoch(LIFE) == 2
+    journal.append(row(6))
+    left = crashed(journal, tmp_path / "crashed")
+    left.with_name("journal.sqlite.witness").unlink()
+    log = left.with_name("journal.sqlite-wal")
+    content = bytearray(log.read_bytes())
+    content[100] ^= 1  # in its first frame, with which all of it is void
+    log.write_bytes(content)
+    with Journal.open(left) as again:
+        assert (again.next_round, again.begin_epoch(LIFE)) == (6, 3)
+
+
+def test_a_log_whose_end_is_damaged_is_found_by_the_witness(journal: Journal, tmp_path: Path) -> None:
+    left = crashed(journal, tmp_path / "crashed")
+    log = left.with_name("journal.sqlite-wal")
+    content = bytearray(log.read_bytes())
+    content[-100] ^= 1
+    log.write_bytes(content)
+    with Journal.open(left) as again:
+        assert (again.next_round, again.behind) == (5, 1), "SQLite has dropped it in silence"
+
+
+def test_an_older_copy_is_found_by_the_witness(journal: Journal, path: Path, tmp_path: Path) -> None:
+    old = crashed(journal, tmp_path / "crashed")
+    assert journal.begin_epoch(LIFE) == 2
+    journal.append(row(6))
+    journal.append(row(7))
+    shutil.copy(path.with_name("journal.sqlite.witness"), old.parent)
+    with Journal.open(old) as again:
+        assert (again.next_round, again.behind, again.epoch) == (6, 2, 2)
+        assert again.begin_epoch(LIFE) == 3
+        again.append(row(6))
+    with Journal.open(old) as again:
+        assert (again.behind, again.epoch) == (1, 2 + 1)
+
+
+def test_another_history_is_found_by_the_witness(journal: Journal, path: Path) -> None:
+    journal.close()
+    Witness(1, 5, "another digest").write(path)
+    with pytest.raises(JournalError, match="the row of round 5 is another one than was committed"):
+        Journal.open(path)
+    Witness(1, 3, "").write(path)
+    Journal.open(path).close()
+
+
+def test_a_witness_that_cannot_be_written_undoes_no_round(
+    journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Witness, "write", refuse)
+        journal.append(row(6))
+    assert "cannot write what tells how far" in caplog.text
+    journal.close()
+    with Journal.open(path) as again:
+        assert (again.next_round, again.behind) == (7, 0)
+
+
+def test_a_damaged_witness_witnesses_nothing(journal: Journal, path: Path) -> None:
+    journal.close()
+    file = witness.place(path)
+    for content in (b"", b"\xff", b"3", b"{}", file.read_bytes().replace(b'"round": 5', b'"round": 6')):
+        file.write_bytes(content)
+        with pytest.raises(WitnessError, match=r"journal\.sqlite\.witness is damaged"):
+            witness.read(path)
+        with Journal.open(path) as again:
+            assert (again.next_round, again.behind, again.epoch) == (6, 0, 1)
 
 
 def test_the_state_after_the_last_entry(journal: Journal) -> None:

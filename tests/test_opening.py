@@ -426,6 +426,44 @@ def test_a_version_that_nobody_was_told_of_and_is_damaged_goes(
     opened.close()
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_journal_that_has_lost_its_newest_row_holds_no_round_again(
+    tmp_path: Path, undisturbed: list[list[dict[str, bytes]]], damaged: bool
+) -> None:
+    """In which nobody was counted; or whose version is damaged as well, of which clients know."""
+    desk = begun(tmp_path / "run", rounds=4)
+    desk.hold(counted=damaged)
+    left = killed(desk, tmp_path / "left")
+    desk.opened.close()
+    content = bytearray((left / "journal.sqlite-wal").read_bytes())
+    content[-100] ^= 1
+    (left / "journal.sqlite-wal").write_bytes(content)
+    if damaged:
+        damage(left / "blocks" / "0000-000005.safetensors")
+    opened = resume(left, None, [])
+    assert opened.journal.next_round == (6 if damaged else 5)
+    assert state(opened) == undisturbed[4]
+    if damaged:
+        assert "the row of round 4 is lost, and its block with it" in opened.said[0]
+        assert "Block 0 goes back from version 5 to 3, and round 5 is spent on it" in opened.said[1]
+    else:
+        assert "has lost the rows of rounds 4 to 4, or is an old copy" in opened.said[0]
+    opened.close()
+    again = resume(left, None, [])
+    assert again.said == []
+    again.close()
+
+
+def test_a_journal_without_its_rows_is_refused(tmp_path: Path) -> None:
+    desk = begun(tmp_path / "run")
+    old = killed(desk, tmp_path / "old")
+    desk.hold(counted=False)
+    desk.opened.close()
+    shutil.copy(tmp_path / "run" / "journal.sqlite.witness", old)
+    with pytest.raises(JournalError, match=r"journal\.sqlite is empty, and 1 rounds were committed; restore it"):
+        resume(old, None, [])
+
+
 def test_a_journal_that_has_lost_rows_is_refused(tmp_path: Path) -> None:
     desk = begun(tmp_path / "run", rounds=2)
     old = killed(desk, tmp_path / "old")
