@@ -134,7 +134,7 @@ def resume(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Op
                 f"{folder.path} holds the manifest of another model than its journal is about; restore the right one"
             )
         rows = folder.read_metrics()
-        ended = max((float(event["time_s"] or 0.0) for event in folder.read_events()), default=0.0)
+        ended = folder.recorded_until()
         said = _adopt(folder, journal, Belonging(journal.facts.run, manifest, config))
         stored, repairs = _repaired(folder, journal, config, Belonging.to(journal, manifest, config))
         if config != own:
@@ -152,11 +152,8 @@ def resume(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Op
 
 
 def last_endpoint(path: Path) -> str | None:
-    """Where the broker before has listened, as its clients know it."""
-    try:
-        return (path / ENDPOINT).read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
-        return None
+    """Where the broker before has listened. Raises as `RunFolder.endpoint` does."""
+    return RunFolder(path).endpoint()
 
 
 def boot_id() -> str:

@@ -6,6 +6,7 @@ it and what to do.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,19 @@ from parablock.belonging import Belonging
 from parablock.block_file import BlockFileError, file_name
 from parablock.folder_lock import holder
 from parablock.journal import Journal, JournalError
-from parablock.run_folder import BLOCKS, CONFIG, EVENTS, JOURNAL, MANIFEST, METRICS, TRACE, RunFolderError
+from parablock.run_folder import (
+    BLOCKS,
+    CONFIG,
+    ENDPOINT,
+    EVENTS,
+    JOURNAL,
+    LAUNCH,
+    MANIFEST,
+    METRICS,
+    PARTITION,
+    TRACE,
+    RunFolderError,
+)
 from parablock.trace import TraceError, read_trace
 from parablock.witness import WitnessError, place
 
@@ -51,7 +64,8 @@ def verify(folder: RunFolder) -> list[Check]:
     finally:
         if journal is not None:
             journal.close()
-    return [config_check, manifest_check, journal_check, blocks, *_logs(folder), _leftovers(folder)]
+    others = [_endpoint(folder), _launch(folder), _partition(folder)]
+    return [config_check, manifest_check, journal_check, blocks, *_logs(folder), *others, _leftovers(folder)]
 
 
 def _config(folder: RunFolder) -> tuple[Config | None, Check]:
@@ -82,6 +96,12 @@ def _journal(folder: RunFolder, manifest: Manifest | None) -> tuple[Journal | No
         )
         return journal, Check(JOURNAL, found, (Problem(JOURNAL, text),))
     problems = []
+    if manifest is not None:
+        facts, said = journal.facts, folder.run_facts()
+        for name, own in (("run", facts.run), ("weights", facts.base), ("tokenizer", facts.tokenizer)):
+            if said[name] != own:
+                text = f"its {name} is {said[name]!r}, and {JOURNAL} says {own!r}; take it from a backup of the run"
+                problems.append(Problem(MANIFEST, text))
     try:
         witness.read(journal.path)
     except WitnessError as error:
@@ -141,7 +161,10 @@ def _logs(folder: RunFolder) -> list[Check]:
     checks = []
     for name, rows in ((METRICS, folder.read_metrics), (EVENTS, folder.read_events)):
         try:
-            checks.append(Check(name, f"{len(rows())} rows"))
+            found = f"{len(rows())} rows"
+            if name == EVENTS:
+                folder.recorded_until()
+            checks.append(Check(name, found))
         except RunFolderError as error:
             checks.append(Check(name, "", (Problem(name, str(error)),)))
     try:
@@ -150,6 +173,38 @@ def _logs(folder: RunFolder) -> list[Check]:
     except TraceError as error:
         checks.append(Check(TRACE, "", (Problem(TRACE, str(error)),)))
     return checks
+
+
+def _endpoint(folder: RunFolder) -> Check:
+    try:
+        return Check(ENDPOINT, folder.endpoint() or "none")
+    except RunFolderError as error:
+        return Check(ENDPOINT, "", (Problem(ENDPOINT, str(error)),))
+
+
+def _launch(folder: RunFolder) -> Check:
+    path = folder.path / LAUNCH
+    try:
+        told = json.loads(path.read_bytes())
+        workers, threads, device = told["workers"], told["threads"], told["device"]
+        if not (type(workers) is type(threads) is int and min(workers, threads) > 0 and isinstance(device, str)):
+            raise ValueError(f"got {told}")
+    except FileNotFoundError:
+        return Check(LAUNCH, "none")
+    except (ValueError, KeyError, TypeError) as error:
+        text = (
+            f"{path} is damaged: {error!r}; it holds workers and threads, at least 1 each, and device, as in "
+            '{"workers": 2, "device": "auto", "threads": 1}'
+        )
+        return Check(LAUNCH, "", (Problem(LAUNCH, text),))
+    return Check(LAUNCH, f"{workers} workers")
+
+
+def _partition(folder: RunFolder) -> Check:
+    try:
+        return Check(PARTITION, "none" if folder.shard_counts() is None else "rows by worker and label")
+    except RunFolderError as error:
+        return Check(PARTITION, "", (Problem(PARTITION, str(error)),))
 
 
 def _leftovers(folder: RunFolder) -> Check:

@@ -595,11 +595,24 @@ def test_times_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened.close()
 
 
+def test_a_record_without_a_time_is_named(tmp_path: Path) -> None:
+    desk = begun(tmp_path / "run")
+    desk.opened.folder.append_event({"time_s": None, "kind": "joined"})
+    desk.opened.folder.append_event({"kind": "joined"})
+    desk.opened.close()
+    with pytest.raises(RunFolderError, match=r"events\.jsonl, line 2 says no time"):
+        resume(tmp_path / "run", None, [])
+
+
 def test_where_the_broker_listened_is_kept(tmp_path: Path) -> None:
     desk = begun(tmp_path / "run")
     assert last_endpoint(tmp_path / "run") is None
     desk.opened.write_endpoint("tcp://127.0.0.1:5558")
     assert last_endpoint(tmp_path / "run") == "tcp://127.0.0.1:5558"
+    for garbage in (b"\xff\xfe", b"here", b"tcp://127.0.0.1:*", b""):
+        (tmp_path / "run" / "endpoint").write_bytes(garbage)
+        with pytest.raises(RunFolderError, match=r"endpoint is damaged: .*; write into it where the broker listened"):
+            last_endpoint(tmp_path / "run")
     desk.opened.close()
 
 

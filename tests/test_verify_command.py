@@ -55,7 +55,7 @@ def run(tmp_path: Path) -> Path:
             for path in folder.blocks.superseded(block.index, keep=3):
                 path.unlink()
         folder.append_metrics({"round": 0})
-        folder.append_event({"kind": "joined"})
+        folder.append_event({"time_s": 1.5, "kind": "joined"})
     return tmp_path / "run"
 
 
@@ -120,7 +120,16 @@ def test_a_live_broker_is_told(run: Path, capsys: pytest.CaptureFixture[str]) ->
         ("metrics.jsonl", "{torn\n", "line 1 is not valid JSON"),
         ("events.jsonl", "3\n", "line 1 is not a JSON object"),
         ("trace.json", "[\n?\n]\n", "line 2 is not a trace event"),
+        ("events.jsonl", '{"kind": "joined"}\n', "line 1 says no time: time_s is a number of seconds, got 'nothing'"),
+        ("events.jsonl", '{"time_s": "soon"}\n', "got 'soon'"),
         ("blocks/0001-000006.safetensors", "short", "is torn"),
+        ("endpoint", "\0", "is damaged: an endpoint is tcp://HOST:PORT"),
+        ("endpoint", "", "is damaged: an endpoint is tcp://HOST:PORT"),
+        ("launch.json", "{torn", "is damaged: JSONDecodeError"),
+        ("launch.json", "3", "is damaged: TypeError"),
+        ("launch.json", '{"workers": 0, "device": "auto", "threads": 1}', "at least 1 each"),
+        ("launch.json", '{"workers": 2, "device": "auto"}', "is damaged: KeyError('threads')"),
+        ("partition.json", "{torn", "partition.json is damaged"),
     ],
 )
 def test_every_damaged_file_is_named(
@@ -171,6 +180,15 @@ def test_a_version_that_does_not_belong_here_is_told(
 def test_a_manifest_of_another_model_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     RunFolder.open(run).write_manifest(Manifest(MANIFEST.blocks, ("head",)))
     assert "is of a model of the digest" in verified(run, capsys)[1]["journal.sqlite"][0]
+
+
+@pytest.mark.parametrize("name", ["run", "weights", "tokenizer"])
+def test_a_manifest_that_says_another_run_is_told(run: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    facts = {"weights": "base", "tokenizer": "tokens", "run": "run-1"} | {name: "another"}
+    RunFolder.open(run).write_manifest(MANIFEST, facts.pop("weights"), **facts)
+    code, problems, _ = verified(run, capsys)
+    assert code == 1
+    assert f"its {name} is 'another', and journal.sqlite says" in problems["manifest.json"][0]
 
 
 def test_what_should_be_there_and_is_not_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
