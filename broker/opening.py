@@ -11,7 +11,8 @@ model. Four things may be otherwise than the journal says, and are put right her
     rows are missing that were committed            their rounds are spent: nobody is told twice of one round
     a version that the journal tells of is damaged  the block goes back to the newest intact one, under a new version
                                                     number: the next round is spent on it (`Entry.attempt` 0), so that a
-                                                    version number never means two contents
+                                                    version number never means two contents. A run in which no round
+                                                    would be left after that does not go on
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
     from parablock.config import Config
     from parablock.saved import Saved
+
+
+_REPAIR = "repair:"
+"""What the reason of a round begins with that is spent on one."""
 
 
 @dataclass(frozen=True)
@@ -245,20 +250,24 @@ def _repaired(
         stored.append(intact)
         if intact.label.version != version:
             damaged.append((intact, version, wrong or [f"{folder.blocks.path(block.index, version)} is not there"]))
-    if damaged and journal.next_round + len(damaged) > config.rounds:
+    spends = len(damaged) + -(journal.next_round + len(damaged)) % config.together
+    left = config.rounds - journal.next_round
+    if damaged and left <= spends:
         raise RunFolderError(
-            f"{'; '.join(wrong[0] for _, _, wrong in damaged)}. Every round is committed, so none is left in which the "
-            "block could be trained again; restore the file from a backup"
+            f"{'; '.join(wrong[0] for _, _, wrong in damaged)}. To go back to an older version takes {spends} of the "
+            f"run's rounds, and one must be left after that to train in; {left} of {config.rounds} are left. Restore "
+            "the file from a backup; or move it away, and `parablock export` takes the version before it"
         )
     said = []
     for intact, version, wrong in damaged:
         round = journal.next_round
         back = f"block {intact.label.index} goes back from version {version} to {intact.label.version}"
-        stored[intact.label.index] = _spend(folder, journal, intact, f"repair: {back}")
+        stored[intact.label.index] = _spend(folder, journal, intact, f"{_REPAIR} {back}")
         said.append(f"{'; '.join(wrong)}. {back[0].upper()}{back[1:]}, and round {round} is spent on it")
-    while damaged and journal.next_round % config.together:  # rounds that are trained together begin together
-        again = damaged[-1][0].label.index
-        stored[again] = _spend(folder, journal, stored[again], "repair: trained together with a round spent on one")
+    # Rounds that are trained together begin together, also where a broker was killed among its repairs.
+    while journal.last is not None and journal.last.reason.startswith(_REPAIR) and journal.next_round % config.together:
+        again = journal.last.block
+        stored[again] = _spend(folder, journal, stored[again], f"{_REPAIR} trained together with a round spent on one")
     return stored, said
 
 

@@ -106,7 +106,7 @@ class Incarnation:
 
 @dataclass(frozen=True)
 class Row:
-    """A committed round. version: the one of its block that it made; None: nobody was counted."""
+    """A committed round. version: the one of its block that it made, by a fold or a repair; None: the block stayed."""
 
     entry: Entry
     version: int | None

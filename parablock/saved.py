@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 class Entry:
     """One committed round.
 
-    attempt: the fold that made the block's new version; 0: nobody was counted, and the block stays as it was. base: the
-    round that made the version before, −1 where none did. contributors: in roster order, with their weights, steps and
-    losses. moved: root mean square of x' − x; 0 where the settings have no use for it. agenda: `Agenda.snapshot` after
-    this commit. clients: names on the roster. tardy: of those, who was not in time for their last round. folded_late:
-    what was counted beside the contributors' own, as CLIENT@ROUND.
+    attempt: the fold that made the block's new version; 0: nobody was counted, and the block stays as it was, or goes
+    back to an older version where a damaged one is repaired (`broker.opening`). base: the round that made the version
+    before, −1 where none did. contributors: in roster order, with their weights, steps and losses. moved: root mean
+    square of x' − x; 0 where the settings have no use for it. agenda: `Agenda.snapshot` after this commit. clients:
+    names on the roster. tardy: of those, who was not in time for their last round. folded_late: what was counted beside
+    the contributors' own, as CLIENT@ROUND.
     """
 
     round: int

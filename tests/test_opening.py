@@ -367,11 +367,67 @@ def test_rounds_that_are_trained_together_begin_together_after_a_repair(tmp_path
     again.close()
 
 
+def test_a_broker_that_is_killed_among_its_repairs_leaves_them_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = from_dict({**SETTINGS, "mode": "lisa", "rounds": 8})
+    opened = begin(config, tmp_path / "run", BaseModel(MANIFEST, "w", "t", [vector(0), vector(1)]))
+    desk = Desk(opened)
+    for _ in range(4):
+        desk.hold()
+    opened.close()
+    damage(tmp_path / "run" / "blocks" / "0000-000003.safetensors")
+    append, appended = Journal.append, []
+
+    def kill(journal: Journal, row: Any) -> None:
+        if appended:
+            raise KeyboardInterrupt
+        append(journal, row)
+        appended.append(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", kill)
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path / "run", None, [])
+    (tmp_path / "run" / "blocks" / "0000-000006.safetensors").unlink()  # of the other round, which has no row
+    again = resume(tmp_path / "run", None, [])
+    assert again.journal.next_round == 6, "rounds that are trained together begin together"
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("rounds", "mode", "repaired"), [(7, "fedbcd", True), (8, "fedbcd", False), (6, "lisa", False)]
+)
+def test_a_repair_leaves_a_round_to_train_in(tmp_path: Path, rounds: int, mode: str, repaired: bool) -> None:
+    """Of 9 rounds; with lisa of 8, where two are trained together."""
+    config = from_dict({**SETTINGS, "mode": mode, "rounds": 9 if mode == "fedbcd" else 8})
+    opened = begin(config, tmp_path / "run", BaseModel(MANIFEST, "w", "t", [vector(0), vector(1)]))
+    desk = Desk(opened)
+    for _ in range(rounds):
+        desk.hold()
+    opened.close()
+    newest = (rounds - 1) // 2 * 2 + 1  # of block 0
+    damage(tmp_path / "run" / "blocks" / f"0000-{newest:06d}.safetensors")
+    if repaired:
+        again = resume(tmp_path / "run", None, [])
+        assert again.journal.next_round == rounds + 1 < config.rounds
+        again.close()
+        return
+    with pytest.raises(
+        RunFolderError, match=rf"one must be left after that .*; {config.rounds - rounds} of .* are left"
+    ):
+        resume(tmp_path / "run", None, [])
+    with Journal.open(tmp_path / "run" / "journal.sqlite") as journal:
+        assert journal.next_round == rounds, "nothing was spent"
+
+
 def test_what_cannot_be_repaired_is_refused_and_named(tmp_path: Path) -> None:
     begun(tmp_path / "run", rounds=9).opened.close()
     blocks = tmp_path / "run" / "blocks"
     damage(blocks / "0000-000009.safetensors")
-    with pytest.raises(RunFolderError, match=r"0000-000009\.safetensors is damaged.*Every round is committed"):
+    with pytest.raises(
+        RunFolderError, match=r"0000-000009\.safetensors is damaged.*takes 1 of the .*; 0 of 9 are left"
+    ):
         resume(tmp_path / "run", None, [])
     damage(blocks / "0000-000007.safetensors")
     with pytest.raises(RunFolderError, match=r"no version of block 0 is intact .*0000-000007\.safetensors is damaged"):
