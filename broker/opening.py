@@ -192,6 +192,8 @@ def _adopt(folder: RunFolder, journal: Journal, belonging: Belonging) -> list[st
             belonging.check(path, stored)
         except BlockFileError as error:
             if journal.behind:
+                if journal.last is None:
+                    raise _empty(journal) from error
                 _lose(journal, found[0], journal.next_round + 1)
                 said.append(f"the row of round {journal.next_round - 1} is lost, and its block with it")
                 continue
@@ -201,8 +203,9 @@ def _adopt(folder: RunFolder, journal: Journal, belonging: Belonging) -> list[st
                 f"{error}. No client was told of it: it is {aside.name} now, and round {journal.next_round} held again"
             )
             break
+        lacking = "had lost its row" if journal.behind else "was stored and not yet told to anybody"
         journal.append(Row(entry_from_json(stored.entry), stored.label.version))
-        said.append(f"round {journal.next_round - 1} was stored and not yet told to anybody; it is committed")
+        said.append(f"round {journal.next_round - 1} {lacking}; it is committed")
     newest = max((listed[-1] for listed in folder.blocks.listed().values()), default=0)
     if newest > journal.next_round:
         raise JournalError(
@@ -213,10 +216,7 @@ def _adopt(folder: RunFolder, journal: Journal, belonging: Belonging) -> list[st
     if journal.behind:
         first, behind = journal.next_round, journal.behind
         if journal.last is None:
-            raise JournalError(
-                f"{journal.path} is empty, and {behind} rounds were committed; restore it from a backup, or begin the "
-                "run anew in another folder"
-            )
+            raise _empty(journal)
         while journal.behind:
             _lose(journal, journal.last.block, None)
         said.append(
@@ -224,6 +224,13 @@ def _adopt(folder: RunFolder, journal: Journal, belonging: Belonging) -> list[st
             f"may have been told of them, so they are not held again. The run goes on with round {journal.next_round}"
         )
     return said
+
+
+def _empty(journal: Journal) -> JournalError:
+    return JournalError(
+        f"{journal.path} is empty, and {journal.behind} rounds were committed; restore it from a backup, or begin the "
+        "run anew in another folder"
+    )
 
 
 def _lose(journal: Journal, block: int, version: int | None) -> None:

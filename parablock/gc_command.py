@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parablock gc: {error}", file=sys.stderr)
         return EXIT_INPUT
     except OSError as error:
-        print(f"parablock gc: {error}", file=sys.stderr)
+        print(f"parablock gc: {error}; mend that, and run it again", file=sys.stderr)
         return EXIT_LATER
     return 0
 

@@ -40,13 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with RunFolder.open(arguments.run) as folder:
             if arguments.rebuild:
                 _rebuild(folder)
+                folder.close()  # or we would be who has the folder in use
             checks = verify(folder)
             _show(folder, checks, as_json=arguments.json)
     except ValueError as error:
         print(f"parablock verify: {error}", file=sys.stderr)
         return EXIT_INPUT
     except OSError as error:
-        print(f"parablock verify: {error}", file=sys.stderr)
+        print(f"parablock verify: {error}; no damage is known: mend that, and run it again", file=sys.stderr)
         return EXIT_LATER
     return EXIT_DAMAGED if any(check.problems for check in checks) else 0
 

@@ -510,12 +510,29 @@ def test_a_journal_that_has_lost_its_newest_row_holds_no_round_again(
     again.close()
 
 
-def test_a_journal_without_its_rows_is_refused(tmp_path: Path) -> None:
+def test_a_row_that_was_lost_is_had_from_its_block(tmp_path: Path, undisturbed: list[list[dict[str, bytes]]]) -> None:
+    desk = begun(tmp_path / "run", rounds=5)
+    left = killed(desk, tmp_path / "left")
+    desk.opened.close()
+    content = bytearray((left / "journal.sqlite-wal").read_bytes())
+    content[-100] ^= 1
+    (left / "journal.sqlite-wal").write_bytes(content)
+    opened = resume(left, None, [])
+    assert opened.said == ["round 4 had lost its row; it is committed"]
+    assert (opened.journal.next_round, state(opened)) == (5, undisturbed[5])
+    opened.close()
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_journal_without_its_rows_is_refused(tmp_path: Path, counted: bool) -> None:
     desk = begun(tmp_path / "run")
     old = killed(desk, tmp_path / "old")
-    desk.hold(counted=False)
+    desk.hold(counted=counted)
     desk.opened.close()
     shutil.copy(tmp_path / "run" / "journal.sqlite.witness", old)
+    if counted:
+        shutil.copy(tmp_path / "run" / "blocks" / "0000-000001.safetensors", old / "blocks")
+        damage(old / "blocks" / "0000-000001.safetensors")
     with pytest.raises(JournalError, match=r"journal\.sqlite is empty, and 1 rounds were committed; restore it"):
         resume(old, None, [])
 

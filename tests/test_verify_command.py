@@ -231,6 +231,8 @@ def test_an_intact_journal_is_not_made_anew(run: Path, capsys: pytest.CaptureFix
     code, problems, err = verified(run, capsys, "--rebuild")
     assert (code, problems) == (0, {})
     assert "the journal is intact; it stays as it is" in err
+    verify_command.main([str(run), "--rebuild"])
+    assert "in use by" not in capsys.readouterr().out, "it does not find itself"
     assert not (run / "journal.sqlite.damaged").exists()
 
 
@@ -270,7 +272,9 @@ def test_a_journal_whose_disk_refuses_stays_as_it_is(
     (run / "journal.sqlite-wal").write_bytes(b"")
     (run / "journal.sqlite-shm").symlink_to(run / "nowhere")
     assert verify_command.main([str(run), "--rebuild"]) == 75
-    assert "unable to open database file" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "unable to open database file" in err
+    assert err.endswith("no damage is known: mend that, and run it again\n")
     (run / "journal.sqlite-shm").unlink()
     (run / "journal.sqlite-wal").unlink()
     change(run, "UPDATE entries SET entry = replace(entry, 'answered', 'unanswered') WHERE round = 2")
