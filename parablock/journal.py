@@ -119,16 +119,13 @@ class Journal:
     some round has made anew, `newest`. witness: what tells how far it had come; None: nothing does.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, told: Witness | None) -> None:
         """Use `create` or `open`. Raises JournalError."""
         self.path = path
         self._connection = connection
         there = os.stat(path)
         self._place = there.st_dev, there.st_ino
-        # Before the rows are read: a broker may be at work. One that is damaged witnesses nothing; `verify` says so.
-        self.witness: Witness | None = None
-        with suppress(WitnessError):
-            self.witness = witness.read(path)
+        self.witness = told
         with _named(path):
             self.facts = _facts(connection)
             self.incarnations = _incarnations(connection)
@@ -148,9 +145,11 @@ class Journal:
     ) -> Journal:
         """A new journal, where none is, with these rows and incarnations (by epoch): there whole or not at all.
 
-        Raises OSError where the disk refuses.
+        Raises OSError where the disk refuses, or where one is, or a log that was left alone and would be taken for its.
         """
-        assert not any(each.exists() for each in files(path)), f"{path} is there, or something that belongs to it"
+        for each in files(path):
+            if each.exists():
+                raise FileExistsError(errno.EEXIST, f"{each} is of another journal; move it away", str(each))
         temporary = path.with_name(f".{path.name}.partial")
         for each in files(temporary):
             each.unlink(missing_ok=True)
@@ -180,11 +179,14 @@ class Journal:
                 f"there is no journal {path}; the run had not begun, so begin it anew in another folder, or the file "
                 "was lost: `parablock verify --rebuild` makes it anew from the block files"
             )
+        told: Witness | None = None
+        with suppress(WitnessError):  # one that is damaged witnesses nothing; `parablock verify` says so
+            told = witness.read(path)  # before the rows, to which a live broker may add meanwhile
         with _named(path):
             connection = _connect(path, read_only=read_only)
             try:
                 _check_format(path, connection)
-                return cls(path, connection)
+                return cls(path, connection, told)
             except BaseException:
                 connection.close()
                 raise

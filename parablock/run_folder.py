@@ -292,7 +292,7 @@ class RunFolder:
 
     @property
     def has_manifest(self) -> bool:
-        """Whether `write_manifest` was called: not yet in a run that still waits for its first worker."""
+        """Whether `write_manifest` was called: not in a folder whose broker was killed while it made it."""
         return (self.path / MANIFEST).exists()
 
     def manifest(self) -> Manifest:

@@ -354,6 +354,14 @@ def test_a_journal_that_cannot_be_opened_for_the_moment_is_not_damaged(journal: 
         Journal.open(path)
 
 
+@pytest.mark.parametrize("name", ["journal.sqlite", "journal.sqlite-wal"])
+def test_a_journal_is_never_made_over_another_or_beside_its_log(path: Path, name: str) -> None:
+    path.with_name(name).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{name} is of another journal; move it away"):
+        Journal.create(path, FACTS)
+    assert [each.read_text() for each in path.parent.iterdir()] == ["mine"]
+
+
 def test_a_new_journal_may_lack_rows(tmp_path: Path) -> None:
     with Journal.create(tmp_path / "new.sqlite", FACTS, [row(0), row(2), row(5)], {40: LIFE}) as new:
         assert [entry.round for entry in new.entries()] == [0, 2, 5]
