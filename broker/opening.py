@@ -4,13 +4,15 @@
     resume    lock, journal, settings that agree, then the newest intact version of each block
 
 What a resumed broker needs is all in the folder, so that it imports neither torch nor transformers, and needs no base
-model. Three things may be otherwise than the journal says, and are put right here, loudly:
+model. Four things may be otherwise than the journal says, and are put right here, loudly:
 
     a version of the next round is there, intact    its broker was killed between the two writes: the round is committed
-    such a version is damaged                       nobody was ever told of it: it goes
+    such a version is damaged                       nobody was ever told of it: it is set aside
+    rows are missing that were committed            their rounds are spent: nobody is told twice of one round
     a version that the journal tells of is damaged  the block goes back to the newest intact one, under a new version
                                                     number: the next round is spent on it (`Entry.attempt` 0), so that a
-                                                    version number never means two contents
+                                                    version number never means two contents. A run in which no round
+                                                    would be left after that does not go on
 """
 
 from __future__ import annotations
@@ -19,22 +21,28 @@ import json
 import os
 import platform
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker.blocks import BaseModel
 from parablock import config as settings
+from parablock.belonging import Belonging
 from parablock.block_file import BLOCK, BlockFileError, Label, StoredBlock, file_name
 from parablock.journal import Facts, Incarnation, Journal, JournalError, Row, entry_from_json, entry_json
 from parablock.run_folder import CONFIG, ENDPOINT, JOURNAL, RunFolder, RunFolderError
+from parablock.saved import spent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from parablock.config import Config
     from parablock.saved import Saved
+
+
+_REPAIR = "repair:"
+"""What the reason of a round begins with that is spent on one."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ def begin(config: Config, out: Path, base: BaseModel) -> Opened:
         folder.write_manifest(base.manifest, base.weights, tokenizer=base.tokenizer, run=run)
         stored = []
         for index, values in enumerate(base.values):
-            stored.append(StoredBlock(Label(index, 0, base.manifest.digest), {BLOCK: values}, ""))
+            stored.append(StoredBlock(Label(index, 0, base.manifest.digest, run), {BLOCK: values}, ""))
             folder.blocks.save(stored[index].label, stored[index].tensors)
         facts = Facts(run, base.manifest.digest, base.weights, base.tokenizer, utc_now())
         return Opened(config, folder, Journal.create(folder.path / JOURNAL, facts), base, stored)
@@ -131,9 +139,9 @@ def resume(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Op
                 f"{folder.path} holds the manifest of another model than its journal is about; restore the right one"
             )
         rows = folder.read_metrics()
-        ended = max((float(event["time_s"] or 0.0) for event in folder.read_events()), default=0.0)
-        said = _adopt(folder, journal)
-        stored, repairs = _repaired(folder, journal, config)
+        ended = folder.recorded_until()
+        said = _adopt(folder, journal, Belonging(journal.facts.run, manifest, config))
+        stored, repairs = _repaired(folder, journal, config, Belonging.to(journal, manifest, config))
         if config != own:
             folder.write_config(config)
     except BaseException:
@@ -149,11 +157,8 @@ def resume(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Op
 
 
 def last_endpoint(path: Path) -> str | None:
-    """Where the broker before has listened, as its clients know it."""
-    try:
-        return (path / ENDPOINT).read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
-        return None
+    """Where the broker before has listened. Raises as `RunFolder.endpoint` does."""
+    return RunFolder(path).endpoint()
 
 
 def boot_id() -> str:
@@ -177,19 +182,30 @@ def _changed(path: Path, config_path: Path | None, overrides: Sequence[str]) -> 
     return settings.load(config_path if config_path is not None else path / CONFIG, overrides)
 
 
-def _adopt(folder: RunFolder, journal: Journal) -> list[str]:
+def _adopt(folder: RunFolder, journal: Journal, belonging: Belonging) -> list[str]:
     """Commit what is whole in a block's file and lacks only its row; returns what was put right."""
     said: list[str] = []
     while found := [index for index, listed in folder.blocks.listed().items() if journal.next_round + 1 in listed]:
         path = folder.blocks.path(found[0], journal.next_round + 1)
         try:
             stored = folder.blocks.read(found[0], journal.next_round + 1)
+            belonging.check(path, stored)
         except BlockFileError as error:
-            path.unlink()
-            said.append(f"{error}. No client was told of it: it is removed, and round {journal.next_round} held again")
+            if journal.behind:
+                if journal.last is None:
+                    raise _empty(journal) from error
+                _lose(journal, found[0], journal.next_round + 1)
+                said.append(f"the row of round {journal.next_round - 1} is lost, and its block with it")
+                continue
+            aside = path.with_name(path.name + ".damaged")
+            path.replace(aside)
+            said.append(
+                f"{error}. No client was told of it: it is {aside.name} now, and round {journal.next_round} held again"
+            )
             break
+        lacking = "had lost its row" if journal.behind else "was stored and not yet told to anybody"
         journal.append(Row(entry_from_json(stored.entry), stored.label.version))
-        said.append(f"round {journal.next_round - 1} was stored and not yet told to anybody; it is committed")
+        said.append(f"round {journal.next_round - 1} {lacking}; it is committed")
     newest = max((listed[-1] for listed in folder.blocks.listed().values()), default=0)
     if newest > journal.next_round:
         raise JournalError(
@@ -197,17 +213,42 @@ def _adopt(folder: RunFolder, journal: Journal) -> list[str]:
             "made: it has lost rows, or is an old copy; `parablock verify RUN --rebuild` makes it anew from what is "
             "intact"
         )
+    if journal.behind:
+        first, behind = journal.next_round, journal.behind
+        if journal.last is None:
+            raise _empty(journal)
+        while journal.behind:
+            _lose(journal, journal.last.block, None)
+        said.append(
+            f"{journal.path} has lost the rows of rounds {first} to {first + behind - 1}, or is an old copy: clients "
+            f"may have been told of them, so they are not held again. The run goes on with round {journal.next_round}"
+        )
     return said
 
 
-def _repaired(folder: RunFolder, journal: Journal, config: Config) -> tuple[list[StoredBlock], list[str]]:
+def _empty(journal: Journal) -> JournalError:
+    return JournalError(
+        f"{journal.path} is empty, and {journal.behind} rounds were committed; restore it from a backup, or begin the "
+        "run anew in another folder"
+    )
+
+
+def _lose(journal: Journal, block: int, version: int | None) -> None:
+    """Commit the next round as one of which nothing is known but that it was held."""
+    assert journal.last is not None
+    journal.append(Row(spent(journal.last, journal.next_round, block, "lost: nothing tells of it any more"), version))
+
+
+def _repaired(
+    folder: RunFolder, journal: Journal, config: Config, belonging: Belonging
+) -> tuple[list[StoredBlock], list[str]]:
     """The newest version of each block, and what was put right where that is damaged."""
     stored: list[StoredBlock] = []
     damaged: list[tuple[StoredBlock, int, list[str]]] = []
     for block in folder.manifest().blocks:
         row = journal.newest.get(block.index)
         version = row.version if row is not None and row.version is not None else 0
-        intact, wrong = folder.blocks.newest_intact(block.index, at_most=version)
+        intact, wrong = folder.blocks.newest_intact(block.index, version, belonging.check)
         if intact is None:
             raise RunFolderError(
                 f"no version of block {block.index} is intact up to the newest, {version}: "
@@ -216,20 +257,24 @@ def _repaired(folder: RunFolder, journal: Journal, config: Config) -> tuple[list
         stored.append(intact)
         if intact.label.version != version:
             damaged.append((intact, version, wrong or [f"{folder.blocks.path(block.index, version)} is not there"]))
-    if damaged and journal.next_round + len(damaged) > config.rounds:
+    spends = len(damaged) + -(journal.next_round + len(damaged)) % config.together
+    left = config.rounds - journal.next_round
+    if damaged and left <= spends:
         raise RunFolderError(
-            f"{'; '.join(wrong[0] for _, _, wrong in damaged)}. Every round is committed, so none is left in which the "
-            "block could be trained again; restore the file from a backup"
+            f"{'; '.join(wrong[0] for _, _, wrong in damaged)}. To go back to an older version takes {spends} of the "
+            f"run's rounds, and one must be left after that to train in; {left} of {config.rounds} are left. Restore "
+            "the file from a backup; or move it away, and `parablock export` takes the version before it"
         )
     said = []
     for intact, version, wrong in damaged:
         round = journal.next_round
         back = f"block {intact.label.index} goes back from version {version} to {intact.label.version}"
-        stored[intact.label.index] = _spend(folder, journal, intact, f"repair: {back}")
+        stored[intact.label.index] = _spend(folder, journal, intact, f"{_REPAIR} {back}")
         said.append(f"{'; '.join(wrong)}. {back[0].upper()}{back[1:]}, and round {round} is spent on it")
-    while damaged and journal.next_round % config.together:  # rounds that are trained together begin together
-        again = damaged[-1][0].label.index
-        stored[again] = _spend(folder, journal, stored[again], "repair: trained together with a round spent on one")
+    # Rounds that are trained together begin together, also where a broker was killed among its repairs.
+    while journal.last is not None and journal.last.reason.startswith(_REPAIR) and journal.next_round % config.together:
+        again = journal.last.block
+        stored[again] = _spend(folder, journal, stored[again], f"{_REPAIR} trained together with a round spent on one")
     return stored, said
 
 
@@ -238,23 +283,8 @@ def _spend(folder: RunFolder, journal: Journal, content: StoredBlock, reason: st
     assert journal.last is not None
     round, block = journal.next_round, content.label.index
     newest = journal.newest.get(block)
-    entry = replace(
-        journal.last,
-        round=round,
-        block=block,
-        attempt=0,
-        base=newest.entry.round if newest is not None else -1,
-        contributors=(),
-        weights=(),
-        steps=(),
-        losses=(),
-        moved=0.0,
-        late=0,
-        bytes_up=0,
-        bytes_down=0,
-        reason=reason,
-    )
-    label = Label(block, round + 1, content.label.manifest)
+    entry = spent(journal.last, round, block, reason, base=newest.entry.round if newest is not None else -1)
+    label = Label(block, round + 1, content.label.manifest, content.label.run)
     folder.blocks.save(label, content.tensors, entry_json(entry))
     journal.append(Row(entry, label.version))
     return StoredBlock(label, content.tensors, entry_json(entry))

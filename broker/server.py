@@ -102,7 +102,7 @@ class Broker:
         self._blocks = GlobalBlocks(base, config)
         while opened.stored:  # nobody else shall hold on to them
             self._blocks.restore(opened.stored.pop())
-        self._store = BlockStore(folder.blocks, journal, base.manifest.digest, config.journal.keep)
+        self._store = BlockStore(folder.blocks, journal, journal.facts.run, base.manifest.digest, config.journal.keep)
         self._record = Record(folder, base.manifest, config, began, opened.rows, journal.entries() if resumed else ())
         self._view = View(config, base.manifest, self._coordinator.block)
         call_soon = asyncio.get_running_loop().call_soon_threadsafe

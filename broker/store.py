@@ -34,11 +34,12 @@ log = logging.getLogger("broker")
 
 
 class BlockStore:
-    """digest: of the manifest, which every file bears. keep: newest versions of each block that stay, at least two."""
+    """run: its id; digest: the manifest's; every file bears both. keep: newest versions of a block that stay, ≥ 2."""
 
-    def __init__(self, versions: BlockVersions, journal: Journal, digest: str, keep: int) -> None:
+    def __init__(self, versions: BlockVersions, journal: Journal, run: str, digest: str, keep: int) -> None:
         self._versions = versions
         self._journal = journal
+        self._run = run
         self._digest = digest
         self._keep = keep
         self._listed = versions.listed()
@@ -111,4 +112,4 @@ class BlockStore:
             self._writer = None
 
     def _label(self, block: int, round: int) -> Label:
-        return Label(block, round + 1, self._digest)
+        return Label(block, round + 1, self._digest, self._run)

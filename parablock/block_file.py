@@ -53,12 +53,13 @@ class BlockFileError(ValueError):
 class Label:
     """What a file says of its block. version: the round that made it, plus one; 0: as in the base model, of no round.
 
-    manifest: `Manifest.digest` of the model that it belongs to.
+    manifest: `Manifest.digest` of the model that it belongs to. run: the id of the run; "": it says of none.
     """
 
     index: int
     version: int
     manifest: str
+    run: str = ""
 
     @property
     def round(self) -> int:
@@ -163,15 +164,22 @@ class BlockWriter:
 
 
 def read(path: Path) -> StoredBlock:
-    """The version in `path`, whose name says its index and its number. Raises BlockFileError."""
+    """The version in `path`, whose name says its index and its number.
+
+    Raises BlockFileError where it is not there or not intact, OSError where the system refuses to read it: such a file
+    may be intact, and nothing may be given up for it.
+    """
     said = numbers(path)
     if said is None:
         raise BlockFileError(f"{path} is not named as a version of a block, like {file_name(3, 18)}")
     try:
         with path.open("rb") as file:
             stored = _read(path, file)
+    except FileNotFoundError as error:
+        raise BlockFileError(f"{path} is not there; {_ADVICE}") from error
     except OSError as error:
-        raise BlockFileError(f"{path} cannot be read: {error.strerror or error}; {_ADVICE}") from error
+        lasts = "where that lasts, move the file away, and it counts as lost"
+        raise OSError(error.errno, f"{error.strerror or error} while {path} was read; {lasts}") from error
     if (stored.label.index, stored.label.version) != said:
         raise BlockFileError(
             f"{path} holds block {stored.label.index}, version {stored.label.version}; was it renamed? "
@@ -199,7 +207,7 @@ def _read(path: Path, file: BinaryIO) -> StoredBlock:
     entry = b""
     for name, about in tree.items():
         data = np.empty(_nbytes(about), np.uint8)
-        file.readinto(data.data)  # type: ignore[attr-defined]
+        _fill(file, data.data)
         found, expected = xxhash.xxh3_128_hexdigest(data.data), metadata[f"{_CHECKSUM}.{name}"]
         if found != expected:
             raise BlockFileError(
@@ -210,8 +218,14 @@ def _read(path: Path, file: BinaryIO) -> StoredBlock:
             entry = data.tobytes()
         else:
             tensors[name] = data.view("<f4").astype(np.float32, copy=False)
-    label = Label(int(metadata["index"]), int(metadata["version"]), metadata["manifest"])
+    label = Label(int(metadata["index"]), int(metadata["version"]), metadata["manifest"], metadata.get("run", ""))
     return StoredBlock(label, tensors, entry.decode())
+
+
+def _fill(file: BinaryIO, view: memoryview) -> None:
+    """Read until it is full, or until the file ends."""
+    while view and (count := file.readinto(view)):  # type: ignore[attr-defined]
+        view = view[count:]
 
 
 def _nbytes(about: Mapping[str, Any]) -> int:
@@ -231,7 +245,7 @@ def replace(temporary: Path, path: Path) -> None:
 
 def _header(label: Label, numel: int, checksums: Mapping[str, str], entry_bytes: int, size: int = 0) -> bytes:
     """checksums: by name of the tensors, in their order in the file. size: bytes that it shall have, at least."""
-    metadata = {"index": str(label.index), "version": str(label.version), "manifest": label.manifest}
+    metadata = {"index": str(label.index), "version": str(label.version), "manifest": label.manifest, "run": label.run}
     metadata |= {f"{_CHECKSUM}.{name}": checksum for name, checksum in checksums.items()}
     tree: dict[str, Any] = {"__metadata__": metadata | {_CHECKSUM: _UNKNOWN}}
     start = 0

@@ -25,7 +25,7 @@ from parablock.block_file import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -71,13 +71,13 @@ class BlockVersions:
         return {index: sorted(found[index]) for index in sorted(found)}
 
     def read(self, index: int, version: int) -> StoredBlock:
-        """Raises BlockFileError."""
+        """Raises as `block_file.read` does."""
         return read(self.path(index, version))
 
     def newest(self) -> Iterator[StoredBlock]:
         """Every block by rising index as its newest version, one in memory at a time.
 
-        Raises BlockFileError where that is damaged: an older one shall not pass for it.
+        Raises BlockFileError where that is damaged: an older one shall not pass for it; OSError where it is refused.
         """
         for index, versions in self.listed().items():
             try:
@@ -88,13 +88,21 @@ class BlockVersions:
                     raise
                 yield self.read(index, latest)  # a broker that is at work has dropped the other one
 
-    def newest_intact(self, index: int, at_most: int) -> tuple[StoredBlock | None, list[str]]:
-        """The newest version that is intact, up to `at_most`, and what is wrong with those that are newer than it."""
+    def newest_intact(
+        self, index: int, at_most: int, check: Callable[[Path, StoredBlock], None]
+    ) -> tuple[StoredBlock | None, list[str]]:
+        """The newest version that is intact, up to `at_most`, and what is wrong with those that are newer than it.
+
+        check: raises BlockFileError for one that does not belong here. Raises OSError where the system refuses to read
+        one: it may be intact.
+        """
         wrong: list[str] = []
         for version in reversed(self.listed().get(index, [])):
             if version <= at_most:
                 try:
-                    return self.read(index, version), wrong
+                    stored = self.read(index, version)
+                    check(self.path(index, version), stored)
+                    return stored, wrong
                 except BlockFileError as error:
                     wrong.append(str(error))
         return None, wrong

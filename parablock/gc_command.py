@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parablock.belonging import Belonging
 from parablock.block_file import numbers
-from parablock.run_folder import RunFolder, RunFolderError
+from parablock.journal import Journal
+from parablock.run_folder import JOURNAL, RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,11 +25,13 @@ EXIT_INPUT, EXIT_LATER = 2, 75
 def droppable(folder: RunFolder, keep: int) -> list[Path]:
     """What `parablock gc` removes. keep: newest versions of each block that stay, at least one.
 
-    Raises RunFolderError where no version of a block is intact: then all of them stay.
+    Raises RunFolderError where no version of a block is intact, JournalError where the journal is not: then all stay.
     """
+    with Journal.open(folder.path / JOURNAL, read_only=True) as journal:
+        belonging = Belonging.to(journal, folder.manifest(), folder.config())
     paths: list[Path] = [*folder.blocks.partial(), *folder.path.glob(".*.partial")]
     for index, versions in folder.blocks.listed().items():
-        intact, wrong = folder.blocks.newest_intact(index, at_most=versions[-1])
+        intact, wrong = folder.blocks.newest_intact(index, versions[-1], belonging.check)
         if intact is None:
             raise RunFolderError(f"no version of block {index} is intact, so nothing is dropped: {'; '.join(wrong)}")
         superseded = folder.blocks.superseded(index, keep)

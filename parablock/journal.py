@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sqlite3
 from contextlib import closing, contextmanager, suppress
@@ -24,14 +25,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
 
+from parablock import witness
 from parablock.block_file import replace
 from parablock.saved import Entry, Saved, SavedVersion
+from parablock.witness import Witness, WitnessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from parablock.wire import Buffer
+
+log = logging.getLogger(__name__)
 
 APPLICATION = 0x70626C6B
 """SQLite's application_id: says that the file is a journal of ours."""
@@ -49,6 +54,17 @@ _NOBODY = ("",)
 
 _BUSY_S = 60.0
 _DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # as sqlite3 raises the latter where it quotes what it found
+_REFUSALS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+    sqlite3.SQLITE_LOCKED: errno.EBUSY,
+    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
+    sqlite3.SQLITE_CANTOPEN: errno.EIO,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+}
+"""What SQLite answers where the system refuses, which says nothing of what is in the file; and what we say then."""
 
 
 class JournalError(ValueError):
@@ -90,7 +106,7 @@ class Incarnation:
 
 @dataclass(frozen=True)
 class Row:
-    """A committed round. version: the one of its block that it made; None: nobody was counted."""
+    """A committed round. version: the one of its block that it made, by a fold or a repair; None: the block stayed."""
 
     entry: Entry
     version: int | None
@@ -100,15 +116,17 @@ class Journal:
     """An open journal, every row of it verified. Nothing else may write to it.
 
     facts, incarnations (by epoch) and, after the newest row: next_round, last (its entry), by block, of those that
-    some round has made anew, `newest`, and by client `folded_late`, as in `Saved`.
+    some round has made anew, `newest`, and by client `folded_late`, as in `Saved`. witness: what tells how far it had
+    come; None: nothing does.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, told: Witness | None) -> None:
         """Use `create` or `open`. Raises JournalError."""
         self.path = path
         self._connection = connection
         there = os.stat(path)
         self._place = there.st_dev, there.st_ino
+        self.witness = told
         with _named(path):
             self.facts = _facts(connection)
             self.incarnations = _incarnations(connection)
@@ -119,46 +137,58 @@ class Journal:
             self._digest = _origin(self.facts)
             for row, digest in _rows(connection, self._digest):
                 self._take(row, digest)
+                said = self.witness if self.witness is not None and row.entry.round == self.witness.round else None
+                if said is not None and said.digest not in ("", digest):
+                    raise JournalError(f"the row of round {said.round} is another one than was committed")
 
     @classmethod
-    def create(cls, path: Path, facts: Facts, rows: Iterable[Row] = ()) -> Journal:
-        """A new journal in the place of whatever is there, with these rows. Raises OSError where the disk refuses."""
+    def create(
+        cls, path: Path, facts: Facts, rows: Iterable[Row] = (), incarnations: Mapping[int, Incarnation] | None = None
+    ) -> Journal:
+        """A new journal, where none is, with these rows and incarnations (by epoch): there whole or not at all.
+
+        Raises OSError where the disk refuses, or where one is, or a log that was left alone and would be taken for its.
+        """
+        for each in files(path):
+            if each.exists():
+                raise FileExistsError(errno.EEXIST, f"{each} is of another journal; move it away", str(each))
         temporary = path.with_name(f".{path.name}.partial")
-        _remove(temporary)
-        connection = _connect(temporary)
-        try:
-            with _refusals(temporary):
-                connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
-                connection.execute(f"PRAGMA application_id = {APPLICATION}")
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-                connection.execute("BEGIN")
-                for table in _TABLES:
-                    connection.execute(table)
-                text = json.dumps(asdict(facts))
-                connection.execute("INSERT INTO run VALUES (?, ?)", (text, _hash("run", text)))
-                digest = _origin(facts)
-                for row in rows:
-                    digest = _insert(connection, row, digest)
-                connection.execute("COMMIT")
-        finally:
-            connection.close()
-        _remove(path)  # with what belongs to it: another journal's log is not this one's
+        for each in files(temporary):
+            each.unlink(missing_ok=True)
+        with _refusals(temporary), closing(_connect(temporary)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+            connection.execute("BEGIN")
+            for table in _TABLES:
+                connection.execute(table)
+            text = json.dumps(asdict(facts))
+            connection.execute("INSERT INTO run VALUES (?, ?)", (text, _hash("run", text)))
+            for epoch, incarnation in (incarnations or {}).items():
+                _insert_epoch(connection, epoch, incarnation)
+            digest = _origin(facts)
+            for row in rows:
+                digest = _insert(connection, row, digest)
+            connection.execute("COMMIT")
         replace(temporary, path)
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> Journal:
-        """Raises JournalError: there is none, it is of another format or program, or damaged."""
+        """Raises JournalError (there is none, it is damaged, or of another format or program), or OSError."""
         if not path.is_file():
             raise JournalError(
                 f"there is no journal {path}; the run had not begun, so begin it anew in another folder, or the file "
                 "was lost: `parablock verify --rebuild` makes it anew from the block files"
             )
+        told: Witness | None = None
+        with suppress(WitnessError):  # one that is damaged witnesses nothing; `parablock verify` says so
+            told = witness.read(path)  # before the rows, to which a live broker may add meanwhile
         with _named(path):
             connection = _connect(path, read_only=read_only)
             try:
                 _check_format(path, connection)
-                return cls(path, connection)
+                return cls(path, connection, told)
             except BaseException:
                 connection.close()
                 raise
@@ -172,20 +202,26 @@ class Journal:
     def close(self) -> None:
         self._connection.close()
 
+    @property
+    def behind(self) -> int:
+        """Rounds that were committed after the newest row: the journal has lost theirs, or is an old copy."""
+        return max(self.witness.round + 1 - self.next_round, 0) if self.witness is not None else 0
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest broker that has served the run; 0: none has."""
+        return max(max(self.incarnations, default=0), self.witness.epoch if self.witness is not None else 0)
+
     def begin_epoch(self, incarnation: Incarnation) -> int:
         """Make durable that another broker serves the run; its epoch. Raises OSError where the disk refuses."""
-        epoch = max(self.incarnations, default=0) + 1
-        self.set_epoch(epoch, incarnation)
-        return epoch
-
-    def set_epoch(self, epoch: int, incarnation: Incarnation) -> None:
-        """Make durable that a broker has served the run under this epoch. Raises OSError where the disk refuses."""
-        text = json.dumps(asdict(incarnation))
+        epoch = self.epoch + 1
         with self._transaction():
-            self._connection.execute(
-                "INSERT INTO incarnations VALUES (?, ?, ?)", (epoch, text, _hash("epoch", epoch, text))
-            )
+            _insert_epoch(self._connection, epoch, incarnation)
         self.incarnations[epoch] = incarnation
+        with _refusals(self.path):  # out of the log, the end of which SQLite drops in silence where it is damaged
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._testify()
+        return epoch
 
     def append(self, row: Row) -> None:
         """Make a committed round durable. Raises OSError where the disk refuses; then it may be tried again."""
@@ -193,6 +229,7 @@ class Journal:
         with self._transaction():
             digest = _insert(self._connection, row, self._digest)
         self._take(row, digest)
+        self._testify()
 
     def rows(self) -> Iterator[Row]:
         """Every row, by rising round. Raises JournalError where one is damaged."""
@@ -224,6 +261,16 @@ class Journal:
         if row.version is not None:
             self.newest[row.entry.block] = row
 
+    def _testify(self) -> None:
+        round, digest = self.next_round - 1, self._digest if self.last is not None else ""
+        if self.witness is not None and self.behind:  # what was committed stays so until its rounds are spent
+            round, digest = self.witness.round, ""
+        self.witness = Witness(self.epoch, round, digest)
+        try:
+            self.witness.write(self.path)
+        except OSError as error:  # the row is durable: the round is committed, and may not be tried again
+            log.warning("cannot write what tells how far %s has come: %s", self.path, error)
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._check_place()
@@ -248,17 +295,25 @@ class Journal:
 
 
 def salvage(path: Path) -> tuple[Facts | None, dict[int, Incarnation], list[Row]]:
-    """What a damaged journal still tells: its facts, its incarnations, and the rows before the first damaged one."""
+    """What a damaged journal still tells: its facts, its incarnations, and the rows before the first damaged one.
+
+    Raises OSError where the system refuses: that is no damage.
+    """
     facts: Facts | None = None
     incarnations: dict[int, Incarnation] = {}
     rows: list[Row] = []
-    with suppress(*_DAMAGE, JournalError), closing(_connect(path, read_only=True)) as connection:
+    with suppress(JournalError), _named(path), closing(_connect(path, read_only=True)) as connection:
         facts = _facts(connection)
-        with suppress(*_DAMAGE, JournalError):
+        with suppress(JournalError), _named(path):
             incarnations = _incarnations(connection)
         for row, _ in _rows(connection, _origin(facts)):
             rows.append(row)  # those before an error count
     return facts, incarnations, rows
+
+
+def files(path: Path) -> tuple[Path, Path, Path]:
+    """A journal, and what SQLite may keep beside it: its log, in which rows may be, and that log's index."""
+    return path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
 
 
 def entry_json(entry: Entry) -> str:
@@ -288,11 +343,6 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def _remove(path: Path) -> None:
-    for each in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-        each.unlink(missing_ok=True)
 
 
 def _check_format(path: Path, connection: sqlite3.Connection) -> None:
@@ -345,6 +395,11 @@ def _rows(connection: sqlite3.Connection, digest: str) -> Iterator[tuple[Row, st
         before, digest = round, found
 
 
+def _insert_epoch(connection: sqlite3.Connection, epoch: int, incarnation: Incarnation) -> None:
+    text = json.dumps(asdict(incarnation))
+    connection.execute("INSERT INTO incarnations VALUES (?, ?, ?)", (epoch, text, _hash("epoch", epoch, text)))
+
+
 def _insert(connection: sqlite3.Connection, row: Row, before: str) -> str:
     round, text = row.entry.round, entry_json(row.entry)
     digest = _hash(before, round, row.version, text)
@@ -359,10 +414,12 @@ def _hash(*parts: object) -> str:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Damage becomes a JournalError that names the file and says what to do."""
+    """Damage becomes a JournalError that names the file and says what to do; what the system refuses an OSError."""
     try:
         yield
     except _DAMAGE as error:
+        if isinstance(error, sqlite3.Error) and _primary(error) in _REFUSALS:
+            raise _refusal(path, error) from error
         raise JournalError(f"{path} is damaged: {error}; {_REBUILD}") from error
     except JournalError as error:
         if str(path) in str(error):
@@ -372,9 +429,19 @@ def _named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """What SQLite says where the disk refuses becomes an OSError."""
+    """What SQLite says where it cannot write becomes an OSError."""
     try:
         yield
     except sqlite3.Error as error:
-        number = errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO
-        raise OSError(number, f"{os.strerror(number)} ({error})", str(path)) from error
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: sqlite3.Error) -> OSError:
+    number = _REFUSALS.get(_primary(error), errno.EIO)
+    return OSError(number, f"{os.strerror(number)} ({error})", str(path))
+
+
+def _primary(error: sqlite3.Error) -> int:
+    """SQLite's result code, without what extends it; −1 for an error of Python's own."""
+    code: int = getattr(error, "sqlite_errorcode", -1)
+    return code & 0xFF if code >= 0 else code

@@ -3,17 +3,22 @@
 A version's file holds its round's entry, so the newest state of every block and of the run is in the files alone. What
 no file tells are rounds whose versions are superseded, or in which nobody was counted: their rows are missing in the
 new journal, which takes nothing from the run but their place in its history. Where such rounds were the last ones, they
-are held once more.
+are held once more. A damaged file tells by its name that its round was held, and its version number spent: that round
+gets a row which says so, and the broker that goes on repairs the block as it always does (`broker.opening`).
 """
 
 from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
-from parablock.block_file import BlockFileError
+from parablock import witness
+from parablock.belonging import Belonging
+from parablock.block_file import BlockFileError, replace
 from parablock.journal import (
     Facts,
     Incarnation,
@@ -21,22 +26,27 @@ from parablock.journal import (
     JournalError,
     Row,
     entry_from_json,
+    files,
     salvage,
 )
 from parablock.run_folder import JOURNAL, RunFolderError
+from parablock.saved import spent
+from parablock.witness import Witness, WitnessError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from parablock.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """rows: in the new journal; from_files: of those, told by block files alone. lost: rounds without a row."""
+    """rows: in the new journal. lost: rounds without one. kept_as: the old journal's new name; "": there was none."""
 
     rows: int
-    from_files: int
     lost: int
     next_round: int
+    kept_as: str
 
 
 def needed(folder: RunFolder) -> bool:
@@ -50,25 +60,51 @@ def needed(folder: RunFolder) -> bool:
 
 
 def rebuild(folder: RunFolder, config: str, now: str, epoch: int) -> Rebuilt:
-    """Keep the old journal as journal.sqlite.damaged and make a new one. The folder is locked by the caller.
+    """Make a new journal, and set the old one aside when that is done. The folder is locked by the caller.
 
     config: the run's settings as JSON. now: UTC, for people. epoch: of the new journal's first broker where the old one
     no longer tells of any; more than there can have been. Raises RunFolderError where the folder does not say which run
-    it is of, OSError where the disk refuses.
+    it is of, OSError where the disk refuses; then the old journal is as it was, or the next call goes on.
     """
     path = folder.path / JOURNAL
+    ready = path.with_name(path.name + ".rebuilt")
+    if path.exists() or not ready.exists():  # else a rebuild was killed when its new journal was whole
+        for each in files(ready):
+            each.unlink(missing_ok=True)
+        _write(ready, folder, Incarnation(config, now, os.getpid(), platform.node(), "", 0.0), epoch)
+    with suppress(WitnessError):
+        if (before := witness.read(path)) is not None:  # its rows may have other digests now: some may be missing
+            Witness(before.epoch, before.round, "").write(path)
+    kept_as = _set_aside(path)
+    replace(ready, path)
+    with Journal.open(path, read_only=True) as journal:
+        rows = sum(1 for _ in journal.rows())
+        return Rebuilt(rows, journal.next_round - rows, journal.next_round, kept_as)
+
+
+def _write(ready: Path, folder: RunFolder, present: Incarnation, epoch: int) -> None:
+    """Make the new journal, whole, in the file `ready`."""
+    path = folder.path / JOURNAL
     facts, incarnations, rows = salvage(path) if path.exists() else (None, {}, [])
-    facts = facts or _facts(folder, now)
-    kept = len(rows)
-    rows += _told_by_files(folder, after=rows[-1].entry.round if rows else -1)
-    if path.exists():
-        os.replace(path, path.with_name(path.name + ".damaged"))
-    with Journal.create(path, facts, rows) as journal:
-        if not incarnations:
-            incarnations = {epoch: Incarnation(config, now, os.getpid(), platform.node(), "", 0.0)}
-        for number, incarnation in incarnations.items():
-            journal.set_epoch(number, incarnation)
-        return Rebuilt(len(rows), len(rows) - kept, journal.next_round - len(rows), journal.next_round)
+    facts = facts or _facts(folder, present.begun)
+    rows += _told_by_files(folder, facts.run, rows[-1] if rows else None)
+    with suppress(WitnessError):
+        if (told := witness.read(path)) is not None and told.epoch > max(incarnations, default=0):
+            incarnations[told.epoch] = present
+    Journal.create(ready, facts, rows, incarnations or {epoch: present}).close()
+
+
+def _set_aside(path: Path) -> str:
+    """Give a journal, with all that belongs to it, a name that is free; "": there is none."""
+    there = [each for each in files(path) if each.exists()]
+    for number in count(1):
+        kept = path.with_name(f"{path.name}.damaged" + (f".{number}" if number > 1 else ""))
+        places = {each: kept.with_name(kept.name + each.name.removeprefix(path.name)) for each in there}
+        if not any(place.exists() for place in places.values()):
+            break
+    for each, place in places.items():  # the journal itself first: a log without it is nothing, and none is missed
+        os.replace(each, place)
+    return kept.name if there else ""
 
 
 def _facts(folder: RunFolder, now: str) -> Facts:
@@ -78,14 +114,39 @@ def _facts(folder: RunFolder, now: str) -> Facts:
     return Facts(said["run"], folder.manifest().digest, said["weights"], said["tokenizer"], now)
 
 
-def _told_by_files(folder: RunFolder, after: int) -> list[Row]:
-    rows = {}
+def _told_by_files(folder: RunFolder, run: str, last: Row | None) -> list[Row]:
+    """The rows after the `last` one."""
+    rows: dict[int, Row] = {}
+    damaged: dict[int, int] = {}  # the block, by round
+    config, path = folder.config(), folder.blocks.path
+    rounds, belonging = config.rounds, Belonging(run, folder.manifest(), config)
     for index, versions in folder.blocks.listed().items():
         for version in versions:
-            if version - 1 > after:
+            if version > rounds:
+                raise RunFolderError(
+                    f"{path(index, version)} is named as what round {version - 1} made, and the run has "
+                    f"{rounds} rounds; move it away if it is of another run"
+                )
+            if last is None or version - 1 > last.entry.round:
                 try:
                     stored = folder.blocks.read(index, version)
-                except BlockFileError:
-                    continue  # `verify` names it
-                rows[version - 1] = Row(entry_from_json(stored.entry), version)
+                    belonging.check(path(index, version), stored)
+                except BlockFileError:  # `verify` names it
+                    damaged[version - 1] = index
+                    continue
+                if version > 0:
+                    rows[version - 1] = Row(entry_from_json(stored.entry), version)
+    damaged.pop(-1, None)  # the base model's, which no round made
+    told = [last] if last is not None else []
+    told += [rows[round] for round in sorted(rows)]
+    if damaged and not told:
+        raise RunFolderError(
+            f"{path(*next((block, round + 1) for round, block in damaged.items()))} is damaged, and "
+            "nothing else tells of any round; restore it or the journal from a backup, or begin the run anew"
+        )
+    for round, block in damaged.items():
+        if round not in rows:
+            before = [row.entry for row in told if row.entry.round < round]
+            entry = spent(before[-1] if before else told[0].entry, round, block, "lost: the block's file is damaged")
+            rows[round] = Row(entry, round + 1)
     return [rows[round] for round in sorted(rows)]

@@ -4,6 +4,7 @@
         config.toml     every setting as resolved
         manifest.json   which parameter belongs to which block, and which run and base model this is
         journal.sqlite  every committed round (parablock.journal)
+        journal.sqlite.witness  how far the journal had come (parablock.witness)
         blocks/         versions of each block, with the server's state of them (parablock.block_versions)
         lock            which process is at work here (parablock.folder_lock)
         endpoint        where it listens, or did
@@ -40,6 +41,7 @@ from parablock.block_file import BlockFileError, StoredBlock
 from parablock.block_versions import BlockVersions
 from parablock.folder_lock import FolderLock, LockedError, holder
 from parablock.manifest import Block, Manifest, Slot
+from parablock.network import check_endpoint
 from parablock.shards import ShardCounts
 
 if TYPE_CHECKING:
@@ -231,6 +233,40 @@ class RunFolder:
     def read_events(self) -> list[dict[str, Any]]:
         """All rows of events.jsonl, read as `read_metrics` reads."""
         return self._read(EVENTS)
+
+    def recorded_until(self) -> float:
+        """The newest time in events.jsonl, in seconds from the run's beginning; 0 without one.
+
+        Raises as `read_events` does, and where a row says no time.
+        """
+        newest = 0.0
+        for number, event in enumerate(self.read_events(), start=1):
+            time_s = event.get("time_s", "nothing")
+            if time_s is not None and (isinstance(time_s, bool) or not isinstance(time_s, int | float)):
+                raise RunFolderError(
+                    f"{self.path / EVENTS}, line {number} says no time: time_s is a number of seconds, got {time_s!r}; "
+                    "mend or delete it"
+                )
+            newest = max(newest, time_s or 0.0)
+        return newest
+
+    def endpoint(self) -> str | None:
+        """Where the newest broker listens, or did, as its clients know it; None: nobody said.
+
+        Raises RunFolderError where the file holds no endpoint, OSError where it cannot be read.
+        """
+        path = self.path / ENDPOINT
+        try:
+            endpoint = path.read_text(encoding="utf-8").strip()
+            check_endpoint(endpoint, allow_plain_tcp=True)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:  # of no UTF-8 either
+            raise RunFolderError(
+                f"{path} is damaged: {error}; write into it where the broker listened, as its workers know it, or "
+                "delete it to listen where network.bind says"
+            ) from error
+        return endpoint
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         file = self._logs.get(name)

@@ -7,7 +7,7 @@ version of its block. `Saved` is the state after the last entry; a broker that b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 class Entry:
     """One committed round.
 
-    attempt: the fold that made the block's new version; 0: nobody was counted, and the block stays as it was. base: the
-    round that made the version before, −1 where none did. contributors: in roster order, with their weights, steps and
-    losses. moved: root mean square of x' − x; 0 where the settings have no use for it. agenda: `Agenda.snapshot` after
-    this commit. clients: names on the roster. tardy: of those, who was not in time for their last round. folded_late:
-    what was counted beside the contributors' own, as CLIENT@ROUND.
+    attempt: the fold that made the block's new version; 0: nobody was counted, and the block stays as it was, or goes
+    back to an older version where a damaged one is repaired (`broker.opening`). base: the round that made the version
+    before, −1 where none did. contributors: in roster order, with their weights, steps and losses. moved: root mean
+    square of x' − x; 0 where the settings have no use for it. agenda: `Agenda.snapshot` after this commit. clients:
+    names on the roster. tardy: of those, who was not in time for their last round. folded_late: what was counted beside
+    the contributors' own, as CLIENT@ROUND.
     """
 
     round: int
@@ -63,6 +64,28 @@ class Entry:
             return None
         shares = zip(self.losses, self.weights, strict=True)
         return sum(loss * weight for loss, weight in shares) / sum(self.weights)
+
+
+def spent(last: Entry, round: int, block: int, reason: str, base: int = -1) -> Entry:
+    """The entry of a round that was not held, or of which nothing is known: who is there and whose turn it is stay as
+    they were after the `last` one."""
+    return replace(
+        last,
+        round=round,
+        block=block,
+        attempt=0,
+        base=base,
+        contributors=(),
+        weights=(),
+        steps=(),
+        losses=(),
+        moved=0.0,
+        late=0,
+        bytes_up=0,
+        bytes_down=0,
+        reason=reason,
+        folded_late=(),
+    )
 
 
 @dataclass(frozen=True)

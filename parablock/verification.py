@@ -6,16 +6,33 @@ it and what to do.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from parablock import witness
+from parablock.belonging import Belonging
 from parablock.block_file import BlockFileError, file_name
 from parablock.folder_lock import holder
-from parablock.journal import Journal, JournalError, entry_json
-from parablock.run_folder import BLOCKS, CONFIG, EVENTS, JOURNAL, MANIFEST, METRICS, TRACE, RunFolderError
+from parablock.journal import Journal, JournalError
+from parablock.run_folder import (
+    BLOCKS,
+    CONFIG,
+    ENDPOINT,
+    EVENTS,
+    JOURNAL,
+    LAUNCH,
+    MANIFEST,
+    METRICS,
+    PARTITION,
+    TRACE,
+    RunFolderError,
+)
 from parablock.trace import TraceError, read_trace
+from parablock.witness import WitnessError, place
 
 if TYPE_CHECKING:
+    from parablock.config import Config
     from parablock.manifest import Manifest
     from parablock.run_folder import RunFolder
 
@@ -39,23 +56,24 @@ class Check:
 
 def verify(folder: RunFolder) -> list[Check]:
     """Every check, in the order in which one depends on the other."""
-    config = _config(folder)
+    config, config_check = _config(folder)
     manifest, manifest_check = _manifest(folder)
     journal, journal_check = _journal(folder, manifest)
     try:
-        blocks = _blocks(folder, manifest, journal)
+        blocks = _blocks(folder, config, manifest, journal)
     finally:
         if journal is not None:
             journal.close()
-    return [config, manifest_check, journal_check, blocks, *_logs(folder), _leftovers(folder)]
+    others = [_endpoint(folder), _launch(folder), _partition(folder)]
+    return [config_check, manifest_check, journal_check, blocks, *_logs(folder), *others, _leftovers(folder)]
 
 
-def _config(folder: RunFolder) -> Check:
+def _config(folder: RunFolder) -> tuple[Config | None, Check]:
     try:
         config = folder.config()
     except ValueError as error:
-        return Check(CONFIG, "", (Problem(CONFIG, f"{error}; take it from a backup of the run"),))
-    return Check(CONFIG, f"{config.mode}, {config.rounds} rounds")
+        return None, Check(CONFIG, "", (Problem(CONFIG, f"{error}; take it from a backup of the run"),))
+    return config, Check(CONFIG, f"{config.mode}, {config.rounds} rounds")
 
 
 def _manifest(folder: RunFolder) -> tuple[Manifest | None, Check]:
@@ -77,34 +95,42 @@ def _journal(folder: RunFolder, manifest: Manifest | None) -> tuple[Journal | No
             f"it is of a model of the digest {journal.facts.manifest[:16]}…, {MANIFEST} of another; restore one of them"
         )
         return journal, Check(JOURNAL, found, (Problem(JOURNAL, text),))
-    return journal, Check(JOURNAL, found)
+    problems = []
+    if manifest is not None:
+        facts, said = journal.facts, folder.run_facts()
+        for name, own in (("run", facts.run), ("weights", facts.base), ("tokenizer", facts.tokenizer)):
+            if said[name] != own:
+                text = f"its {name} is {said[name]!r}, and {JOURNAL} says {own!r}; take it from a backup of the run"
+                problems.append(Problem(MANIFEST, text))
+    try:
+        witness.read(journal.path)
+    except WitnessError as error:
+        problems.append(Problem(place(journal.path).name, f"{error}; a broker that goes on writes it anew"))
+    if journal.behind:
+        text = (
+            f"it ends with round {journal.next_round - 1}, and {journal.behind} more were committed: it has lost "
+            "rows, or is an old copy; restore it, or a broker that goes on spends these rounds"
+        )
+        problems.append(Problem(JOURNAL, text))
+    if journal.epoch > max(journal.incarnations, default=0):
+        text = f"it does not tell of the broker of epoch {journal.epoch}; a broker that goes on begins above it"
+        problems.append(Problem(JOURNAL, text))
+    return journal, Check(JOURNAL, found, tuple(problems))
 
 
-def _blocks(folder: RunFolder, manifest: Manifest | None, journal: Journal | None) -> Check:
+def _blocks(folder: RunFolder, config: Config | None, manifest: Manifest | None, journal: Journal | None) -> Check:
     problems: list[Problem] = []
     intact: dict[int, set[int]] = {}
-    entries = {} if journal is None else {entry.round: entry for entry in journal.entries()}
+    belonging = Belonging.to(journal, manifest, config)
     count = 0
     for index, versions in folder.blocks.listed().items():
         for version in versions:
             name = f"{BLOCKS}/{file_name(index, version)}"
             try:
-                stored = folder.blocks.read(index, version)
+                belonging.check(folder.blocks.path(index, version), folder.blocks.read(index, version))
             except BlockFileError as error:
                 if folder.blocks.path(index, version).exists():  # else a live broker has dropped it meanwhile
                     problems.append(Problem(name, str(error)))
-                continue
-            text = ""
-            if manifest is not None and stored.label.manifest != manifest.digest:
-                text = f"it is of another model than {MANIFEST}; remove it"
-            elif manifest is not None and stored.values.size != manifest.blocks[index].numel:
-                text = f"it holds {stored.values.size} elements instead of {manifest.blocks[index].numel}; remove it"
-            elif stored.label.round in entries and stored.entry != entry_json(entries[stored.label.round]):
-                text = (
-                    f"its entry of round {stored.label.round} is not that of {JOURNAL}; one of them is not of this run"
-                )
-            if text:
-                problems.append(Problem(name, text))
                 continue
             intact.setdefault(index, set()).add(version)
             count += 1
@@ -135,7 +161,10 @@ def _logs(folder: RunFolder) -> list[Check]:
     checks = []
     for name, rows in ((METRICS, folder.read_metrics), (EVENTS, folder.read_events)):
         try:
-            checks.append(Check(name, f"{len(rows())} rows"))
+            found = f"{len(rows())} rows"
+            if name == EVENTS:
+                folder.recorded_until()
+            checks.append(Check(name, found))
         except RunFolderError as error:
             checks.append(Check(name, "", (Problem(name, str(error)),)))
     try:
@@ -144,6 +173,38 @@ def _logs(folder: RunFolder) -> list[Check]:
     except TraceError as error:
         checks.append(Check(TRACE, "", (Problem(TRACE, str(error)),)))
     return checks
+
+
+def _endpoint(folder: RunFolder) -> Check:
+    try:
+        return Check(ENDPOINT, folder.endpoint() or "none")
+    except RunFolderError as error:
+        return Check(ENDPOINT, "", (Problem(ENDPOINT, str(error)),))
+
+
+def _launch(folder: RunFolder) -> Check:
+    path = folder.path / LAUNCH
+    try:
+        told = json.loads(path.read_bytes())
+        workers, threads, device = told["workers"], told["threads"], told["device"]
+        if not (type(workers) is type(threads) is int and min(workers, threads) > 0 and isinstance(device, str)):
+            raise ValueError(f"got {told}")
+    except FileNotFoundError:
+        return Check(LAUNCH, "none")
+    except (ValueError, KeyError, TypeError) as error:
+        text = (
+            f"{path} is damaged: {error!r}; it holds workers and threads, at least 1 each, and device, as in "
+            '{"workers": 2, "device": "auto", "threads": 1}'
+        )
+        return Check(LAUNCH, "", (Problem(LAUNCH, text),))
+    return Check(LAUNCH, f"{workers} workers")
+
+
+def _partition(folder: RunFolder) -> Check:
+    try:
+        return Check(PARTITION, "none" if folder.shard_counts() is None else "rows by worker and label")
+    except RunFolderError as error:
+        return Check(PARTITION, "", (Problem(PARTITION, str(error)),))
 
 
 def _leftovers(folder: RunFolder) -> Check:

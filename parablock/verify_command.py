@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INPUT
     except OSError as error:
         print(
-            f"parablock verify: {error}; when the disk no longer refuses, give the same command again", file=sys.stderr
+            f"parablock verify: {error}; when the disk no longer refuses, give the same command again (no damage is known)",
+            file=sys.stderr,
         )
         return EXIT_LATER
     return EXIT_DAMAGED if any(check.problems for check in checks) else 0
@@ -63,10 +64,10 @@ def _rebuild(folder: RunFolder) -> None:
     config = json.dumps(settings.to_dict(folder.config()))
     # Seconds since 1970: more brokers than that have not served the run.
     made = rebuild(folder, config, now, epoch=int(time.time()))
+    kept = f" The old one is {made.kept_as}." if made.kept_as else ""
     print(
-        f"parablock verify: made the journal anew, with {made.rows} rows, {made.from_files} of them from block files; "
-        f"{made.lost} rounds that no block file tells of are without one. The old one is journal.sqlite.damaged. "
-        f"The run goes on with round {made.next_round}",
+        f"parablock verify: made the journal anew, with {made.rows} rows; {made.lost} rounds that nothing tells of any "
+        f"more are without one.{kept} The run goes on with round {made.next_round}",
         file=sys.stderr,
     )
 

@@ -512,7 +512,7 @@ class Broker:
         self._folder = folder
         zeros = [np.zeros(block.numel, np.float32) for block in manifest.blocks]
         self._blocks = GlobalBlocks(BaseModel(manifest, BASE, TOKENIZER, zeros), config)
-        self._store = BlockStore(folder, self, manifest.digest, 2)  # type: ignore[arg-type]
+        self._store = BlockStore(folder, self, RUN, manifest.digest, 2)  # type: ignore[arg-type]
         entries = [entry_from_json(text) for text in folder.entries]
         for _, version in sorted(folder.versions.items(), key=lambda item: item[0][1]):
             entry = entry_from_json(version.entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from parablock import block_file
 from parablock.block_file import BlockFileError, BlockWriter, Label, file_name, numbers, read
 
 if TYPE_CHECKING:
@@ -140,11 +142,27 @@ def test_a_renamed_file_is_found(path: Path) -> None:
 
 
 def test_what_is_not_there_or_not_ours_is_told(path: Path) -> None:
-    with pytest.raises(BlockFileError, match="cannot be read: No such file"):
+    with pytest.raises(BlockFileError, match="is not there; `parablock verify`"):
         read(path)
     save_file({"block": vector(7)}, path)
     with pytest.raises(BlockFileError, match="was not written by parablock"):
         read(path)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("step", ["open", "read"])
+def test_what_cannot_be_read_for_the_moment_is_no_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: str
+) -> None:
+    write(path, tensors(5))
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(*((type(path), "open") if step == "open" else (block_file, "_read")), refuse)
+    with pytest.raises(OSError, match=r"while .*0007-000003\.safetensors was read; where that lasts") as caught:
+        read(path)
+    assert caught.value.errno == number
 
 
 def test_until_it_is_whole_it_is_not_there(path: Path) -> None:

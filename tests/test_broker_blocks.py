@@ -56,7 +56,7 @@ class Desk:
         self.folder = RunFolder.create(path / "run", self.config)
         self.base = [vector(index) for index in range(2)]
         self.blocks = GlobalBlocks(BaseModel(MANIFEST, "", "", list(self.base)), self.config)
-        self.disk = BlockStore(self.folder.blocks, Rows(), MANIFEST.digest, keep=2)  # type: ignore[arg-type]
+        self.disk = BlockStore(self.folder.blocks, Rows(), "run", MANIFEST.digest, keep=2)  # type: ignore[arg-type]
 
     def fold(
         self,

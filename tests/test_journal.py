@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from parablock import witness
 from parablock.journal import Facts, Incarnation, Journal, JournalError, Row, entry_from_json, entry_json, salvage
 from parablock.saved import Entry, Saved, SavedVersion
+from parablock.witness import Witness, WitnessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +95,78 @@ def test_each_broker_has_its_epoch(journal: Journal, path: Path) -> None:
         assert again.begin_epoch(replace(LIFE, pid=18)) == 3
         assert {epoch: life.pid for epoch, life in again.incarnations.items()} == {1: 17, 2: 17, 3: 18}
         assert again.incarnations[3].settings == {"rounds": 9}
+
+
+def test_an_epoch_survives_damage_of_the_log(journal: Journal, tmp_path: Path) -> None:
+    assert journal.begin_epoch(LIFE) == 2
+    journal.append(row(6))
+    left = crashed(journal, tmp_path / "crashed")
+    left.with_name("journal.sqlite.witness").unlink()
+    log = left.with_name("journal.sqlite-wal")
+    content = bytearray(log.read_bytes())
+    content[100] ^= 1  # in its first frame, with which all of it is void
+    log.write_bytes(content)
+    with Journal.open(left) as again:
+        assert (again.next_round, again.begin_epoch(LIFE)) == (6, 3)
+
+
+def test_a_log_whose_end_is_damaged_is_found_by_the_witness(journal: Journal, tmp_path: Path) -> None:
+    left = crashed(journal, tmp_path / "crashed")
+    log = left.with_name("journal.sqlite-wal")
+    content = bytearray(log.read_bytes())
+    content[-100] ^= 1
+    log.write_bytes(content)
+    with Journal.open(left) as again:
+        assert (again.next_round, again.behind) == (5, 1), "SQLite has dropped it in silence"
+
+
+def test_an_older_copy_is_found_by_the_witness(journal: Journal, path: Path, tmp_path: Path) -> None:
+    old = crashed(journal, tmp_path / "crashed")
+    assert journal.begin_epoch(LIFE) == 2
+    journal.append(row(6))
+    journal.append(row(7))
+    shutil.copy(path.with_name("journal.sqlite.witness"), old.parent)
+    with Journal.open(old) as again:
+        assert (again.next_round, again.behind, again.epoch) == (6, 2, 2)
+        assert again.begin_epoch(LIFE) == 3
+        again.append(row(6))
+    with Journal.open(old) as again:
+        assert (again.behind, again.epoch) == (1, 2 + 1)
+
+
+def test_another_history_is_found_by_the_witness(journal: Journal, path: Path) -> None:
+    journal.close()
+    Witness(1, 5, "another digest").write(path)
+    with pytest.raises(JournalError, match="the row of round 5 is another one than was committed"):
+        Journal.open(path)
+    Witness(1, 3, "").write(path)
+    Journal.open(path).close()
+
+
+def test_a_witness_that_cannot_be_written_undoes_no_round(
+    journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Witness, "write", refuse)
+        journal.append(row(6))
+    assert "cannot write what tells how far" in caplog.text
+    journal.close()
+    with Journal.open(path) as again:
+        assert (again.next_round, again.behind) == (7, 0)
+
+
+def test_a_damaged_witness_witnesses_nothing(journal: Journal, path: Path) -> None:
+    journal.close()
+    file = witness.place(path)
+    for content in (b"", b"\xff", b"3", b"{}", file.read_bytes().replace(b'"round": 5', b'"round": 6')):
+        file.write_bytes(content)
+        with pytest.raises(WitnessError, match=r"journal\.sqlite\.witness is damaged"):
+            witness.read(path)
+        with Journal.open(path) as again:
+            assert (again.next_round, again.behind, again.epoch) == (6, 0, 1)
 
 
 def test_the_state_after_the_last_entry(journal: Journal) -> None:
@@ -254,14 +328,56 @@ def test_a_full_disk_is_told_and_the_round_may_be_tried_again(journal: Journal, 
         assert list(again.rows()) == [*(row(round) for round in range(6)), big]
 
 
-def test_a_new_journal_takes_the_place_of_a_damaged_one(journal: Journal, tmp_path: Path) -> None:
-    left = crashed(journal, tmp_path / "crashed")  # with a log that belongs to it
-    with Journal.create(left, FACTS, [row(0), row(2), row(5)]) as new:
+@pytest.mark.parametrize(
+    ("statement", "number"),
+    [
+        ("disk I/O error", sqlite3.SQLITE_IOERR_SHMSIZE),
+        ("database or disk is full", sqlite3.SQLITE_FULL),
+        ("unable to open database file", sqlite3.SQLITE_CANTOPEN),
+        ("database is locked", sqlite3.SQLITE_BUSY),
+        ("attempt to write a readonly database", sqlite3.SQLITE_READONLY_DBMOVED),
+        ("access permission denied", sqlite3.SQLITE_PERM),
+    ],
+)
+def test_what_the_system_refuses_is_no_damage(
+    journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, number: int
+) -> None:
+    journal.close()
+    error = sqlite3.OperationalError(statement)
+    error.sqlite_errorcode = number
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    for look in (Journal.open, salvage):
+        with pytest.raises(OSError, match=statement):
+            look(path)
+
+
+def test_a_journal_that_cannot_be_opened_for_the_moment_is_not_damaged(journal: Journal, path: Path) -> None:
+    """SQLite's own answer: the log's index cannot be opened, since it follows no links."""
+    journal.close()
+    path.with_name("journal.sqlite-wal").write_bytes(b"")
+    path.with_name("journal.sqlite-shm").symlink_to(path.parent / "nowhere")
+    with pytest.raises(OSError, match=r"unable to open database file.*journal\.sqlite"):
+        Journal.open(path)
+
+
+@pytest.mark.parametrize("name", ["journal.sqlite", "journal.sqlite-wal"])
+def test_a_journal_is_never_made_over_another_or_beside_its_log(path: Path, name: str) -> None:
+    path.with_name(name).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{name} is of another journal; move it away"):
+        Journal.create(path, FACTS)
+    assert [each.read_text() for each in path.parent.iterdir()] == ["mine"]
+
+
+def test_a_new_journal_may_lack_rows(tmp_path: Path) -> None:
+    with Journal.create(tmp_path / "new.sqlite", FACTS, [row(0), row(2), row(5)], {40: LIFE}) as new:
         assert [entry.round for entry in new.entries()] == [0, 2, 5]
         assert new.next_round == 6
         new.append(row(6))
-        assert new.incarnations == {}
-        new.set_epoch(40, LIFE)
+        assert new.incarnations == {40: LIFE}
         assert new.begin_epoch(LIFE) == 41
 
 

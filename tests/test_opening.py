@@ -19,6 +19,7 @@ from broker import opening
 from broker.blocks import BaseModel, GlobalBlocks
 from broker.opening import begin, last_endpoint, resume
 from broker.store import BlockStore
+from parablock import verify_command
 from parablock.aggregation import Contribution
 from parablock.block_file import BlockWriter
 from parablock.config import ConfigError, from_dict, to_dict
@@ -68,8 +69,8 @@ class Desk:
         self.blocks = GlobalBlocks(opened.base, opened.config)
         for stored in opened.stored:
             self.blocks.restore(stored)
-        digest = opened.base.manifest.digest
-        self.store = BlockStore(opened.folder.blocks, opened.journal, digest, opened.config.journal.keep)
+        run, digest, keep = opened.journal.facts.run, opened.base.manifest.digest, opened.config.journal.keep
+        self.store = BlockStore(opened.folder.blocks, opened.journal, run, digest, keep)
 
     def hold(self, *, counted: bool = True) -> None:
         """One round, by one client's update, which follows from the round."""
@@ -298,12 +299,58 @@ def test_a_damaged_version_is_gone_back_from_and_never_forgotten(
     again.close()
 
 
+def test_another_run_s_version_is_neither_gone_on_with_nor_committed(
+    tmp_path: Path, undisturbed: list[list[dict[str, bytes]]]
+) -> None:
+    begun(tmp_path / "run", rounds=5).opened.close()
+    begun(tmp_path / "other", rounds=6).opened.close()
+    for version in ("0000-000005", "0001-000006"):
+        shutil.copy(tmp_path / "other" / "blocks" / f"{version}.safetensors", tmp_path / "run" / "blocks")
+    opened = resume(tmp_path / "run", None, [])
+    lacking, newest = opened.said
+    assert "0001-000006.safetensors is intact, and does not belong here: it is of the run 'other-" in lacking
+    assert "0000-000005.safetensors is intact, and does not belong here" in newest
+    assert state(opened) == [undisturbed[3][0], undisturbed[5][1]]
+    opened.close()
+
+
 def test_a_missing_version_is_gone_back_from_too(tmp_path: Path) -> None:
     begun(tmp_path / "run", rounds=5).opened.close()
     (tmp_path / "run" / "blocks" / "0001-000004.safetensors").unlink()
     opened = resume(tmp_path / "run", None, [])
     assert "0001-000004.safetensors is not there. Block 1 goes back from version 4 to 2" in opened.said[0]
     opened.close()
+
+
+@pytest.mark.parametrize("version", ["0001-000006", "0000-000007"])
+def test_a_version_that_cannot_be_read_for_the_moment_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[list[dict[str, bytes]]], version: str
+) -> None:
+    """The newest that was announced, and one that lacks its row."""
+    desk = begun(tmp_path / "run", rounds=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            desk.hold()
+    left = killed(desk, tmp_path / "left")
+    desk.opened.close()
+    opened, names = type(tmp_path).open, sorted(path.name for path in (left / "blocks").iterdir())
+
+    def too_many(path: Path, *arguments: Any, **more: Any) -> Any:
+        if path.name.startswith(version):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "open", too_many)
+        with pytest.raises(OSError, match=rf"Too many open files while .*{version}.* was read"):
+            resume(left, None, [])
+        assert verify_command.main([str(left)]) == 75
+    assert sorted(path.name for path in (left / "blocks").iterdir()) == names
+    again = resume(left, None, [])
+    assert (again.journal.next_round, state(again)[1]) == (7, undisturbed[6][1])
+    assert not any("damaged" in said for said in again.said)
+    again.close()
 
 
 def test_rounds_that_are_trained_together_begin_together_after_a_repair(tmp_path: Path) -> None:
@@ -320,15 +367,99 @@ def test_rounds_that_are_trained_together_begin_together_after_a_repair(tmp_path
     again.close()
 
 
+def test_a_broker_that_is_killed_among_its_repairs_leaves_them_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = from_dict({**SETTINGS, "mode": "lisa", "rounds": 8})
+    opened = begin(config, tmp_path / "run", BaseModel(MANIFEST, "w", "t", [vector(0), vector(1)]))
+    desk = Desk(opened)
+    for _ in range(4):
+        desk.hold()
+    opened.close()
+    damage(tmp_path / "run" / "blocks" / "0000-000003.safetensors")
+    append, appended = Journal.append, []
+
+    def kill(journal: Journal, row: Any) -> None:
+        if appended:
+            raise KeyboardInterrupt
+        append(journal, row)
+        appended.append(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", kill)
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path / "run", None, [])
+    (tmp_path / "run" / "blocks" / "0000-000006.safetensors").unlink()  # of the other round, which has no row
+    again = resume(tmp_path / "run", None, [])
+    assert again.journal.next_round == 6, "rounds that are trained together begin together"
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("rounds", "mode", "repaired"), [(7, "fedbcd", True), (8, "fedbcd", False), (6, "lisa", False)]
+)
+def test_a_repair_leaves_a_round_to_train_in(tmp_path: Path, rounds: int, mode: str, repaired: bool) -> None:
+    """Of 9 rounds; with lisa of 8, where two are trained together."""
+    config = from_dict({**SETTINGS, "mode": mode, "rounds": 9 if mode == "fedbcd" else 8})
+    opened = begin(config, tmp_path / "run", BaseModel(MANIFEST, "w", "t", [vector(0), vector(1)]))
+    desk = Desk(opened)
+    for _ in range(rounds):
+        desk.hold()
+    opened.close()
+    newest = (rounds - 1) // 2 * 2 + 1  # of block 0
+    damage(tmp_path / "run" / "blocks" / f"0000-{newest:06d}.safetensors")
+    if repaired:
+        again = resume(tmp_path / "run", None, [])
+        assert again.journal.next_round == rounds + 1 < config.rounds
+        again.close()
+        return
+    with pytest.raises(
+        RunFolderError, match=rf"one must be left after that .*; {config.rounds - rounds} of .* are left"
+    ):
+        resume(tmp_path / "run", None, [])
+    with Journal.open(tmp_path / "run" / "journal.sqlite") as journal:
+        assert journal.next_round == rounds, "nothing was spent"
+
+
 def test_what_cannot_be_repaired_is_refused_and_named(tmp_path: Path) -> None:
     begun(tmp_path / "run", rounds=9).opened.close()
     blocks = tmp_path / "run" / "blocks"
     damage(blocks / "0000-000009.safetensors")
-    with pytest.raises(RunFolderError, match=r"0000-000009\.safetensors is damaged.*Every round is committed"):
+    with pytest.raises(
+        RunFolderError, match=r"0000-000009\.safetensors is damaged.*takes 1 of the .*; 0 of 9 are left"
+    ):
         resume(tmp_path / "run", None, [])
     damage(blocks / "0000-000007.safetensors")
     with pytest.raises(RunFolderError, match=r"no version of block 0 is intact .*0000-000007\.safetensors is damaged"):
         resume(tmp_path / "run", None, [])
+
+
+@pytest.mark.parametrize("version", ["0000-000005", "0001-000004"])
+def test_a_journal_and_a_version_that_are_lost_together_give_no_number_two_contents(
+    tmp_path: Path, undisturbed: list[list[dict[str, bytes]]], version: str
+) -> None:
+    begun(tmp_path / "run", rounds=5).opened.close()
+    (tmp_path / "run" / "journal.sqlite").unlink()
+    damage(tmp_path / "run" / "blocks" / f"{version}.safetensors")
+    assert verify_command.main([str(tmp_path / "run"), "--rebuild"]) == 1
+    opened = resume(tmp_path / "run", None, [])
+    assert [f"{version}.safetensors is damaged" in said for said in opened.said] == [True]
+    assert "and round 5 is spent on it" in opened.said[0]
+    assert (opened.journal.next_round, opened.journal.last.clients) == (6, ("a",))  # type: ignore[union-attr]
+    block = int(version[:4])
+    assert state(opened)[block] == undisturbed[3 if block == 0 else 2][block]
+    assert state(opened)[1 - block] == undisturbed[5][1 - block]
+    opened.close()
+
+
+def test_where_nothing_tells_of_any_round_there_is_no_journal_to_make(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(tmp_path / "run", rounds=1).opened.close()
+    (tmp_path / "run" / "journal.sqlite").unlink()
+    damage(tmp_path / "run" / "blocks" / "0000-000001.safetensors")
+    assert verify_command.main([str(tmp_path / "run"), "--rebuild"]) == 2
+    assert "0000-000001.safetensors is damaged, and nothing else tells of any round" in capsys.readouterr().err
 
 
 def test_a_version_that_nobody_was_told_of_and_is_damaged_goes(
@@ -343,10 +474,67 @@ def test_a_version_that_nobody_was_told_of_and_is_damaged_goes(
     desk.opened.close()
     damage(left / "blocks" / "0000-000005.safetensors")
     opened = resume(left, None, [])
-    assert "No client was told of it: it is removed, and round 4 held again" in opened.said[0]
+    assert (
+        "No client was told of it: it is 0000-000005.safetensors.damaged now, and round 4 held again" in opened.said[0]
+    )
     assert (opened.journal.next_round, state(opened)) == (4, undisturbed[4])
     assert opened.folder.blocks.listed()[0] == [1, 3]
     opened.close()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_journal_that_has_lost_its_newest_row_holds_no_round_again(
+    tmp_path: Path, undisturbed: list[list[dict[str, bytes]]], damaged: bool
+) -> None:
+    """In which nobody was counted; or whose version is damaged as well, of which clients know."""
+    desk = begun(tmp_path / "run", rounds=4)
+    desk.hold(counted=damaged)
+    left = killed(desk, tmp_path / "left")
+    desk.opened.close()
+    content = bytearray((left / "journal.sqlite-wal").read_bytes())
+    content[-100] ^= 1
+    (left / "journal.sqlite-wal").write_bytes(content)
+    if damaged:
+        damage(left / "blocks" / "0000-000005.safetensors")
+    opened = resume(left, None, [])
+    assert opened.journal.next_round == (6 if damaged else 5)
+    assert state(opened) == undisturbed[4]
+    if damaged:
+        assert "the row of round 4 is lost, and its block with it" in opened.said[0]
+        assert "Block 0 goes back from version 5 to 3, and round 5 is spent on it" in opened.said[1]
+    else:
+        assert "has lost the rows of rounds 4 to 4, or is an old copy" in opened.said[0]
+    opened.close()
+    again = resume(left, None, [])
+    assert again.said == []
+    again.close()
+
+
+def test_a_row_that_was_lost_is_had_from_its_block(tmp_path: Path, undisturbed: list[list[dict[str, bytes]]]) -> None:
+    desk = begun(tmp_path / "run", rounds=5)
+    left = killed(desk, tmp_path / "left")
+    desk.opened.close()
+    content = bytearray((left / "journal.sqlite-wal").read_bytes())
+    content[-100] ^= 1
+    (left / "journal.sqlite-wal").write_bytes(content)
+    opened = resume(left, None, [])
+    assert opened.said == ["round 4 had lost its row; it is committed"]
+    assert (opened.journal.next_round, state(opened)) == (5, undisturbed[5])
+    opened.close()
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_journal_without_its_rows_is_refused(tmp_path: Path, counted: bool) -> None:
+    desk = begun(tmp_path / "run")
+    old = killed(desk, tmp_path / "old")
+    desk.hold(counted=counted)
+    desk.opened.close()
+    shutil.copy(tmp_path / "run" / "journal.sqlite.witness", old)
+    if counted:
+        shutil.copy(tmp_path / "run" / "blocks" / "0000-000001.safetensors", old / "blocks")
+        damage(old / "blocks" / "0000-000001.safetensors")
+    with pytest.raises(JournalError, match=r"journal\.sqlite is empty, and 1 rounds were committed; restore it"):
+        resume(old, None, [])
 
 
 def test_a_journal_that_has_lost_rows_is_refused(tmp_path: Path) -> None:
@@ -480,11 +668,24 @@ def test_times_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened.close()
 
 
+def test_a_record_without_a_time_is_named(tmp_path: Path) -> None:
+    desk = begun(tmp_path / "run")
+    desk.opened.folder.append_event({"time_s": None, "kind": "joined"})
+    desk.opened.folder.append_event({"kind": "joined"})
+    desk.opened.close()
+    with pytest.raises(RunFolderError, match=r"events\.jsonl, line 2 says no time"):
+        resume(tmp_path / "run", None, [])
+
+
 def test_where_the_broker_listened_is_kept(tmp_path: Path) -> None:
     desk = begun(tmp_path / "run")
     assert last_endpoint(tmp_path / "run") is None
     desk.opened.write_endpoint("tcp://127.0.0.1:5558")
     assert last_endpoint(tmp_path / "run") == "tcp://127.0.0.1:5558"
+    for garbage in (b"\xff\xfe", b"here", b"tcp://127.0.0.1:*", b""):
+        (tmp_path / "run" / "endpoint").write_bytes(garbage)
+        with pytest.raises(RunFolderError, match=r"endpoint is damaged: .*; write into it where the broker listened"):
+            last_endpoint(tmp_path / "run")
     desk.opened.close()
 
 

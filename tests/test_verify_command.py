@@ -4,31 +4,34 @@ needed is never dropped."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from parablock import gc_command, verify_command
-from parablock.block_file import Label
+from parablock.block_file import Label, file_name
 from parablock.config import from_dict, to_dict
 from parablock.journal import Facts, Incarnation, Journal, Row, entry_json
 from parablock.manifest import Block, Manifest, Slot
 from parablock.run_folder import RunFolder
+from parablock.witness import Witness
 from tests.test_journal import row
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CONFIG = from_dict({"mode": "fedbcd", "rounds": 9})
+CONFIG = from_dict({"mode": "fedbcd", "rounds": 9, "codec": {"down": "int8"}})
 MANIFEST = Manifest(tuple(Block(i, f"layer {i}", (Slot(f"w{i}", (4,), "float32", 0),)) for i in range(2)), ())
 LIFE = Incarnation(json.dumps(to_dict(CONFIG)), "now", 1, "here", "", 0.0)
 
 
 def save(folder: RunFolder, made: Row) -> None:
-    label = Label(made.entry.block, made.entry.round + 1, MANIFEST.digest)
+    label = Label(made.entry.block, made.entry.round + 1, MANIFEST.digest, "run-1")
     values = np.full(4, made.entry.round, np.float32)
     folder.blocks.save(label, {"block": values, "residual": values}, entry_json(made.entry))
 
@@ -39,7 +42,7 @@ def run(tmp_path: Path) -> Path:
     with RunFolder.create(tmp_path / "run", CONFIG) as folder:
         folder.write_manifest(MANIFEST, "base", tokenizer="tokens", run="run-1")
         for block in MANIFEST.blocks:
-            folder.blocks.save(Label(block.index, 0, MANIFEST.digest), {"block": np.zeros(4, np.float32)})
+            folder.blocks.save(Label(block.index, 0, MANIFEST.digest, "run-1"), {"block": np.zeros(4, np.float32)})
         with Journal.create(
             folder.path / "journal.sqlite", Facts("run-1", MANIFEST.digest, "base", "tokens", "")
         ) as made:
@@ -52,7 +55,7 @@ def run(tmp_path: Path) -> Path:
             for path in folder.blocks.superseded(block.index, keep=3):
                 path.unlink()
         folder.append_metrics({"round": 0})
-        folder.append_event({"kind": "joined"})
+        folder.append_event({"time_s": 1.5, "kind": "joined"})
     return tmp_path / "run"
 
 
@@ -117,7 +120,16 @@ def test_a_live_broker_is_told(run: Path, capsys: pytest.CaptureFixture[str]) ->
         ("metrics.jsonl", "{torn\n", "line 1 is not valid JSON"),
         ("events.jsonl", "3\n", "line 1 is not a JSON object"),
         ("trace.json", "[\n?\n]\n", "line 2 is not a trace event"),
+        ("events.jsonl", '{"kind": "joined"}\n', "line 1 says no time: time_s is a number of seconds, got 'nothing'"),
+        ("events.jsonl", '{"time_s": "soon"}\n', "got 'soon'"),
         ("blocks/0001-000006.safetensors", "short", "is torn"),
+        ("endpoint", "\0", "is damaged: an endpoint is tcp://HOST:PORT"),
+        ("endpoint", "", "is damaged: an endpoint is tcp://HOST:PORT"),
+        ("launch.json", "{torn", "is damaged: JSONDecodeError"),
+        ("launch.json", "3", "is damaged: TypeError"),
+        ("launch.json", '{"workers": 0, "device": "auto", "threads": 1}', "at least 1 each"),
+        ("launch.json", '{"workers": 2, "device": "auto"}', "is damaged: KeyError('threads')"),
+        ("partition.json", "{torn", "partition.json is damaged"),
     ],
 )
 def test_every_damaged_file_is_named(
@@ -132,21 +144,51 @@ def test_every_damaged_file_is_named(
     assert f"\n{file}: " in capsys.readouterr().out
 
 
-def test_files_that_do_not_belong_together_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, values = RunFolder.open(run), {"block": np.zeros(4, np.float32)}
-    folder.blocks.save(Label(0, 3, "another"), values)
-    folder.blocks.save(Label(0, 5, MANIFEST.digest), values, entry_json(row(2).entry))
-    folder.blocks.save(Label(1, 2, MANIFEST.digest), {"block": np.zeros(3, np.float32)})
+@pytest.mark.parametrize(
+    ("label", "tensors", "entry", "says"),
+    [
+        ({"run": "run-2"}, {}, "", "it is of the run 'run-2', and this one is 'run-1'"),
+        ({"manifest": "another"}, {}, "", "it is of another model than manifest.json"),
+        ({"index": 2}, {}, "", "the model has 2 blocks"),
+        ({}, {"block": 3}, "", "its block holds 3 elements instead of 4"),
+        ({}, {"server.first": 4}, "", "it holds ['server.first'], for which the settings have no use"),
+        ({}, {}, entry_json(row(2).entry), "its entry is of round 2 and block 0"),
+        ({}, {}, "", "it holds no entry of its round"),
+        ({}, {}, entry_json(replace(row(4).entry, late=7)), "its entry of round 4 is not that of journal.sqlite"),
+        ({"version": 0}, {}, entry_json(row(4).entry), "a round's entry is in it, and no round made it"),
+    ],
+)
+def test_a_version_that_does_not_belong_here_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str], label: dict[str, Any], tensors: dict[str, int], entry: str, says: str
+) -> None:
+    folder = RunFolder.open(run)
+    odd = replace(Label(0, 5, MANIFEST.digest, "run-1"), **label)
+    numel = tensors.get("block", 4)
+    made = {name: np.zeros(numel, np.float32) for name in {"block": 4} | tensors}
+    folder.blocks.save(odd, made, entry)
     code, problems, _ = verified(run, capsys)
     assert code == 1
-    assert {file: texts[0].split(";")[0] for file, texts in problems.items()} == {
-        "blocks/0000-000003.safetensors": "it is of another model than manifest.json",
-        "blocks/0000-000005.safetensors": "its entry of round 4 is not that of journal.sqlite",
-        "blocks/0001-000002.safetensors": "it holds 3 elements instead of 4",
-    }
-    other = Manifest(MANIFEST.blocks, ("head",))
-    folder.write_manifest(other)
+    (text,) = problems[f"blocks/{file_name(odd.index, odd.version)}"]
+    assert f"is intact, and does not belong here: {says}" in text
+    if odd.index == 0:
+        flip(run / "blocks" / "0000-000007.safetensors")
+        assert collected(run, capsys, "--keep", "1")[0] == 0
+        ours = 5 if odd.version == 0 else 3
+        assert RunFolder.open(run).blocks.listed()[0] == [ours, 7], "the newest that is intact and ours stays"
+
+
+def test_a_manifest_of_another_model_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunFolder.open(run).write_manifest(Manifest(MANIFEST.blocks, ("head",)))
     assert "is of a model of the digest" in verified(run, capsys)[1]["journal.sqlite"][0]
+
+
+@pytest.mark.parametrize("name", ["run", "weights", "tokenizer"])
+def test_a_manifest_that_says_another_run_is_told(run: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    facts = {"weights": "base", "tokenizer": "tokens", "run": "run-1"} | {name: "another"}
+    RunFolder.open(run).write_manifest(MANIFEST, facts.pop("weights"), **facts)
+    code, problems, _ = verified(run, capsys)
+    assert code == 1
+    assert f"its {name} is 'another', and journal.sqlite says" in problems["manifest.json"][0]
 
 
 def test_what_should_be_there_and_is_not_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +210,21 @@ def test_a_version_that_the_journal_does_not_tell_of_yet_is_no_damage(
     code, problems, _ = verified(run, capsys)
     assert code == 1
     assert "it ends with round 6, and blocks holds what round 8 made" in problems["journal.sqlite"][0]
+
+
+def test_a_journal_that_is_behind_its_witness_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Witness(3, 8, "").write(run / "journal.sqlite")
+    code, problems, _ = verified(run, capsys)
+    assert code == 1
+    rows, epoch = problems["journal.sqlite"]
+    assert "it ends with round 6, and 2 more were committed: it has lost rows, or is an old copy" in rows
+    assert "it does not tell of the broker of epoch 3" in epoch
+    (run / "journal.sqlite").unlink()
+    verified(run, capsys, "--rebuild")
+    with Journal.open(run / "journal.sqlite") as journal:
+        assert (journal.behind, journal.begin_epoch(LIFE)) == (2, 4), "what was made anew knows it, too"
+    (run / "journal.sqlite.witness").write_text("{torn")
+    assert "journal.sqlite.witness is damaged" in verified(run, capsys)[1]["journal.sqlite.witness"][0]
 
 
 def test_an_intact_journal_is_not_made_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,17 +260,145 @@ def test_a_journal_is_made_anew_from_what_is_intact(run: Path, capsys: pytest.Ca
         # From files: versions 3, 5, 7 of block 0 and 0, 2, 6 of block 1, where round 3 counted nobody.
         assert told == {"a row": [0, 1, 2, 4, 5, 6], "the tail": [0, 1, 2, 4, 5, 6]}.get(lost, [1, 2, 4, 5, 6])
         epochs = list(journal.incarnations)
-        assert epochs == [1] if lost in ("a row", "the tail") else epochs[0] > 10**9
-        assert journal.incarnations[epochs[0]].settings == to_dict(CONFIG)
+        assert epochs == [1]
+        assert journal.incarnations[1].settings == to_dict(CONFIG)
     assert (run / "journal.sqlite.damaged").exists() == (lost != "the file")
 
 
-def test_a_damaged_version_tells_nothing_to_a_new_journal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_journal_whose_disk_refuses_stays_as_it_is(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (run / "journal.sqlite").read_bytes()
+    (run / "journal.sqlite-wal").write_bytes(b"")
+    (run / "journal.sqlite-shm").symlink_to(run / "nowhere")
+    assert verify_command.main([str(run), "--rebuild"]) == 75
+    err = capsys.readouterr().err
+    assert "unable to open database file" in err
+    assert err.endswith("give the same command again (no damage is known)\n")
+    (run / "journal.sqlite-shm").unlink()
+    (run / "journal.sqlite-wal").unlink()
+    change(run, "UPDATE entries SET entry = replace(entry, 'answered', 'unanswered') WHERE round = 2")
+    damaged = (run / "journal.sqlite").read_bytes()
+    assert damaged != before
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "create", refuse)
+        assert verify_command.main([str(run), "--rebuild"]) == 75
+    assert "No space left" in capsys.readouterr().err
+    assert (run / "journal.sqlite").read_bytes() == damaged
+    assert not list(run.glob("*.damaged*"))
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_rebuild_that_is_killed_is_gone_on_with(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Before each of its renames: the new journal's, the three of the old one, and again the new one's."""
+    keeper = sqlite3.connect(run / "journal.sqlite")
+    keeper.execute("UPDATE entries SET entry = replace(entry, 'answered', 'unanswered') WHERE round = 6")
+    keeper.commit()  # in the log, which is there until the connection is closed
+    assert {"journal.sqlite", "journal.sqlite-shm", "journal.sqlite-wal"} < {path.name for path in run.iterdir()}
+    (run / "journal.sqlite.damaged").write_text("of an earlier rebuild")
+    rename, renames = os.replace, []
+
+    def kill(source: Path, target: Path) -> None:
+        if len(renames) == step:
+            raise KeyboardInterrupt
+        if "witness" not in target.name:
+            renames.append(target)
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            verify_command.main([str(run), "--rebuild"])
+    keeper.close()
+    code, problems, err = verified(run, capsys, "--rebuild")
+    assert (code, problems) == (0, {})
+    assert "with 7 rows; 0 rounds" in err
+    assert (run / "journal.sqlite.damaged").read_text() == "of an earlier rebuild"
+    with Journal.open(run / "journal.sqlite") as journal:
+        assert journal.begin_epoch(LIFE) == 2
+
+
+def test_no_epoch_is_handed_out_twice_after_a_rebuild_that_was_killed(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal that is there under its name tells of all epochs, whenever its maker dies."""
+    for path in run.glob("journal.sqlite*"):
+        path.unlink()
+    opened = Journal.open
+
+    def kill(path: Path, **how: Any) -> Journal:
+        if path.exists():
+            raise KeyboardInterrupt
+        return opened(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "open", kill)
+        with pytest.raises(KeyboardInterrupt):
+            verify_command.main([str(run), "--rebuild"])
+    verified(run, capsys, "--rebuild")
+    with Journal.open(run / "journal.sqlite") as journal:
+        assert journal.begin_epoch(LIFE) > 10**9
+
+
+def test_the_old_journal_is_kept_with_its_log(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = run.with_name("left")
+    with Journal.open(run / "journal.sqlite") as journal:
+        journal.append(row(7))
+        shutil.copytree(run, left)
+    content = bytearray((left / "journal.sqlite").read_bytes())
+    content[:6] = b"broken"
+    (left / "journal.sqlite").write_bytes(content)
+    log = (left / "journal.sqlite-wal").read_bytes()
+    assert log
+    assert "The old one is journal.sqlite.damaged." in verified(left, capsys, "--rebuild")[2]
+    assert (left / "journal.sqlite.damaged").read_bytes() == content
+    assert (left / "journal.sqlite.damaged-wal").read_bytes() == log
+
+
+def test_a_damaged_version_tells_a_new_journal_that_its_round_was_held(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (run / "journal.sqlite").unlink()
     flip(run / "blocks" / "0000-000007.safetensors")
     code, problems, err = verified(run, capsys, "--rebuild")
     assert (code, list(problems)) == (1, ["blocks/0000-000007.safetensors"])
-    assert "The run goes on with round 6" in err
+    assert "The run goes on with round 7" in err
+    with Journal.open(run / "journal.sqlite", read_only=True) as journal:
+        last = journal.last
+        assert last is not None
+        assert (last.block, last.attempt, last.contributors, last.agenda) == (0, 0, (), row(5).entry.agenda)
+        assert journal.newest[0].version == 7
+
+
+def test_a_version_of_a_round_that_the_run_has_not_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "journal.sqlite").unlink()
+    (run / "blocks" / "0001-000099.safetensors").write_text("of another run")
+    assert verify_command.main([str(run), "--rebuild"]) == 2
+    assert "0001-000099.safetensors is named as what round 98 made, and the run has 9 rounds" in capsys.readouterr().err
+
+
+def test_a_rebuild_does_without_no_version_that_it_may_not_read(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "journal.sqlite").unlink()
+    opened = type(run).open
+
+    def refuse(path: Path, *arguments: Any, **more: Any) -> Any:
+        if path.name == "0000-000007.safetensors":
+            raise OSError(5, "Input/output error")
+        return opened(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run), "open", refuse)
+        assert verify_command.main([str(run), "--rebuild"]) == 75
+    assert "Input/output error while" in capsys.readouterr().err
+    assert "The run goes on with round 7" in verified(run, capsys, "--rebuild")[2]
 
 
 def test_a_folder_that_does_not_say_which_run_it_is_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,6 +485,6 @@ def test_a_disk_that_refuses_is_told(
     assert gc_command.main([str(run)]) == 75
     assert "Read-only file system; when the disk no longer refuses, give the same" in capsys.readouterr().err
     shutil.copy(run / "config.toml", run / "journal.sqlite")
-    monkeypatch.setattr("parablock.rebuild.os.replace", refuse)
+    monkeypatch.setattr("parablock.rebuild.replace", refuse)
     assert verify_command.main([str(run), "--rebuild"]) == 75
     assert "Read-only file system; when the disk no longer refuses, give the same" in capsys.readouterr().err
