@@ -238,7 +238,7 @@ class Rounds:
     quorum_lost: Literal["wait", "fewer", "stop"] = _key(
         "wait",
         "when for quorum_lost_s fewer clients than the quorum have been there: wait for them; close rounds with those "
-        "that are there, at least one contribution each; or stop the run, which can be resumed",
+        "that are there, if there are any; or stop the run, which can be resumed",
     )
     quorum_lost_s: float = _key(60.0, "how long the quorum may be missing before that (fewer, stop)", unit="s", low=0)
     weights: Literal["normalised", "tokens"] = _key(

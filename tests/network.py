@@ -140,7 +140,8 @@ class Incident:
 
     kind: `freeze` (SIGSTOP and SIGCONT: what comes meanwhile is handled late), `cut` (what is sent meanwhile, in either
     direction, is lost), `disk` (the broker's refuses whatever is written) or `kill` (the process is gone; after `lasts`
-    another one comes under the name, if `returns`).
+    another one comes under the name, if `returns`, or if no round is committed yet: no run begins without all of its
+    clients).
     kept: a worker comes back with what it has kept. point: of the broker, the first passage of which from `at` on kills
     it; see `POINTS`.
     """
@@ -686,7 +687,7 @@ class Network:
         for process in self.processes:
             if process.name == incident.victim and not process.dead and process.gone is None:
                 process.dead = True
-                if incident.returns:
+                if incident.returns or not self.committed:
                     self.after(incident.lasts, lambda process=process: self._return(process, incident))
 
     def _return(self, dead: Process, incident: Incident) -> None:
