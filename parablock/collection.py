@@ -73,6 +73,7 @@ class Collection:
         """Go on after the last round that was committed before the broker's restart."""
         self.next_round = saved.next_round
         self._late = set(saved.tardy)
+        self._latecomers.restore(saved)
 
     @property
     def complete(self) -> bool:

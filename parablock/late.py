@@ -7,7 +7,8 @@
 Who is owed is settled by the close of a round: those who were waited for and are not in it. From there each step is
 taken once, so that nothing counts twice, in its own round and later, or after any number of resends. Of each client one
 is held at a time, which is the most that late ones cost in memory: a block a client; a client that is late each time
-has its blocks counted in turn (`has_part`). A broker that begins anew knows of none. With `round.late = "discard"`
+has its blocks counted in turn (`has_part`). A broker that begins anew holds none and is owed none, and knows what has
+counted in the newest version of each block (`recall`). With `round.late = "discard"`
 nothing is held, and a late offer is only counted.
 """
 
@@ -18,12 +19,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from collections.abc import Set as AbstractSet
 
     from parablock.rounds import Upload
 
 VISITS = 4
-"""Closed rounds of one block, counted back from the newest one, to which something may still come late."""
+"""Closed rounds of one block, counted back from the newest one, to which something may still come late; and how many
+late ones of a client that have counted are remembered."""
 
 
 @dataclass
@@ -50,21 +53,20 @@ class Late:
 
 
 class LateContributions:
-    """Who is owed, what is held, and what became of the newest one of each client."""
+    """Who is owed, what is held, and what has counted of each client."""
 
     def __init__(self) -> None:
         self._visits: dict[int, deque[tuple[int, set[str]]]] = {}  # by block: closed rounds, and who is owed
         self._held: dict[str, Late] = {}  # by client
-        self._counted: dict[str, tuple[int, int]] = {}  # by client: the newest that counted, and in which round
+        self._counted: dict[str, deque[tuple[int, int]]] = {}  # by client: rounds it was made for and has counted in
 
     def counted_in(self, client: str, round: int) -> int | None:
         """In which later round the client's contribution to `round` has counted, as far as is known."""
-        mine, into = self._counted.get(client, (-1, -1))
-        return into if mine == round else None
+        return next((into for made_for, into in self._counted.get(client, ()) if made_for == round), None)
 
     def has_part(self, client: str, round: int) -> bool:
         """Whether something late of the client has counted in `round`, as far as is known."""
-        return self._counted.get(client, (-1, -1))[1] == round
+        return any(into == round for _, into in self._counted.get(client, ()))
 
     def held(self, client: str) -> Late | None:
         return self._held.get(client)
@@ -95,7 +97,20 @@ class LateContributions:
     def count(self, late: Late, into: int) -> None:
         """It is part of a round that is committed."""
         self.drop(late)
-        self._counted[late.client] = late.round, into
+        self._remember(late.client, late.round, into)
+
+    def recall(self, parts: Iterable[str], into: int) -> None:
+        """The parts (`Late.label`, or clients in time) of a round that was committed before the broker's restart.
+
+        To be said of such rounds in order.
+        """
+        for part in parts:
+            client, late, made_for = part.partition("@")  # which is in no name
+            if late:
+                self._remember(client, int(made_for), into)
+
+    def _remember(self, client: str, made_for: int, into: int) -> None:
+        self._counted.setdefault(client, deque(maxlen=VISITS)).append((made_for, into))
 
     def close(self, round: int, block: int, owed: AbstractSet[str], *, empty: bool) -> list[Late]:
         """A round is closed, and those that counted in it are let go; returns those that had to be dropped.

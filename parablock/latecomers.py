@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from parablock.messages import Chunk, FromBroker, Offer
     from parablock.roster import Roster
     from parablock.rounds import Round
+    from parablock.saved import Saved
     from parablock.sessions import Session
     from parablock.wire import Buffer
 
@@ -48,6 +49,11 @@ class Latecomers:
         self._late = LateContributions()
         self._came = 0  # contributions to closed rounds that were offered since the last commit
         self._bytes = 0  # that came of those since
+
+    def restore(self, saved: Saved) -> None:
+        """Know what has counted late before the broker's restart, and can still be told apart."""
+        for version in sorted(saved.versions, key=lambda version: version.round):
+            self._late.recall(version.counted, version.round)
 
     def ready(self, block: int) -> tuple[late.Late, ...]:
         """What is complete of this block, in the order of the roster."""

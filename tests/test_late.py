@@ -293,6 +293,37 @@ def test_a_broker_that_begins_anew_counts_nothing_late(desk: Desk) -> None:
     ]
 
 
+def test_a_broker_that_begins_anew_knows_what_has_counted_late(desk: Desk) -> None:
+    """Its client has not heard of it, and asks: a no would have it taken for lost, and given once more."""
+    finish(desk)
+    for round in (1, 2, 3, 4):
+        close(desk, round)
+    desk.say("c", Offer(5, 1, NBYTES[1], 7, 1, 0.5))
+    close(desk, 5)
+    desk.chunk("c", 5, 1, 0, 1024)
+    desk.chunk("c", 5, 1, 1024, 976)
+    for round in (6, 7, 8, 9):
+        close(desk, round)
+    desk.restart()
+    for name in "abc":
+        desk.hello(name)
+        desk.join(name, (9, 10, 7, 8), position=10)
+    answers = [desk.say("c", Offer(round, block, NBYTES[block], 7, 1, 0.5)) for round, block in ((0, 0), (5, 1))]
+    assert [kinds(answer) for answer in answers] == [[Rejected], [Late]], "round 8 has made block 0 anew"
+    assert answers[1] == [Late(5, 9)]
+
+
+def test_what_has_counted_late_is_known_of_each_client_for_a_while() -> None:
+    late = LateContributions()
+    late.recall(("a", "a@1", "b@2"), 5)
+    for round in range(6, 5 + VISITS):
+        late.recall((f"a@{round - 4}",), round)
+    assert [late.counted_in("a", 1), late.counted_in("b", 2), late.counted_in("a", 5)] == [5, 5, None]
+    assert late.has_part("a", 5)
+    late.recall(("a@9",), 13)
+    assert (late.counted_in("a", 1), late.counted_in("a", 9), late.has_part("a", 5)) == (None, 13, False)
+
+
 def test_the_journal_says_what_counted_late(desk: Desk) -> None:
     finish(desk)
     for round in (1, 2, 3):
