@@ -14,6 +14,7 @@ from parablock.messages import (
     Chunk,
     Commit,
     Credit,
+    Heartbeat,
     Late,
     Leave,
     Offer,
@@ -254,6 +255,42 @@ def test_another_process_does_not_go_on_with_half_a_late_one(desk: Desk) -> None
     desk.confirm("c", 0, committed_attempt(desk, "c", 0))
     assert finish(desk) == []
     assert kinds(desk.say("c", Offer(0, 0, 1200, 7, 1, 0.5))) == [Rejected]
+
+
+def lost_and_replaced(desk: Desk, rounds: int) -> None:
+    """c has died, with half a late contribution under way, and another process of it comes; so many rounds pass."""
+    for _ in range(2):
+        desk.handle(Tick(), after_s=3.0)
+        for name in "ab":
+            desk.say(name, Heartbeat(desk.now, 1, 0, "training"))
+    assert desk.notes[-1].kind == "lost"
+    for round in range(1, 1 + rounds):
+        close(desk, round)
+    desk.hello("c", token="0the")
+    desk.join("c", position=1 + rounds)
+    for round in range(1 + rounds):
+        desk.confirm("c", round, committed_attempt(desk, "c", round))
+
+
+def test_the_successor_of_a_dead_process_sends_its_late_one_from_the_start(desk: Desk) -> None:
+    lost_and_replaced(desk, rounds=2)
+    assert desk.say("c", Offer(0, 0, 1200, 8, 1, 0.5)) == [Late(0, -1), Credit(0, 0, 0, 0, 1200)]
+    desk.chunk("c", 0, 0, 0, 1024, fill=3)
+    desk.chunk("c", 0, 0, 1024, 176, fill=3)
+    close(desk, 3)
+    desk.upload("a", 4)
+    desk.upload("b", 4)
+    desk.handle(Tick(), after_s=5.0)
+    fold = next(asked for asked in desk.asked if isinstance(asked, Fold))
+    parts = [(part.client, part.weight, part.missed, bytes(part.payload[:1])) for part in fold.contributions]
+    assert parts[-1] == ("c@0", 8, 1, b"\3")
+
+
+def test_half_a_late_one_of_a_dead_process_makes_room_for_another_of_its_successor(desk: Desk) -> None:
+    lost_and_replaced(desk, rounds=0)
+    close(desk, 1)
+    assert desk.say("c", Offer(1, 1, NBYTES[1], 7, 1, 0.5))[0] == Late(1, -1)
+    assert kinds(desk.say("c", Offer(0, 0, 1200, 7, 1, 0.5))) == [Rejected], "it is not owed any more"
 
 
 def test_a_whole_late_one_stays_though_its_process_has_died(desk: Desk) -> None:
