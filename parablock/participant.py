@@ -6,7 +6,7 @@ round may be trained. It opens no socket, reads no clock and touches no model: `
     CALLING ──Terms──▸ PREPARING ──Prepared──▸ JOINING ──Welcome──▸ WAITING ──Start──▸ TRAINING ──Finish──▸ LEAVING
        ▴                                                                                  │                    │
        └────────────────────────────── Rejoin (keeps what was prepared) ──────────────────┘                    ▾
-    any state ──Refused, Stopped, out of patience──▸ GONE ◂──Goodbye───────────────────────────────────────────┘
+    any state ──Refused, Stopped for good, out of patience──▸ GONE ◂──Goodbye──────────────────────────────────┘
 
 While it calls nobody, it waits longer from call to call, up to half a minute, each worker by chance a little less, so
 that not all of them call at once a broker that is back; as soon as that is heard, the next call comes as the first.
@@ -234,7 +234,7 @@ class Participant:
         if self.state is State.LEAVING:
             return self._said_at + self._timing.say_leave
         times = [self._said_at + self._timing.heartbeat, self._heard_at + self._patience_s]
-        if self.state is State.TRAINING:
+        if self.state is State.TRAINING and not self._silent:
             times += self._contributions.stalled_at(self._timing.resend)
         return min(times)
 
@@ -491,7 +491,7 @@ class Participant:
                 self._said_at = now
         elif self.state not in (State.CALLING, State.LEAVING) and now >= self._said_at + self._timing.heartbeat:
             self._heartbeat(now)
-        if self.state is State.TRAINING:
+        if self.state is State.TRAINING and not self._silent:  # else it would all queue up ahead of the next Hello
             self._contributions.resend(self._timing.resend, now)
 
     def _call(self, now: float) -> None:

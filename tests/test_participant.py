@@ -711,6 +711,18 @@ def test_a_silent_broker_is_waited_for_with_patience(seat: Seat) -> None:
     assert seat.of(Gone) == [Gone(End.LOST, "nothing heard from the broker for 60 s")]
 
 
+def test_a_silent_broker_is_sent_no_window_again_and_again(seat: Seat) -> None:
+    """It would all lie before the next Hello, for the broker that comes after."""
+    seat.contribute(0)
+    said = []
+    while (due := seat.participant.deadline()) < 150.0:
+        assert due > seat.now
+        said += kinds(seat.handle(Tick(), after_s=due - seat.now))
+    assert said.count(Chunk) == 2, "once more, before it was taken for silent"
+    seat.hear(Heartbeat(0.0, 0, 0, "running"))
+    assert Chunk in kinds(seat.handle(Tick(), after_s=seat.participant.deadline() - seat.now))
+
+
 def test_a_broker_that_was_never_there_is_given_up_too() -> None:
     seat = Seat(patience_s=3.5)
     for _ in range(4):
