@@ -186,7 +186,10 @@ class Collection:
             self.stirred = True
 
     def waits(self, session: Session, round: int, now: float) -> None:
-        """The client's training stands still until this round's block is there."""
+        """The client's training stands still until this round's block is there. Of a round that nobody can be at yet it
+        is passed over."""
+        if round > self.next_round + self._config.in_flight:
+            return
         session.waits_for = max(round, session.waits_for)
         at_hand = self._rounds.get(self.next_round)
         if at_hand is not None and self._passed(at_hand, now):

@@ -322,13 +322,14 @@ class Coordinator:
 
         One that has come back and has not fallen behind the next commit has answers to all open rounds, or is about
         to: it takes part in them. Clients may be as far as in_flight rounds beyond the next commit; a newcomer begins
-        right after those, so that nobody waits for it, unless the round at hand lacks the quorum.
+        right after those, so that nobody waits for it, unless the round at hand lacks the quorum. So does one that
+        says to be farther: what it has is of another state of this run, or it lies.
         """
         self._roster.unexpect(session.name)
         pending = self._distribution.catch_up(session, join.versions, now)
         short = len(self._roster.members(self.next_round)) < self._config.quorum
-        at_once = short or join.position >= self.next_round
-        first = self.next_round if at_once else self.next_round + self._config.in_flight + 1
+        beyond = self.next_round + self._config.in_flight + 1
+        first = self.next_round if short or self.next_round <= join.position <= beyond else beyond
         first = min(first, self._config.rounds)
         self._agenda.join(session.name, first, self._roster.present())
         self._start(session, first, pending)

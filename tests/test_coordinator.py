@@ -675,6 +675,16 @@ def test_in_the_time_of_grace_the_last_one_still_counts(kind: Desk) -> None:
     assert "3 of 3 clients have answered" in committed.reason
 
 
+def test_nobody_can_wait_for_a_round_that_is_far_ahead(kind: Desk) -> None:
+    """Else one message would end the grace of all rounds to come."""
+    kind.work()
+    for round in (2, 2**31):
+        kind.say("b", Waiting(round))
+    assert not kind.asked
+    kind.say("b", Waiting(1))
+    assert kind.asked
+
+
 def test_who_waited_before_the_deadline_is_remembered_and_a_newcomer_is_not_counted() -> None:
     desk = Desk(clients=3, quorum=2, deadline_s=5.0, policy={"grace": True})
     desk.gather("a", "b", "c")

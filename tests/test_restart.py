@@ -148,6 +148,16 @@ def test_nobody_waits_for_one_that_comes_back_with_nothing(desk: Desk) -> None:
     assert desk.join("c")[-1] == Start(4, 3, 2, (0, 1)), "else after the rounds at hand"
 
 
+def test_one_that_says_to_be_farther_than_anybody_can_be_is_no_member_of_the_rounds_at_hand(desk: Desk) -> None:
+    back(desk, "a", position=4)
+    back(desk, "b", position=4)
+    for name, position, first in (("c", 4, 2), ("d", 5, 4), ("e", 2**31, 4)):
+        desk.hello(name)
+        *_, start = desk.join(name, (1, 2, 0, 0), position=position)
+        assert isinstance(start, Start)
+        assert start.round == first
+
+
 def test_a_version_from_before_the_restart_goes_out_in_full(desk: Desk) -> None:
     start = back(desk, "a", versions=(1, 0, 0, 0))
     assert start.pending == (1,)
