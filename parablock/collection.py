@@ -302,10 +302,9 @@ class Collection:
         return True
 
     def _standing(self, round: Round) -> frozenset[str]:
-        """Whose training stands still until the round's block is there: of those that take part in it."""
-        taking_part = self._roster.members(round.number)
-        waiting = {session.name for session in self._roster.active() if session.waits_for >= round.number}
-        return taking_part & waiting
+        """Whose training stands still until the round's block is there, be it that of one who begins with a later
+        round: if those who take part in this one do not come, nobody else would end its grace."""
+        return frozenset(session.name for session in self._roster.active() if session.waits_for >= round.number)
 
     def _passed(self, round: Round, now: float) -> bool:
         """Whether the round's deadline has."""
