@@ -344,7 +344,9 @@ class Network:
         unit="s",
         above=0,
     )
-    resend_s: float = _key(15.0, "a transfer without progress for this long is resumed", unit="s", above=0)
+    resend_s: float = _key(
+        15.0, "a transfer without progress for this long is resumed; at most half of timeout_s", unit="s", above=0
+    )
 
 
 @dataclass(frozen=True)
@@ -704,6 +706,12 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"network.timeout_s = {config.network.timeout_s} must be more than twice "
             f"network.heartbeat_s = {config.network.heartbeat_s}, or one late heartbeat ends a session"
+        )
+    if config.network.timeout_s < 2 * config.network.resend_s:
+        raise ConfigError(
+            f"network.timeout_s = {config.network.timeout_s} must be at least twice "
+            f"network.resend_s = {config.network.resend_s}, or an upload is dropped before it was resumed; "
+            "raise the one or lower the other"
         )
     if config.network.chunk_bytes % (4 * GROUP):
         raise ConfigError(
