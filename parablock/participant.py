@@ -21,11 +21,13 @@ What goes up is in `parablock.contributions`, what comes down in `parablock.down
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from parablock import config as settings
 from parablock.agenda import Turn, Turns
 from parablock.commits import Commits
 from parablock.contributions import Contributions
@@ -177,9 +179,7 @@ class Participant:
                 self._receive(envelope, now)
             case Prepared():
                 first, self._prepared = self._prepared is None, replace(event, kept=None)  # that is given on
-                self._timing.heartbeat = event.config.network.heartbeat_s
-                self._timing.timeout = event.config.network.timeout_s
-                self._timing.resend = event.config.network.resend_s
+                self._take_times(event.config)
                 self._contributions.keeps_late = event.config.round.late == "fold"
                 if first:
                     self._versions = [0] * len(event.manifest.blocks)
@@ -329,8 +329,19 @@ class Participant:
         if self._prepared is None:
             self.state = State.PREPARING
             self._effects.append(Prepare(terms.config))
-        else:
-            self._join(now)
+            return
+        try:
+            self._take_times(settings.from_dict(json.loads(terms.config)))
+        except ValueError as error:  # it was another one, with other settings, by which we are prepared
+            self._gone(End.REFUSED, f"the broker's settings cannot be: {error}")
+            return
+        self._join(now)
+
+    def _take_times(self, config: Config) -> None:
+        """Those of the present broker: they are what may change when a run is resumed."""
+        self._timing.heartbeat = config.network.heartbeat_s
+        self._timing.timeout = config.network.timeout_s
+        self._timing.resend = config.network.resend_s
 
     def _rejoin(self, reason: str, now: float) -> None:
         """The broker forgot us, or thinks otherwise of us. What it has committed meanwhile will be sent."""

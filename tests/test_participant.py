@@ -575,6 +575,26 @@ def test_a_start_that_was_taken_holds_also_after_an_earlier_one(seat: Seat) -> N
     ]
 
 
+def test_the_times_are_those_of_the_present_broker(seat: Seat) -> None:
+    """They may change when a run is resumed; a client that said too little to the new one was lost, time and again."""
+    seat.hear(Rejoin("who are you?"), epoch=2)
+    seat.hear(Terms('{"network": {"heartbeat_s": 0.5, "timeout_s": 2.0, "resend_s": 0.75}}'), Welcome(2), epoch=2)
+    seat.hear(Start(0, 2, 0, ()), epoch=2)
+    assert seat.participant.deadline() == seat.now + 0.5
+    seat.contribute(0)
+    assert kinds(seat.handle(Tick(), after_s=0.75)) == [Heartbeat, Offer, Chunk, Chunk]
+    seat.handle(Tick(), after_s=1.25)
+    assert seat.of(Notice) == [Notice("nothing heard from the broker for 2 s; waiting for it")]
+
+
+@pytest.mark.parametrize("terms", ["{", "[]", '{"rounds": 0}'])
+def test_a_broker_with_impossible_settings_is_left(seat: Seat, terms: str) -> None:
+    seat.hear(Rejoin("who are you?"), Terms(terms))
+    (gone,) = seat.of(Gone)
+    assert gone.end is End.REFUSED
+    assert "the broker's settings cannot be: " in gone.reason
+
+
 def test_a_download_is_resumed_in_a_new_session(seat: Seat) -> None:
     seat.hear(Commit(3, 3, 1, -1, 2560, 2, True))
     seat.chunk(3, 0, 1024, fill=1)
