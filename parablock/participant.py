@@ -275,7 +275,8 @@ class Participant:
         known = (envelope.run, envelope.epoch) == (self._run, self._epoch)
         if envelope.run == self._run and envelope.epoch < self._epoch:
             return  # said by the broker before it was restarted
-        if not known and not isinstance(message, Terms | Rejoin | Refused | Stopped):
+        farewell = isinstance(message, Goodbye) and envelope.run == self._run  # be it by a broker that does not know us
+        if not known and not farewell and not isinstance(message, Terms | Rejoin | Refused | Stopped):
             return
         self._heard_at = now
         self._calls = 0

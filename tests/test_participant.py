@@ -657,6 +657,14 @@ def test_leaving_waits_for_the_answer(seat: Seat) -> None:
     assert seat.effects == []
 
 
+def test_a_broker_that_was_restarted_may_say_goodbye(seat: Seat) -> None:
+    seat.handle(Finish("done"))
+    seat.hear(Goodbye("of another run"), run="run-2", epoch=2)
+    assert not seat.of(Gone)
+    seat.hear(Goodbye("you were not on the roster"), epoch=2)
+    assert seat.of(Gone) == [Gone(End.DONE, "left the run")]
+
+
 def test_leaving_does_not_wait_for_ever_and_keeps_its_reason(seat: Seat) -> None:
     seat.handle(Finish("interrupted (SIGTERM)"))
     for _ in range(9):
