@@ -3,7 +3,8 @@
 Aggregation cuts through: chunk c of the new block is folded and leaves as soon as chunk c is in from everybody who is
 expected to count (`parablock.rounds.Attempt`), so that the way down begins while the way up goes on. Rounds are
 committed in order, each at most once. A contribution to a later round than the next may begin to come; all of it comes
-when its turn has come, so that no more than the roster's contributions to one round are held, and a window each.
+when its turn has come, so that no more than the roster's contributions to one round are held, and a window each; with
+`round.late = "fold"` also one late contribution of each client (`parablock.late`).
 """
 
 from __future__ import annotations
