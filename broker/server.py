@@ -63,7 +63,7 @@ _DISK_RETRY_S = 5.0
 _ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind"})
 """Kinds of `Note` after which a client is no longer on the roster."""
 
-_OWN = frozenset({"restarted", "repaired"})
+_OWN = frozenset({"restarted", "repaired", "quorum"})
 """Kinds of `Note` that are about the broker itself."""
 
 

@@ -3,7 +3,8 @@
 Aggregation cuts through: chunk c of the new block is folded and leaves as soon as chunk c is in from everybody who is
 expected to count (`parablock.rounds.Attempt`), so that the way down begins while the way up goes on. Rounds are
 committed in order, each at most once. A contribution to a later round than the next may begin to come; all of it comes
-when its turn has come, so that no more than the roster's contributions to one round are held, and a window each.
+when its turn has come, so that no more than the roster's contributions to one round are held, and a window each; with
+`round.late = "fold"` also one late contribution of each client (`parablock.late`).
 """
 
 from __future__ import annotations
@@ -186,7 +187,10 @@ class Collection:
             self.stirred = True
 
     def waits(self, session: Session, round: int, now: float) -> None:
-        """The client's training stands still until this round's block is there."""
+        """The client's training stands still until this round's block is there. Of a round that nobody can be at yet it
+        is passed over."""
+        if round > self.next_round + self._config.in_flight:
+            return
         session.waits_for = max(round, session.waits_for)
         at_hand = self._rounds.get(self.next_round)
         if at_hand is not None and self._passed(at_hand, now):
@@ -299,10 +303,9 @@ class Collection:
         return True
 
     def _standing(self, round: Round) -> frozenset[str]:
-        """Whose training stands still until the round's block is there: of those that take part in it."""
-        taking_part = self._roster.members(round.number)
-        waiting = {session.name for session in self._roster.active() if session.waits_for >= round.number}
-        return taking_part & waiting
+        """Whose training stands still until the round's block is there, be it that of one who begins with a later
+        round: if those who take part in this one do not come, nobody else would end its grace."""
+        return frozenset(session.name for session in self._roster.active() if session.waits_for >= round.number)
 
     def _passed(self, round: Round, now: float) -> bool:
         """Whether the round's deadline has."""

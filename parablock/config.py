@@ -238,7 +238,7 @@ class Rounds:
     quorum_lost: Literal["wait", "fewer", "stop"] = _key(
         "wait",
         "when for quorum_lost_s fewer clients than the quorum have been there: wait for them; close rounds with those "
-        "that are there, at least one contribution each; or stop the run, which can be resumed",
+        "that are there, if there are any; or stop the run, which can be resumed",
     )
     quorum_lost_s: float = _key(60.0, "how long the quorum may be missing before that (fewer, stop)", unit="s", low=0)
     weights: Literal["normalised", "tokens"] = _key(
@@ -344,7 +344,9 @@ class Network:
         unit="s",
         above=0,
     )
-    resend_s: float = _key(15.0, "a transfer without progress for this long is resumed", unit="s", above=0)
+    resend_s: float = _key(
+        15.0, "a transfer without progress for this long is resumed; at most half of timeout_s", unit="s", above=0
+    )
 
 
 @dataclass(frozen=True)
@@ -704,6 +706,12 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"network.timeout_s = {config.network.timeout_s} must be more than twice "
             f"network.heartbeat_s = {config.network.heartbeat_s}, or one late heartbeat ends a session"
+        )
+    if config.network.timeout_s < 2 * config.network.resend_s:
+        raise ConfigError(
+            f"network.timeout_s = {config.network.timeout_s} must be at least twice "
+            f"network.resend_s = {config.network.resend_s}, or an upload is dropped before it was resumed; "
+            "raise the one or lower the other"
         )
     if config.network.chunk_bytes % (4 * GROUP):
         raise ConfigError(

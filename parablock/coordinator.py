@@ -10,7 +10,8 @@ seconds; `deadline()` says when the next `Tick` is due.
 A broker that was restarted begins with what its journal holds (`parablock.saved`): the run is RUNNING at once, or
 DRAINING, and those who took part are expected back. They count as members of the open rounds until they have come, or
 `network.timeout_s` have passed since the first event; whoever they sent contributions to is gone, so they offer them
-again.
+again. Where no round was committed the run is GATHERING once more; if a worker says that it had begun, no longer than
+that, once the quorum is there.
 
 What a session may say in which state stands in `parablock.sessions.ALLOWED`; anything else breaks the protocol and ends
 the session. One that has only greeted and speaks as if it took part is one that was forgotten: it shall join again.
@@ -130,6 +131,7 @@ class Coordinator:
             config, manifest, self._agenda, self._roster, self._distribution, self._send, self._emit, self._due_by
         )
         self._expected_until: float | None = None  # in seconds; None: until so long after the first event
+        self._gather_until = math.inf  # in seconds; when the run begins with those that are there
         if saved is not None and saved.next_round:
             self._restore(saved)
 
@@ -291,12 +293,30 @@ class Coordinator:
         self._send(session.peer, Welcome(len(self._roster.clients)))
         if self.phase in (Phase.RUNNING, Phase.DRAINING):
             self._admit(session, join, now)
-        elif len(self._roster.clients) >= self._config.round.clients:
-            self.phase = Phase.RUNNING
-            self._agenda.decide(self._config.in_flight, self._roster.clients)
-            for other in self._roster:
-                if other.state is SessionState.JOINED:
-                    self._start(other, 0, ())
+            return
+        if self._epoch > 1 and join.position >= 0 and math.isinf(self._gather_until):
+            self._gather_until = now + self._config.network.timeout_s
+            self._due_by(self._gather_until)
+        if self._gathered(now):
+            self._begin()
+
+    def _gathered(self, now: float) -> bool:
+        """Whether all are there with whom the run begins.
+
+        A broker that was restarted and whose journal is empty may learn from a worker that the run had begun. One that
+        has gone since will not come again: the run does not wait for it longer than it would have then.
+        """
+        there = len(self._roster.clients)
+        if now >= self._gather_until and there >= self._config.quorum:
+            return True
+        return there >= self._config.round.clients
+
+    def _begin(self) -> None:
+        self.phase = Phase.RUNNING
+        self._agenda.decide(self._config.in_flight, self._roster.clients)
+        for session in self._roster:
+            if session.state is SessionState.JOINED:
+                self._start(session, 0, ())
 
     def _mismatch(self, join: Join) -> str | None:
         differs = []
@@ -322,13 +342,14 @@ class Coordinator:
 
         One that has come back and has not fallen behind the next commit has answers to all open rounds, or is about
         to: it takes part in them. Clients may be as far as in_flight rounds beyond the next commit; a newcomer begins
-        right after those, so that nobody waits for it, unless the round at hand lacks the quorum.
+        right after those, so that nobody waits for it, unless the round at hand lacks the quorum. So does one that
+        says to be farther: what it has is of another state of this run, or it lies.
         """
         self._roster.unexpect(session.name)
         pending = self._distribution.catch_up(session, join.versions, now)
         short = len(self._roster.members(self.next_round)) < self._config.quorum
-        at_once = short or join.position >= self.next_round
-        first = self.next_round if at_once else self.next_round + self._config.in_flight + 1
+        beyond = self.next_round + self._config.in_flight + 1
+        first = self.next_round if short or self.next_round <= join.position <= beyond else beyond
         first = min(first, self._config.rounds)
         self._agenda.join(session.name, first, self._roster.present())
         self._start(session, first, pending)
@@ -352,7 +373,9 @@ class Coordinator:
     # Time
 
     def _advance(self, now: float) -> None:
-        """Close what can close, end what has ended."""
+        """Begin what can begin, close what can close, end what has ended."""
+        if self.phase is Phase.GATHERING and self._gathered(now):
+            self._begin()
         if self.phase is Phase.RUNNING and self._collection.stirred:
             self._collection.advance(now)
             if self.next_round > self._looked_behind_at:
@@ -379,6 +402,8 @@ class Coordinator:
         if self._roster.expected:
             assert self._expected_until is not None
             times.append(self._expected_until)
+        if self.phase is Phase.GATHERING and now < self._gather_until:
+            times.append(self._gather_until)
         self._collection.stirred = True  # a deadline may have passed
         due = self._collection.deadline(now)
         self._due = min(times + ([] if due is None else [due]), default=math.inf)

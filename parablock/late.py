@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from parablock.rounds import Upload
 
 VISITS = 4
-"""Closed rounds of one block, counted back from the newest one, to which something may still come late."""
+"""Closed rounds of one block, counted back from the newest one, to which something may still come late; and how many
+late ones of a client that have counted are remembered."""
 
 
 @dataclass
@@ -51,25 +52,25 @@ class Late:
 
 
 class LateContributions:
-    """Who is owed, what is held, and what became of the newest one of each client."""
+    """Who is owed, what is held, and what has counted of each client."""
 
     def __init__(self) -> None:
         self._visits: dict[int, deque[tuple[int, set[str]]]] = {}  # by block: closed rounds, and who is owed
         self._held: dict[str, Late] = {}  # by client
-        self._counted: dict[str, tuple[int, int]] = {}  # by client: the newest that counted, and in which round
+        self._counted: dict[str, deque[tuple[int, int]]] = {}  # by client: rounds it was made for and has counted in
 
     def restore(self, counted: Mapping[str, tuple[int, int]]) -> None:
         """Go on with what is known of the broker before: by client, the newest that counted, and in which round."""
-        self._counted.update(counted)
+        for client, (made_for, into) in counted.items():
+            self._remember(client, made_for, into)
 
     def counted_in(self, client: str, round: int) -> int | None:
         """In which later round the client's contribution to `round` has counted, as far as is known."""
-        mine, into = self._counted.get(client, (-1, -1))
-        return into if mine == round else None
+        return next((into for made_for, into in self._counted.get(client, ()) if made_for == round), None)
 
     def has_part(self, client: str, round: int) -> bool:
         """Whether something late of the client has counted in `round`, as far as is known."""
-        return self._counted.get(client, (-1, -1))[1] == round
+        return any(into == round for _, into in self._counted.get(client, ()))
 
     def held(self, client: str) -> Late | None:
         return self._held.get(client)
@@ -100,7 +101,10 @@ class LateContributions:
     def count(self, late: Late, into: int) -> None:
         """It is part of a round that is committed."""
         self.drop(late)
-        self._counted[late.client] = late.round, into
+        self._remember(late.client, late.round, into)
+
+    def _remember(self, client: str, made_for: int, into: int) -> None:
+        self._counted.setdefault(client, deque(maxlen=VISITS)).append((made_for, into))
 
     def close(self, round: int, block: int, owed: AbstractSet[str], *, empty: bool) -> list[Late]:
         """A round is closed, and those that counted in it are let go; returns those that had to be dropped.

@@ -81,29 +81,35 @@ class Latecomers:
         if into is not None:
             self._say(session.peer, Late(offer.round, into))
             return
+        mine = held is not None and held.upload.session == session.token
         if held is not None and held.round == offer.round:
-            resumed = held.upload.session == session.token
-            if resumed and held.upload.offer != offer:
+            if mine and held.upload.offer != offer:
                 raise TransferError(f"a second, different contribution to round {offer.round}")
-            if resumed or held.upload.incoming.done:  # else an earlier process of this name was about to send one
-                self._say(session.peer, Late(offer.round, -1))
-                self._grant(session.peer, held.upload, now)
-                return
+            if not mine and not held.upload.incoming.done:  # nobody goes on with what an earlier process has begun
+                held.upload = self._begin(session, offer, now)
+            self._say(session.peer, Late(offer.round, -1))
+            self._grant(session.peer, held.upload, now)
+            return
+        if not mine:
+            self.withdraw(name)
         missed = self._late.claim(name, offer.block, offer.round)
         if missed is None:
             if offer.round not in session.downloads:  # else the commit is on its way, and says what became of it
                 self._say(session.peer, Rejected(offer.round, "the round was closed before the contribution came"))
             return
-        layout = self._fits(offer, offer.block)
+        upload = self._begin(session, offer, now)
         self._came += 1
-        incoming = Incoming(offer.nbytes, layout.chunk_bytes, self._config.network.window_bytes)
-        upload = Upload(session.token, offer, incoming, now)
         reason = self._hold(name, upload, missed)
         if reason is not None:
             self._say(session.peer, Rejected(offer.round, reason))
             return
         self._say(session.peer, Late(offer.round, -1))
         self._grant(session.peer, upload, now)
+
+    def _begin(self, session: Session, offer: Offer, now: float) -> Upload:
+        layout = self._fits(offer, offer.block)
+        incoming = Incoming(offer.nbytes, layout.chunk_bytes, self._config.network.window_bytes)
+        return Upload(session.token, offer, incoming, now)
 
     def _hold(self, client: str, upload: Upload, missed: int) -> str | None:
         """Keep a contribution that missed its round for the next one of its block, or say why not."""

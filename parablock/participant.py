@@ -6,7 +6,7 @@ round may be trained. It opens no socket, reads no clock and touches no model: `
     CALLING ──Terms──▸ PREPARING ──Prepared──▸ JOINING ──Welcome──▸ WAITING ──Start──▸ TRAINING ──Finish──▸ LEAVING
        ▴                                                                                  │                    │
        └────────────────────────────── Rejoin (keeps what was prepared) ──────────────────┘                    ▾
-    any state ──Refused, Stopped, out of patience──▸ GONE ◂──Goodbye───────────────────────────────────────────┘
+    any state ──Refused, Stopped for good, out of patience──▸ GONE ◂──Goodbye──────────────────────────────────┘
 
 While it calls nobody, it waits longer from call to call, up to half a minute, each worker by chance a little less, so
 that not all of them call at once a broker that is back; as soon as that is heard, the next call comes as the first.
@@ -22,11 +22,13 @@ What goes up is in `parablock.contributions`, what comes down in `parablock.down
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from parablock import config as settings
 from parablock.agenda import Turn, Turns
 from parablock.commits import Commits
 from parablock.contributions import Contributions
@@ -179,9 +181,7 @@ class Participant:
                 self._receive(envelope, now)
             case Prepared():
                 first, self._prepared = self._prepared is None, replace(event, kept=None)  # that is given on
-                self._timing.heartbeat = event.config.network.heartbeat_s
-                self._timing.timeout = event.config.network.timeout_s
-                self._timing.resend = event.config.network.resend_s
+                self._take_times(event.config)
                 self._contributions.keeps_late = event.config.round.late == "fold"
                 if first:
                     self._versions = [0] * len(event.manifest.blocks)
@@ -236,7 +236,7 @@ class Participant:
         if self.state is State.LEAVING:
             return self._said_at + self._timing.say_leave
         times = [self._said_at + self._timing.heartbeat, self._heard_at + self._patience_s]
-        if self.state is State.TRAINING:
+        if self.state is State.TRAINING and not self._silent:
             times += self._contributions.stalled_at(self._timing.resend)
         return min(times)
 
@@ -277,7 +277,8 @@ class Participant:
         known = (envelope.run, envelope.epoch) == (self._run, self._epoch)
         if envelope.run == self._run and envelope.epoch < self._epoch:
             return  # said by the broker before it was restarted
-        if not known and not isinstance(message, Terms | Rejoin | Refused | Stopped):
+        farewell = isinstance(message, Goodbye) and envelope.run == self._run  # be it by a broker that does not know us
+        if not known and not farewell and not isinstance(message, Terms | Rejoin | Refused | Stopped):
             return
         self._heard_at = now
         self._calls = 0
@@ -331,8 +332,19 @@ class Participant:
         if self._prepared is None:
             self.state = State.PREPARING
             self._effects.append(Prepare(terms.config))
-        else:
-            self._join(now)
+            return
+        try:
+            self._take_times(settings.from_dict(json.loads(terms.config)))
+        except ValueError as error:  # it was another one, with other settings, by which we are prepared
+            self._gone(End.REFUSED, f"the broker's settings cannot be: {error}")
+            return
+        self._join(now)
+
+    def _take_times(self, config: Config) -> None:
+        """Those of the present broker: they are what may change when a run is resumed."""
+        self._timing.heartbeat = config.network.heartbeat_s
+        self._timing.timeout = config.network.timeout_s
+        self._timing.resend = config.network.resend_s
 
     def _rejoin(self, reason: str, now: float) -> None:
         """The broker forgot us, or thinks otherwise of us. What it has committed meanwhile will be sent."""
@@ -510,7 +522,7 @@ class Participant:
                 self._said_at = now
         elif self.state not in (State.CALLING, State.LEAVING) and now >= self._said_at + self._timing.heartbeat:
             self._heartbeat(now)
-        if self.state is State.TRAINING:
+        if self.state is State.TRAINING and not self._silent:  # else it would all queue up ahead of the next Hello
             self._contributions.resend(self._timing.resend, now)
 
     def _call(self, now: float) -> None:

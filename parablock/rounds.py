@@ -160,8 +160,9 @@ def decide(
 
     A contribution of a client that has gone since still counts. A round in which every voter has answered closes
     even with fewer contributions than the quorum (none leaves the block as it was): enough clients are there, they
-    only have nothing to add, and waiting would not change it. Where the quorum was given up, one contribution is enough
-    and there must be one. Past its deadline a round waits on only where that holds up nobody (`round.grace`).
+    only have nothing to add, and waiting would not change it. Where the quorum was given up, one contribution is
+    enough; without any a round closes only if somebody is there, and nobody is waited for. Past its deadline a round
+    waits on only where that holds up nobody (`round.grace`).
     """
     done = round.done
     voters = members | done
@@ -171,7 +172,7 @@ def decide(
     if there < quorum.size:
         if not quorum.given_up or policy.quorum_lost != "fewer":
             return Decision(False, f"{there} of at least {quorum.size} clients are there")
-        if not done:
+        if not done and (waiting or not there):
             return Decision(False, f"{there} of at least {quorum.size} clients are there, and none has contributed")
         needed, short = 1, f"; only {there} of at least {quorum.size} clients are there"
     if not waiting:

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INPUT
     except OSError as error:
         print(
-            f"parablock verify: {error}; when the disk no longer refuses, give the same command again (no damage is known)",
+            f"parablock verify: {error}; when the disk no longer refuses, give the same command again "
+            "(no damage is known)",
             file=sys.stderr,
         )
         return EXIT_LATER

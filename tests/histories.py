@@ -38,7 +38,10 @@ def history(seed: int, mode: str = "", *, large: bool = False) -> Network:
 
 
 def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False) -> Network:
-    """Settings, clients and incidents by `rng`, what the links do by `seed`. Whoever dies comes back."""
+    """Settings, clients and incidents by `rng`, what the links do by `seed`.
+
+    Whoever dies comes back; but where the quorum may be done without, some do not, all but the first client.
+    """
     names = "abcd"[: rng.randint(1, 4)]
     rounds = rng.randint(3, 9)
     if large:
@@ -78,6 +81,10 @@ def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False)
     habits = {name: _habits(rng, rounds, 0.3 if large else 1.0) for name in names}
     habits = {name: replace(each, stalls=_stalls(f"{name}/{seed}", rounds)) for name, each in habits.items()}
     incidents = tuple(_incident(rng, names, 30.0 if large else 20.0) for _ in range(rng.randint(0, 8 if large else 4)))
+    if config.round.quorum_lost == "fewer":
+        incidents = tuple(
+            replace(each, returns=each.victim in ("broker", names[0]) or policies.random() < 0.5) for each in incidents
+        )
     faults = Faults(
         loss=rng.choice([0.0, 0.02, 0.1, 0.1 if large else 0.2]),
         duplication=rng.choice([0.0, 0.0, 0.1, 0.3]),

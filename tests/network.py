@@ -155,7 +155,8 @@ class Incident:
 
     kind: `freeze` (SIGSTOP and SIGCONT: what comes meanwhile is handled late), `cut` (what is sent meanwhile, in either
     direction, is lost), `disk` (the broker's refuses whatever is written) or `kill` (the process is gone; after `lasts`
-    another one comes under the name, if `returns`).
+    another one comes under the name, if `returns`, or if no round is committed yet: no run begins without all of its
+    clients).
     kept: a worker comes back with what it has kept. point: of the broker, the first passage of which from `at` on kills
     it; see `POINTS`.
     """
@@ -611,6 +612,7 @@ class Network:
         self._formula = Formula(config, self.manifest)
         self._chunks: dict[tuple[int, int, int, int], wire.Envelope] = {}  # sent down; by epoch, round, attempt, offset
         self.notes: list[events.Note] = []
+        self._noted = 0  # how many there were at the broker's newest restart
         self.starts: dict[str, list[Start]] = defaultdict(list)
         self.sent: list[Sent] = []
         self.broker = Broker(config, self.manifest, self.folder, 1)
@@ -732,7 +734,7 @@ class Network:
         for process in self.processes:
             if process.name == incident.victim and not process.dead and process.gone is None:
                 process.dead = True
-                if incident.returns:
+                if incident.returns or not self.committed:
                     self.after(incident.lasts, lambda process=process: self._return(process, incident))
 
     def _return(self, dead: Process, incident: Incident) -> None:
@@ -748,6 +750,7 @@ class Network:
     def _restart(self) -> None:
         """Another broker, from what is on the disk."""
         self.broker = Broker(self.config, self.manifest, self.folder, self.broker.epoch + 1)
+        self._noted = len(self.notes)
         self.handle(events.Tick())
 
     def _pass(self, point: str) -> bool:
@@ -1097,6 +1100,8 @@ class Network:
             assert process.gone is not None, f"{process.name} is still {process.participant.state}"
             # Or else it was killed while it left, which the broker has heard after it had come back.
             forgotten = {note.client for note in self.notes if note.kind in ("lost", "behind", "left")}
+            if process.name not in {note.client for note in self.notes[self._noted :] if note.kind == "joined"}:
+                forgotten.add(process.name)  # not heard since the broker's restart, which began again without it
             if process.gone.end is End.LOST and process.name in forgotten:
                 assert self.over_at < self.now - 60.0 or not process.in_touch
                 continue  # out of touch at the end, for so long that the broker went without it

@@ -125,7 +125,7 @@ def _stale_epoch_at_the_broker(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Coordinator, "_receive", any_epoch)
 
 
-@bug("a worker takes what an earlier broker has said", seed=66)
+@bug("a worker takes what an earlier broker has said", seed=166)
 def _stale_epoch_at_a_worker(patch: pytest.MonkeyPatch) -> None:
     receive = Participant._receive
 

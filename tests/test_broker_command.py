@@ -16,7 +16,7 @@ from broker.blocks import BaseModel
 from broker.opening import resume
 from broker.server import Broker
 from broker.socket import RouterSocket
-from parablock.coordinator_events import Event, Store, Stored
+from parablock.coordinator_events import Event, Note, Store, Stored
 from parablock.journal import Journal
 from parablock.run_folder import RunFolder
 from tests.test_opening import MANIFEST, begun, damage, killed, vector
@@ -157,6 +157,24 @@ class Deaf:
         return False
 
     def close(self) -> None: ...
+
+
+def test_what_is_said_of_the_quorum_is_said_of_no_stranger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun(tmp_path / "run").opened.close()
+
+    async def scenario() -> None:
+        opened = resume(tmp_path / "run", None, [])
+        broker = Broker(opened, Deaf())  # type: ignore[arg-type]
+        broker._note(Note("quorum", "", "round 0: 1 of at least 2 clients are there; rounds wait"), 0.0)
+        broker._fold.close()
+        broker._disk.close()
+        broker._record.close()
+        opened.close()
+
+    asyncio.run(scenario())
+    said = capsys.readouterr().err
+    assert "the broker quorum: round 0: 1 of at least 2 clients are there" in said
+    assert "stranger" not in said
 
 
 def test_what_cannot_be_stored_is_not_said_and_tried_until_there_is_room(

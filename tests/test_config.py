@@ -105,7 +105,7 @@ def configs(draw: st.DrawFn) -> Config:
     config = outcome(tree)
     if isinstance(config, str):
         # Each value is in its range, so that only the checks of several settings together may object.
-        known = "exclude|never be reached|must be below|more than twice|multiple of 256|one chunk"
+        known = "exclude|never be reached|must be below|at least twice|more than twice|multiple of 256|one chunk"
         known += "|adaptive|max_steps|sgd only|partition.field|draws for a round|with mode = (fedcybgd|lisa)"
         assert re.search(known, config)
         reject()
@@ -434,6 +434,10 @@ def test_a_config_is_a_table(tree: Any) -> None:
             ["network.timeout_s = 4.0 must be more than twice network.heartbeat_s = 2.0"],
         ),
         (
+            {"network": {"timeout_s": 29.0}},
+            ["network.timeout_s = 29.0 must be at least twice network.resend_s = 15.0", "raise the one or lower"],
+        ),
+        (
             {"network": {"window_bytes": 1 << 16, "chunk_bytes": 1 << 17}},
             ["network.window_bytes = 65536 is smaller than one chunk", "131072", "raise it"],
         ),
@@ -482,7 +486,8 @@ def test_settings_that_contradict_each_other_are_refused(tree: dict[str, Any], f
         {"solver": {"steps": 65}},  # its bounds are for adaptive K only
         {"solver": {"momentum": 0.9, "optimizer": "sgd", "state": "keep"}},
         {"mode": "fedbcd", "solver": {"min_steps": 9, "max_steps": 8}},
-        {"network": {"timeout_s": 4.1, "heartbeat_s": 2.0}},
+        {"network": {"timeout_s": 4.1, "heartbeat_s": 2.0, "resend_s": 2.0}},
+        {"network": {"timeout_s": 8.0, "resend_s": 4.0}},
         {"partition": {"method": "dirichlet", "field": "task", "alpha": 1e-9}},
         {"partition": {"method": "quantity", "field": ""}},
     ],

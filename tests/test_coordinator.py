@@ -675,17 +675,35 @@ def test_in_the_time_of_grace_the_last_one_still_counts(kind: Desk) -> None:
     assert "3 of 3 clients have answered" in committed.reason
 
 
-def test_who_waited_before_the_deadline_is_remembered_and_a_newcomer_is_not_counted() -> None:
+def test_nobody_can_wait_for_a_round_that_is_far_ahead(kind: Desk) -> None:
+    """Else one message would end the grace of all rounds to come."""
+    kind.work()
+    for round in (2, 2**31):
+        kind.say("b", Waiting(round))
+    assert not kind.asked
+    kind.say("b", Waiting(1))
+    assert kind.asked
+
+
+def test_a_newcomer_that_stands_still_ends_the_grace(kind: Desk) -> None:
+    """Who has contributed may have died since, and c never answer: nobody else would."""
+    kind.work()
+    kind.hello("d")
+    kind.join("d")
+    assert not kind.asked
+    kind.say("d", Waiting(0))
+    kind.work()
+    assert "and d would wait" in kind.of(Committed)[0].reason
+
+
+def test_who_waited_before_the_deadline_is_remembered() -> None:
     desk = Desk(clients=3, quorum=2, deadline_s=5.0, policy={"grace": True})
     desk.gather("a", "b", "c")
-    desk.hello("d")
-    desk.join("d")
-    desk.say("d", Waiting(0))
     desk.upload("a")
     desk.upload("b")
     desk.handle(Tick(), after_s=5.0)
     desk.work()
-    assert not desk.of(Committed), "d takes part from a later round on"
+    assert not desk.of(Committed)
     desk.say("b", Waiting(0))
     desk.work()
     desk.upload("a", 1)

@@ -217,7 +217,9 @@ def test_no_training_text_leaves_the_worker(tmp_path: Path) -> None:
 def test_a_run_outlives_its_brokers_and_ends_as_if_there_had_been_one(tmp_path: Path) -> None:
     """One is killed, the next one asked to end; the workers wait, train on, and make the same blocks bit for bit."""
     settings = {"rounds": 40, "server.optimizer": "momentum", "server.lr": 0.5, "network.heartbeat_s": 0.2}
-    with Processes(tmp_path, **settings, **{"network.timeout_s": 20, "eval.generate": 0}) as processes:
+    with Processes(
+        tmp_path, **settings, **{"network.timeout_s": 20, "network.resend_s": 5, "eval.generate": 0}
+    ) as processes:
         threads = max((os.cpu_count() or 1) // 2, 1)
         workers = [processes.worker(index, "--eval", "builtin", "--threads", str(threads)) for index in range(2)]
         endpoint = processes.endpoint()
@@ -277,7 +279,7 @@ def test_interrupt_ends_everything_in_good_order(tmp_path: Path) -> None:
 
 def test_a_killed_worker_is_missed_and_a_new_one_catches_up(tmp_path: Path) -> None:
     settings = {"rounds": 400, "round.quorum": 1, "network.heartbeat_s": 0.2, "network.timeout_s": 1.0}
-    with Processes(tmp_path, **settings) as processes:
+    with Processes(tmp_path, **settings, **{"network.resend_s": 0.5}) as processes:
         workers = [processes.worker(index) for index in range(2)]
         folder = processes.out
         wait_for(lambda: len(RunFolder.open(folder).read_metrics()) >= 4)

@@ -14,6 +14,7 @@ from parablock.messages import (
     Chunk,
     Commit,
     Credit,
+    Heartbeat,
     Late,
     Leave,
     Offer,
@@ -256,6 +257,42 @@ def test_another_process_does_not_go_on_with_half_a_late_one(desk: Desk) -> None
     assert kinds(desk.say("c", Offer(0, 0, 1200, 7, 1, 0.5))) == [Rejected]
 
 
+def lost_and_replaced(desk: Desk, rounds: int) -> None:
+    """c has died, with half a late contribution under way, and another process of it comes; so many rounds pass."""
+    for _ in range(2):
+        desk.handle(Tick(), after_s=3.0)
+        for name in "ab":
+            desk.say(name, Heartbeat(desk.now, 1, 0, "training"))
+    assert desk.notes[-1].kind == "lost"
+    for round in range(1, 1 + rounds):
+        close(desk, round)
+    desk.hello("c", token="0the")
+    desk.join("c", position=1 + rounds)
+    for round in range(1 + rounds):
+        desk.confirm("c", round, committed_attempt(desk, "c", round))
+
+
+def test_the_successor_of_a_dead_process_sends_its_late_one_from_the_start(desk: Desk) -> None:
+    lost_and_replaced(desk, rounds=2)
+    assert desk.say("c", Offer(0, 0, 1200, 8, 1, 0.5)) == [Late(0, -1), Credit(0, 0, 0, 0, 1200)]
+    desk.chunk("c", 0, 0, 0, 1024, fill=3)
+    desk.chunk("c", 0, 0, 1024, 176, fill=3)
+    close(desk, 3)
+    desk.upload("a", 4)
+    desk.upload("b", 4)
+    desk.handle(Tick(), after_s=5.0)
+    fold = next(asked for asked in desk.asked if isinstance(asked, Fold))
+    parts = [(part.client, part.weight, part.missed, bytes(part.payload[:1])) for part in fold.contributions]
+    assert parts[-1] == ("c@0", 8, 1, b"\3")
+
+
+def test_half_a_late_one_of_a_dead_process_makes_room_for_another_of_its_successor(desk: Desk) -> None:
+    lost_and_replaced(desk, rounds=0)
+    close(desk, 1)
+    assert desk.say("c", Offer(1, 1, NBYTES[1], 7, 1, 0.5))[0] == Late(1, -1)
+    assert kinds(desk.say("c", Offer(0, 0, 1200, 7, 1, 0.5))) == [Rejected], "it is not owed any more"
+
+
 def test_a_whole_late_one_stays_though_its_process_has_died(desk: Desk) -> None:
     finish(desk)
     desk.say("c", Leave("interrupted"))
@@ -302,6 +339,36 @@ def test_a_broker_that_begins_anew_knows_what_has_counted_late(desk: Desk) -> No
         desk.hello(name)
         desk.join(name, (9, 10, 7, 8), position=10)
     assert desk.say("c", Offer(0, 0, 1200, 7, 1, 0.5)) == [Late(0, 4)]
+
+
+def test_a_broker_that_begins_anew_knows_the_newest_of_each_client(desk: Desk) -> None:
+    finish(desk)
+    for round in (1, 2, 3, 4):
+        close(desk, round)
+    desk.say("c", Offer(5, 1, NBYTES[1], 7, 1, 0.5))
+    close(desk, 5)
+    desk.chunk("c", 5, 1, 0, 1024)
+    desk.chunk("c", 5, 1, 1024, 976)
+    for round in (6, 7, 8, 9):
+        close(desk, round)
+    desk.restart()
+    for name in "abc":
+        desk.hello(name)
+        desk.join(name, (9, 10, 7, 8), position=10)
+    answers = [desk.say("c", Offer(round, block, NBYTES[block], 7, 1, 0.5)) for round, block in ((0, 0), (5, 1))]
+    assert [kinds(answer) for answer in answers] == [[Rejected], [Late]], "another one of the client has counted since"
+    assert answers[1] == [Late(5, 9)]
+
+
+def test_what_has_counted_late_is_known_of_each_client_for_a_while() -> None:
+    late = LateContributions()
+    late.restore({"a": (1, 5), "b": (2, 5)})
+    for round in range(6, 5 + VISITS):
+        late.restore({"a": (round - 4, round)})
+    assert [late.counted_in("a", 1), late.counted_in("b", 2), late.counted_in("a", 5)] == [5, 5, None]
+    assert late.has_part("a", 5)
+    late.restore({"a": (9, 13)})
+    assert (late.counted_in("a", 1), late.counted_in("a", 9), late.has_part("a", 5)) == (None, 13, False)
 
 
 def test_the_journal_says_what_counted_late(desk: Desk) -> None:

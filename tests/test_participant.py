@@ -608,6 +608,26 @@ def test_a_start_that_was_taken_holds_also_after_an_earlier_one(seat: Seat) -> N
     ]
 
 
+def test_the_times_are_those_of_the_present_broker(seat: Seat) -> None:
+    """They may change when a run is resumed; a client that said too little to the new one was lost, time and again."""
+    seat.hear(Rejoin("who are you?"), epoch=2)
+    seat.hear(Terms('{"network": {"heartbeat_s": 0.5, "timeout_s": 2.0, "resend_s": 0.75}}'), Welcome(2), epoch=2)
+    seat.hear(Start(0, 2, 0, ()), epoch=2)
+    assert seat.participant.deadline() == seat.now + 0.5
+    seat.contribute(0)
+    assert kinds(seat.handle(Tick(), after_s=0.75)) == [Heartbeat, Offer, Chunk, Chunk]
+    seat.handle(Tick(), after_s=1.25)
+    assert seat.of(Notice) == [Notice("nothing heard from the broker for 2 s; waiting for it")]
+
+
+@pytest.mark.parametrize("terms", ["{", "[]", '{"rounds": 0}'])
+def test_a_broker_with_impossible_settings_is_left(seat: Seat, terms: str) -> None:
+    seat.hear(Rejoin("who are you?"), Terms(terms))
+    (gone,) = seat.of(Gone)
+    assert gone.end is End.REFUSED
+    assert "the broker's settings cannot be: " in gone.reason
+
+
 def test_a_download_is_resumed_in_a_new_session(seat: Seat) -> None:
     seat.hear(Commit(3, 3, 1, -1, 2560, 2, True))
     seat.chunk(3, 0, 1024, fill=1)
@@ -702,6 +722,14 @@ def test_leaving_waits_for_the_answer(seat: Seat) -> None:
     assert seat.effects == []
 
 
+def test_a_broker_that_was_restarted_may_say_goodbye(seat: Seat) -> None:
+    seat.handle(Finish("done"))
+    seat.hear(Goodbye("of another run"), run="run-2", epoch=2)
+    assert not seat.of(Gone)
+    seat.hear(Goodbye("you were not on the roster"), epoch=2)
+    assert seat.of(Gone) == [Gone(End.DONE, "left the run")]
+
+
 def test_leaving_does_not_wait_for_ever_and_keeps_its_reason(seat: Seat) -> None:
     seat.handle(Finish("interrupted (SIGTERM)"))
     for _ in range(9):
@@ -774,6 +802,18 @@ def test_a_silent_broker_is_waited_for_with_patience(seat: Seat) -> None:
     assert seat.now == 160.0
     assert notices == [Notice("nothing heard from the broker for 6 s; waiting for it")]
     assert seat.of(Gone) == [Gone(End.LOST, "nothing heard from the broker for 60 s")]
+
+
+def test_a_silent_broker_is_sent_no_window_again_and_again(seat: Seat) -> None:
+    """It would all lie before the next Hello, for the broker that comes after."""
+    seat.contribute(0)
+    said = []
+    while (due := seat.participant.deadline()) < 150.0:
+        assert due > seat.now
+        said += kinds(seat.handle(Tick(), after_s=due - seat.now))
+    assert said.count(Chunk) == 2, "once more, before it was taken for silent"
+    seat.hear(Heartbeat(0.0, 0, 0, "running"))
+    assert Chunk in kinds(seat.handle(Tick(), after_s=seat.participant.deadline() - seat.now))
 
 
 def test_a_broker_that_was_never_there_is_given_up_too() -> None:

@@ -316,6 +316,21 @@ def test_a_quorum_that_does_not_come_back_is_done_without_where_that_is_the_poli
     assert 4.2 + 5.0 + 5.0 < network.over_at < 4.2 + 6.0 + 5.0 + 8.0
 
 
+@pytest.mark.parametrize(
+    ("fraction", "diverges"), [(0.5, ()), (1.0, (6,))], ids=["who was drawn is gone", "the last one has diverged"]
+)
+def test_who_is_left_does_not_wait_for_a_contribution_that_nobody_will_make(
+    fraction: float, diverges: tuple[int, ...]
+) -> None:
+    policy = {"quorum_lost": "fewer", "quorum_lost_s": 8.0}
+    config = config_of(4, rounds=12, quorum=2, fraction=fraction, policy=policy)
+    faults = Faults(incidents=tuple(Incident("kill", name, at=6.0, lasts=0.0, returns=False) for name in "abc"))
+    habits = dict.fromkeys("abc", Habits()) | {"d": Habits(diverges=frozenset(diverges))}
+    names = contributors(ended(Network(config, habits, faults)))
+    assert "" in names
+    assert names[-1] == "d"
+
+
 def test_a_quorum_that_does_not_come_back_stops_the_run_where_that_is_the_policy() -> None:
     faults = Faults(incidents=(Incident("kill", "b", at=4.2, lasts=0.0, returns=False),))
     policy = {"quorum_lost": "stop", "quorum_lost_s": 5.0}

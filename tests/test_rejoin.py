@@ -77,7 +77,7 @@ def test_who_comes_back_gets_what_changed_and_ends_with_what_all_hold(
         "rounds": ROUNDS,
         "round": {"clients": 2, "quorum": 1},
         "solver": {"steps": 1, "batch_size": 2, "lr": 1e-2},
-        "network": {"heartbeat_s": 0.2, "timeout_s": 5.0},
+        "network": {"heartbeat_s": 0.2, "timeout_s": 5.0, "resend_s": 2.0},
     }
     config = from_dict(tree)
     data = tmp_path / "rows.jsonl"

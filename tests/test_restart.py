@@ -148,6 +148,16 @@ def test_nobody_waits_for_one_that_comes_back_with_nothing(desk: Desk) -> None:
     assert desk.join("c")[-1] == Start(4, 3, 2, (0, 1)), "else after the rounds at hand"
 
 
+def test_one_that_says_to_be_farther_than_anybody_can_be_is_no_member_of_the_rounds_at_hand(desk: Desk) -> None:
+    back(desk, "a", position=4)
+    back(desk, "b", position=4)
+    for name, position, first in (("c", 4, 2), ("d", 5, 4), ("e", 2**31, 4)):
+        desk.hello(name)
+        *_, start = desk.join(name, (1, 2, 0, 0), position=position)
+        assert isinstance(start, Start)
+        assert start.round == first
+
+
 def test_a_version_from_before_the_restart_goes_out_in_full(desk: Desk) -> None:
     start = back(desk, "a", versions=(1, 0, 0, 0))
     assert start.pending == (1,)
@@ -226,6 +236,54 @@ def test_a_run_that_has_committed_nothing_gathers_again() -> None:
     desk.join("a", position=1)
     desk.hello("b")
     assert desk.join("b", position=1)[-1] == Start(0, 2, 0, ())
+
+
+def test_a_run_that_had_begun_does_not_gather_for_ever() -> None:
+    """Of three that had begun one has died with the broker."""
+    desk = Desk(clients=3, quorum=2)
+    desk.gather("a", "b", "c")
+    desk.restart()
+    desk.hello("a")
+    assert kinds(desk.join("a", position=1)) == [Welcome]
+    assert desk.coordinator.deadline() == desk.now + 6.0
+    for _ in range(2):
+        desk.handle(Tick(), after_s=4.0)
+        desk.say("a", Heartbeat(1.0, 1, 0, "waiting"))
+    assert desk.coordinator.phase is Phase.GATHERING, "a is no quorum"
+    desk.hello("b")
+    assert desk.join("b", position=1)[-1] == Start(0, 2, 0, ())
+    assert desk.to("a") == [Start(0, 2, 0, ())]
+    desk.hello("c")
+    assert desk.join("c")[-1] == Start(2, 3, 0, ())
+
+
+def test_a_run_that_had_begun_begins_again_as_soon_as_its_time_to_gather_is_over() -> None:
+    desk = Desk(clients=3, quorum=1)
+    desk.restart()
+    for name, position in (("a", -1), ("b", 0)):
+        desk.hello(name)
+        desk.join(name, position=position)
+    for _ in range(2):
+        desk.handle(Tick(), after_s=2.9)
+        for name in "ab":
+            assert kinds(desk.say(name, Heartbeat(1.0, 1, 0, "waiting"))) == [Heartbeat]
+    desk.handle(Tick(), after_s=0.2)
+    assert (desk.to("a"), desk.to("b")) == ([Start(0, 2, 0, ())], [Start(0, 2, 0, ())])
+
+
+def test_a_run_that_has_not_begun_waits_for_all_its_clients() -> None:
+    for epoch, position in ((1, 0), (2, -1)):
+        desk = Desk(clients=3, quorum=1)
+        if epoch > 1:
+            desk.restart()
+        for name in "ab":
+            desk.hello(name)
+            desk.join(name, position=position)
+        for _ in range(4):
+            desk.handle(Tick(), after_s=3.0)
+            for name in "ab":
+                desk.say(name, Heartbeat(1.0, 1, 0, "waiting"))
+        assert desk.coordinator.phase is Phase.GATHERING
 
 
 def test_a_second_restart_expects_those_who_have_not_come_since_the_first() -> None:

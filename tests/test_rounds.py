@@ -115,20 +115,22 @@ FEWER = {
     ),
     "one is still at it": ("ab", "a", "", 101, False, "waiting for b"),
     "one is still at it, past the deadline": ("ab", "a", "", 110, True, "with 1 contributions; only 2 of at least 3"),
-    "nobody has contributed": (
+    "nobody has contributed yet": ("ab", "", "a", 101, False, "2 of at least 3 clients are there, and none has contr"),
+    "nobody has anything to contribute": (
         "ab",
         "",
         "ab",
         101,
-        False,
-        "2 of at least 3 clients are there, and none has contributed",
+        True,
+        "2 of 2 clients have answered; only 2 of at least",
     ),
+    "nobody is there": ("", "", "", 101, False, "0 of at least 3 clients are there, and none has contributed"),
     "nobody is there, and one had contributed": ("", "a", "", 101, True, "1 of 1 clients have answered; only 1"),
 }
 
 
 @pytest.mark.parametrize(("members", "done", "out", "now", "close", "reason"), FEWER.values(), ids=FEWER.keys())
-def test_with_fewer_than_the_quorum_a_round_closes_only_with_a_contribution(
+def test_with_fewer_than_the_quorum_a_round_closes_with_those_that_are_there(
     members: str, done: str, out: str, now: float, close: bool, reason: str
 ) -> None:
     policy = config.Rounds(deadline_s=10.0, grace=False, quorum_lost="fewer", quorum_lost_s=5.0)
