@@ -241,8 +241,14 @@ class Participant:
         return min(times)
 
     def may_train(self, round: int) -> bool:
-        """Whether everything that `round` builds on is in hand: all but the last `in_flight` rounds before it."""
-        return self.state is State.TRAINING and self.arrived_through(round - self._config.in_flight - 1)
+        """Whether everything that `round` builds on is in hand: all but the last `in_flight` rounds before it.
+
+        And whether we are told what it is: after a Start that was delayed since an earlier session we may not be, until
+        the newest one comes.
+        """
+        if self.state is not State.TRAINING or not self.arrived_through(round - self._config.in_flight - 1):
+            return False
+        return round >= self._config.rounds or self.turn(round) is not None
 
     def arrived_through(self, round: int) -> bool:
         """Whether every block that was committed in or before `round` is in hand."""

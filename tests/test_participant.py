@@ -853,6 +853,17 @@ def test_it_knows_of_a_round_what_was_announced() -> None:
     assert not seat.participant.may_train(2), "what round 0 has made is not here"
 
 
+def test_a_round_of_which_nothing_is_said_is_not_trained() -> None:
+    """After a Start of an earlier session, and a Commit of the newest, whose own Start says what comes next."""
+    seat = announced()
+    seat.hear(Commit(0, 3, 0, -1, 0, 0, False, (), ()))
+    assert seat.participant.arrived_through(0)
+    assert seat.participant.turn(2) is None
+    assert not seat.participant.may_train(2)
+    seat.hear(Start(2, 2, 1, (), (2, 0), (False, True)))
+    assert seat.participant.state is State.CALLING, "joins anew, for the newest start"
+
+
 def test_before_its_commit_only_the_announced_block_of_a_round_is_taken() -> None:
     seat = announced()
     seat.chunk(0, 0, 1024, block=1)
