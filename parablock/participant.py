@@ -160,6 +160,7 @@ class Participant:
         self._silent = False
         self._stopped = False  # it has said so, and nothing since
         self._leaving_since = now
+        self._joining_since = now
         self._leave = Leave("")
         self._effects: list[Effect] = []
 
@@ -365,7 +366,8 @@ class Participant:
 
     def _join(self, now: float) -> None:
         assert self._prepared is not None
-        self.state = State.JOINING
+        if self.state is not State.JOINING:
+            self.state, self._joining_since = State.JOINING, now
         digest, prepared = self._prepared.manifest.digest, self._prepared
         position = self._contributions.position if self._begun else -1
         versions = tuple(self._versions)
@@ -381,6 +383,8 @@ class Participant:
         if start.next < self._commits.greeted_at:
             if self._told_in < self._epoch:
                 self._goes_back(start.next)
+            elif now >= self._joining_since + self._timing.resend:  # it is repeated: to the broker that session goes on
+                self._rejoin("the broker repeats the start of an earlier session", now)
             return  # else of an earlier session: it would leave out what was committed since
         if not self._hear(start.next, start):
             return

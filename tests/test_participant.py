@@ -699,6 +699,17 @@ def test_a_late_start_is_passed_over_though_the_broker_was_started_anew_before(s
     assert seat.participant.state is State.TRAINING
 
 
+def test_a_late_start_that_is_repeated_has_it_greet_again(seat: Seat) -> None:
+    """It came upon old Terms, so that to the broker the earlier session goes on; nothing else would end that."""
+    seat.land(0)
+    seat.hear(Rejoin("who are you?"), Terms("{}"))
+    assert seat.hear(Start(0, 2, 0, ())) == []
+    seat.handle(Tick(), after_s=15.0)  # resend_s, by those Terms
+    seat.hear(Start(0, 2, 0, ()))
+    assert seat.participant.state is State.CALLING
+    assert Hello in kinds(seat.handle(Tick(), after_s=1.0))
+
+
 def test_a_commit_from_an_older_journal_does_not_hide_that_it_is_older(seat: Seat) -> None:
     for round in range(3):
         seat.land(round)
