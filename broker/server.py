@@ -104,6 +104,7 @@ class Broker:
             self._blocks.restore(opened.stored.pop())
         self._store = BlockStore(folder.blocks, journal, journal.facts.run, base.manifest.digest, config.journal.keep)
         self._record = Record(folder, base.manifest, config, began, opened.rows, journal.entries() if resumed else ())
+        opened.rows.clear()  # nor on to these
         self._view = View(config, base.manifest, self._coordinator.block)
         call_soon = asyncio.get_running_loop().call_soon_threadsafe
         self._fold: Conveyor[Made | Unfit] = Conveyor("fold", call_soon, self._folded, self._failed)

@@ -61,6 +61,8 @@ class Downloads:
         """Of what was begun earlier, only that of rounds which are `wanted` will go on."""
         for key in [key for key in self._before if not wanted(key[0])]:
             self._drop(self._before.pop(key))
+        for round in [round for round in self._now if not wanted(round)]:  # what an earlier session still said
+            self._drop(self._now.pop(round))
 
     def forget(self) -> None:
         """Nothing that was begun will go on: another broker counts its attempts anew."""

@@ -393,9 +393,7 @@ class Participant:
         self._commits.start(start)
         self._told_in = self._epoch
         for round in start.pending:
-            if (
-                round + 1 in self._versions
-            ):  # an old Join was answered; and what we said then may have ended the sending
+            if round + 1 in self._versions:  # an old Join was answered, and what we have said since may end the sending
                 self._commits.arrive(round)
         self._downloads.keep(self._commits.wanted)
         first = max(start.round, self._contributions.position)

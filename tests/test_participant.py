@@ -699,6 +699,16 @@ def test_a_late_start_is_passed_over_though_the_broker_was_started_anew_before(s
     assert seat.participant.state is State.TRAINING
 
 
+def test_what_an_earlier_session_has_begun_goes_with_the_start_that_does_not_want_it(seat: Seat) -> None:
+    """It comes before the start, when nobody can say whether it will be completed."""
+    seat.land(0)
+    seat.hear(Rejoin("who are you?"), Terms("{}"))
+    seat.hear(Commit(1, 1, 1, -1, NBYTES[1], 2, False))
+    seat.chunk(1, 0, 1024, block=1)
+    seat.hear(Start(6, 2, 6, (5,)))
+    assert seat.of(Dropped) == [Dropped(1, 1)]
+
+
 def test_a_late_start_that_is_repeated_has_it_greet_again(seat: Seat) -> None:
     """It came upon old Terms, so that to the broker the earlier session goes on; nothing else would end that."""
     seat.land(0)
