@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from bench import synthetic, usage
 from broker.__main__ import loop_factory, tune
-from broker.opening import begin, last_endpoint, resume
+from broker.opening import begin, resume
 from broker.server import Broker
 from broker.socket import RouterSocket
 from parablock import config as settings
 from parablock.block_file import BLOCK, BlockWriter, Label
 from parablock.block_versions import BlockVersions
 from parablock.journal import Journal
+from parablock.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from broker.opening import Opened
     from parablock.journal import Row
-    from parablock.run_folder import RunFolder
 
     Vector = npt.NDArray[np.float32]
 
@@ -109,7 +109,7 @@ def _open(options: argparse.Namespace) -> tuple[Opened, RouterSocket]:
     """A new run, or the one of --resume, at the address where it was before."""
     if options.resume is not None:
         opened = resume(options.resume, None, ())
-        return opened, RouterSocket(last_endpoint(options.resume) or opened.config.network.bind)
+        return opened, RouterSocket(RunFolder(options.resume).endpoint() or opened.config.network.bind)
     config = settings.load(options.config)
     socket = RouterSocket(config.network.bind)
     return begin(config, options.out, synthetic.base(synthetic.manifest(options.blocks, options.block_bytes))), socket

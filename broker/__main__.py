@@ -130,7 +130,7 @@ def _bound_again(arguments: argparse.Namespace, config: Config) -> RouterSocket:
     """Where the broker before listened, since its clients wait there; elsewhere only where that is asked for."""
     bind = config.network.bind
     if not any(override.partition("=")[0].strip() == "network.bind" for override in arguments.set):
-        bind = opening.last_endpoint(arguments.resume) or bind
+        bind = RunFolder(arguments.resume).endpoint() or bind
     check_endpoint(bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
     try:
         return RouterSocket(bind)

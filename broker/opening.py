@@ -31,6 +31,7 @@ from parablock import config as settings
 from parablock.belonging import Belonging
 from parablock.block_file import BLOCK, BlockFileError, Label, StoredBlock, file_name
 from parablock.journal import Facts, Incarnation, Journal, JournalError, Row, entry_from_json, entry_json
+from parablock.placement import write_text
 from parablock.run_folder import CONFIG, ENDPOINT, JOURNAL, RunFolder, RunFolderError
 from parablock.saved import spent
 
@@ -90,10 +91,7 @@ class Opened:
 
     def write_endpoint(self, endpoint: str) -> None:
         """Say where the broker listens. Raises OSError where the disk refuses."""
-        path = self.folder.path / ENDPOINT
-        temporary = path.with_name(f".{ENDPOINT}.partial")
-        temporary.write_text(endpoint + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_text(self.folder.path / ENDPOINT, endpoint + "\n", synced=False)
 
     def close(self) -> None:
         self.journal.close()
@@ -154,11 +152,6 @@ def resume(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Op
             vector.flags.writeable = False
     base = BaseModel(manifest, journal.facts.base, journal.facts.tokenizer, [block.values for block in stored])
     return Opened(config, folder, journal, base, stored, rows, ended, said + repairs)
-
-
-def last_endpoint(path: Path) -> str | None:
-    """Where the broker before has listened. Raises as `RunFolder.endpoint` does."""
-    return RunFolder(path).endpoint()
 
 
 def boot_id() -> str:

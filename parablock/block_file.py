@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import xxhash
 
+from parablock.placement import replace
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -231,16 +233,6 @@ def _fill(file: BinaryIO, view: memoryview) -> None:
 def _nbytes(about: Mapping[str, Any]) -> int:
     start, end = about["data_offsets"]
     return int(end) - int(start)
-
-
-def replace(temporary: Path, path: Path) -> None:
-    """Put a file that is already on disk in its place, and the folder's entry on disk as well."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _header(label: Label, numel: int, checksums: Mapping[str, str], entry_bytes: int, size: int = 0) -> bytes:

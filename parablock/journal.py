@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 import xxhash
 
 from parablock import witness
-from parablock.block_file import replace
+from parablock.placement import replace
 from parablock.saved import Entry, Saved, SavedVersion
 from parablock.witness import Witness, WitnessError
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from parablock.block_file import replace
+from parablock.placement import write_text
 from parablock.run_folder import LAUNCH
 
 if TYPE_CHECKING:
@@ -28,12 +27,7 @@ class LaunchFile:
 
     def write(self, folder: Path) -> None:
         """Raises OSError where the disk refuses."""
-        temporary = folder / f".{LAUNCH}.partial"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(self)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        replace(temporary, folder / LAUNCH)
+        write_text(folder / LAUNCH, json.dumps(asdict(self)) + "\n")
 
 
 def read(folder: Path, clients: int) -> LaunchFile:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from parablock import witness
 from parablock.belonging import Belonging
-from parablock.block_file import BlockFileError, replace
+from parablock.block_file import BlockFileError
 from parablock.journal import (
     Facts,
     Incarnation,
@@ -29,6 +29,7 @@ from parablock.journal import (
     files,
     salvage,
 )
+from parablock.placement import replace
 from parablock.run_folder import JOURNAL, RunFolderError
 from parablock.saved import spent
 from parablock.witness import Witness, WitnessError

@@ -34,7 +34,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parablock import block_file
 from parablock import config as settings
 from parablock.append_file import AppendFile, cut_torn_line
 from parablock.block_file import BlockFileError, StoredBlock
@@ -42,6 +41,7 @@ from parablock.block_versions import BlockVersions
 from parablock.folder_lock import FolderLock, LockedError, holder
 from parablock.manifest import Block, Manifest, Slot
 from parablock.network import check_endpoint
+from parablock.placement import write_text
 from parablock.shards import ShardCounts
 
 if TYPE_CHECKING:
@@ -190,12 +190,7 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Replace the settings by those of a run that goes on with others. Raises OSError where the disk refuses."""
-        temporary = self.path / f".{CONFIG}.partial"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(settings.to_toml(config))
-            file.flush()
-            os.fsync(file.fileno())
-        block_file.replace(temporary, self.path / CONFIG)
+        write_text(self.path / CONFIG, settings.to_toml(config))
 
     def config(self) -> Config:
         """The settings of the run. Raises ConfigError where the file was damaged or edited into nonsense."""
@@ -307,12 +302,7 @@ class RunFolder:
         know it again; "" where unknown. run: its id.
         """
         facts = {"digest": manifest.digest, "weights": weights, "tokenizer": tokenizer, "run": run}
-        temporary = self.path / f".{MANIFEST}.partial"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({**facts, **asdict(manifest)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        block_file.replace(temporary, self.path / MANIFEST)
+        write_text(self.path / MANIFEST, json.dumps({**facts, **asdict(manifest)}, indent=1))
 
     @property
     def has_manifest(self) -> bool:

@@ -9,11 +9,12 @@ power cut that takes it takes no row with it. A journal that is ahead of its wit
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import xxhash
+
+from parablock.placement import write_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,11 +34,8 @@ class Witness:
 
     def write(self, journal: Path) -> None:
         """Put it beside a journal, in the place of the one before. Raises OSError where the disk refuses."""
-        path = place(journal)
-        temporary = path.with_name(f".{path.name}.partial")
         tree = asdict(self)
-        temporary.write_text(json.dumps(tree | {"checksum": _checksum(tree)}) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(place(journal), json.dumps(tree | {"checksum": _checksum(tree)}) + "\n", synced=False)
 
 
 def read(journal: Path) -> Witness | None:

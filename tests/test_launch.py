@@ -511,7 +511,7 @@ def test_a_run_that_could_not_be_launched_may_be_tried_again(
 
     fakes(place, "raise AssertionError('not to be started')\n")
     with monkeypatch.context() as patch:
-        patch.setattr("parablock.launch_file.os.fsync", full)
+        patch.setattr("parablock.placement.os.fsync", full)
         assert started(place)[0] == 75
     assert "the run had not begun: give the same command again" in capsys.readouterr().err
     RunFolder.check_free(place / "run")

@@ -17,7 +17,7 @@ import pytest
 
 from broker import opening
 from broker.blocks import BaseModel, GlobalBlocks
-from broker.opening import begin, last_endpoint, resume
+from broker.opening import begin, resume
 from broker.store import BlockStore
 from parablock import verify_command
 from parablock.aggregation import Contribution
@@ -679,13 +679,13 @@ def test_a_record_without_a_time_is_named(tmp_path: Path) -> None:
 
 def test_where_the_broker_listened_is_kept(tmp_path: Path) -> None:
     desk = begun(tmp_path / "run")
-    assert last_endpoint(tmp_path / "run") is None
+    assert RunFolder(tmp_path / "run").endpoint() is None
     desk.opened.write_endpoint("tcp://127.0.0.1:5558")
-    assert last_endpoint(tmp_path / "run") == "tcp://127.0.0.1:5558"
+    assert RunFolder(tmp_path / "run").endpoint() == "tcp://127.0.0.1:5558"
     for garbage in (b"\xff\xfe", b"here", b"tcp://127.0.0.1:*", b""):
         (tmp_path / "run" / "endpoint").write_bytes(garbage)
         with pytest.raises(RunFolderError, match=r"endpoint is damaged: .*; write into it where the broker listened"):
-            last_endpoint(tmp_path / "run")
+            RunFolder(tmp_path / "run").endpoint()
     desk.opened.close()
 
 
