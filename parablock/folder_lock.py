@@ -1,4 +1,4 @@
-"""The lock of a run's folder: at most one process at work in it, and it says which.
+"""The lock of a folder, a run's or a worker's own: at most one process at work in it, and it says which.
 
 It is the kernel's (`flock`), so that it goes with the process that holds it, however that ends; the file `lock` only
 says whose it is. A file that a dead process has left locks nothing.
@@ -32,12 +32,12 @@ class LockedError(ValueError):
 class FolderLock:
     """Held from its making to `release`, or to the end of the process."""
 
-    def __init__(self, folder: Path, since: str, kind: str = "a broker") -> None:
-        """since: the present time, and kind: what this process is, for people.
+    def __init__(self, folder: Path, since: str = "", kind: str = "a broker", *, private: bool = False) -> None:
+        """since: the present time, and kind: what this process is, for people. private: nobody else's to read.
 
         Raises LockedError, after half a second in which nobody has let go, and OSError where the disk refuses.
         """
-        self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600 if private else 0o644)
         try:
             if not _taken(self._file):
                 raise LockedError(
@@ -87,11 +87,10 @@ def _taken(file: int) -> bool:
 def _owner(file: int) -> str:
     try:
         note = json.loads(os.pread(file, 4096, 0))
-        if isinstance(note, int):  # a worker's lock of its own folder says no more
-            return f"process {note}"
         if note["host"] == platform.node() and not _alive(note["pid"]):  # what an earlier holder has left
             return _UNNAMED
-        return f"{note['kind']} (process {note['pid']} on {note['host']}, since {note['since']})"
+        since = f", since {note['since']}" if note["since"] else ""
+        return f"{note['kind']} (process {note['pid']} on {note['host']}{since})"
     except (ValueError, KeyError, TypeError):
         return _UNNAMED
 

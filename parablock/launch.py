@@ -175,10 +175,10 @@ class Launch:
             return
         RunFolder(self._out).check_unlocked()
         owners = {name: holder(self._out / WORKERS / name) for name in self._names()}
-        alive = [f"{name} ({owner})" for name, owner in owners.items() if owner is not None]
+        alive = [f"{name}: {owner}" for name, owner in owners.items() if owner is not None]
         if alive:
             raise RunFolderError(
-                f"{', '.join(alive)} of {self._out} still wait for its broker, and hold what they have kept; end them "
+                f"workers of {self._out} still wait for its broker ({'; '.join(alive)}); end them "
                 "(`kill`, with their processes' numbers) and give the same command again, or let them go on with "
                 f"`parablock broker --resume {self._out}`"
             )

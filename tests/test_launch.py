@@ -552,7 +552,7 @@ def test_workers_that_outlived_their_run_are_named(place: Path, capsys: pytest.C
     orphan = StateFolder(state)
     assert launch.main(["--resume", "run"]) == 2
     said = capsys.readouterr().err
-    assert f"worker-1 (process {os.getpid()}) of run still wait for its broker" in said
+    assert f"workers of run still wait for its broker (worker-1: a worker (process {os.getpid()} on " in said
     assert "worker-0" not in said
     orphan.close()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from parablock import folder_lock
 from parablock.tensor_file import Tensors
 from workers.state_folder import (
     Contribution,
@@ -331,9 +332,10 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_need_not_note_who_holds_the_lock(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "pwrite", refusing(errno.ENOSPC))
-    folder = StateFolder(kept)
-    with pytest.raises(StateError, match="a worker that runs"):
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_lock.os, "write", refusing(errno.ENOSPC))
+        folder = StateFolder(kept)
+    with pytest.raises(StateError, match=r"is in use by .*, or choose another --state"):
         StateFolder(kept)
     folder.close()
 

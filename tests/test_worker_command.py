@@ -47,7 +47,7 @@ def test_a_state_that_another_process_uses_is_refused(
 ) -> None:
     folder = StateFolder(tmp_path / "s")
     assert command.main([*BROKER, "--state", str(tmp_path / "s")]) == 2
-    assert f"a worker that runs (process {os.getpid()})" in capsys.readouterr().err
+    assert f"is in use by a worker (process {os.getpid()} on " in capsys.readouterr().err
     assert not asked
     folder.close()
 

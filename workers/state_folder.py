@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -26,7 +25,8 @@ import shutil
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from parablock import tensor_file
+from parablock import folder_lock, tensor_file
+from parablock.folder_lock import FolderLock, LockedError
 from parablock.tensor_file import TensorFileError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("worker")
 
 _FORMAT = 1
-_IDENTITY, _LOCK, _POSITION = "worker.json", "lock", "position.safetensors"
+_IDENTITY, _POSITION = "worker.json", "position.safetensors"
 _BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER = "blocks", "contributions", "residuals", "optimizer"
 _FOLDERS = (_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER)
 _SUFFIX = ".safetensors"
@@ -162,29 +162,13 @@ class StateFolder:
             _check_ours(path)
             if path.stat().st_mode & 0o077:  # it was there before
                 path.chmod(0o700)
-            self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            with _using(path):
-                self._take_lock()
-        except BaseException:
-            os.close(self._lock)
-            raise
-
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise StateError(
-                f"{self.path} is the state of a worker that runs (process {holder}); end that one, or choose another "
-                "--state"
-            ) from error
-        with contextlib.suppress(OSError):  # it is locked; who holds it is for people only, and the disk may be full
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+            try:
+                self._lock = FolderLock(path, kind="a worker", private=True)
+            except LockedError as error:
+                raise StateError(f"{error}, or choose another --state") from error
 
     def close(self) -> None:
-        os.close(self._lock)
+        self._lock.release()
 
     @property
     def identity(self) -> Identity | None:
@@ -364,7 +348,7 @@ class StateFolder:
         """The run is done, and nothing of it is needed any more. What is not ours stays, and the folder with it."""
         for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (_POSITION, _IDENTITY, _LOCK):
+        for name in (_POSITION, _IDENTITY, folder_lock.NAME):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             self.path.rmdir()
@@ -421,7 +405,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _check_ours(path: Path) -> None:
     """Raises StateError where the folder holds what no worker has put there, and does not say whose it is."""
     names = set(os.listdir(path))
-    strange = sorted(name for name in names - {_LOCK, _PARTIAL_IDENTITY} if not name.startswith(_ASIDE))
+    strange = sorted(name for name in names - {folder_lock.NAME, _PARTIAL_IDENTITY} if not name.startswith(_ASIDE))
     if strange and _IDENTITY not in names:
         raise StateError(
             f"{path} is no worker's state: it holds {strange[0]!r}, and no {_IDENTITY}; choose a folder that is new or "
