@@ -35,8 +35,8 @@ _TIMES = "store.jsonl"
 class Timed(BlockStore):
     """What follows the fold of the last chunk: the file's checksum, fsync and rename, and the journal's row."""
 
-    def __init__(self, versions: BlockVersions, journal: Journal, digest: str, keep: int) -> None:
-        super().__init__(versions, journal, digest, keep)
+    def __init__(self, versions: BlockVersions, journal: Journal, run: str, digest: str, keep: int) -> None:
+        super().__init__(versions, journal, run, digest, keep)
         self._times = AppendFile(versions.folder.parent / _TIMES)
 
     def commit(self, store: Store, tensors: Mapping[str, Vector] | None) -> None:

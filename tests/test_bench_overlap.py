@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ from bench import overlap, results
 from bench.figures import Averages, FiguresError, averages, medians, rate_for, rounds_for
 from bench.figures import overlap as ratios
 from bench.processes import ChildError, Children
+from bench.store_broker import Nowhere, Timed
 from bench.workload import Workload
+from broker.store import BlockStore
 from parablock import config
 from tests.shown import shown
 
@@ -172,6 +175,11 @@ def test_the_journal_costs_what_its_absence_saves() -> None:
     assert "+2.00 (+2.00 to +2.00)" in shown(overlap.table([row]))
     assert (row["store_p50_s"], row["store_max_s"]) == (0.02, 0.06)
     assert "journal" not in imagined_rows(dataclasses.replace(PLAN, clients=(1,), ratios=(1.0,)))[0]
+
+
+@pytest.mark.parametrize("kind", [Timed, Nowhere])
+def test_stores_that_stand_in_for_the_brokers_are_made_like_it(kind: type[BlockStore]) -> None:
+    assert inspect.signature(kind) == inspect.signature(BlockStore)
 
 
 def test_there_is_a_row_for_each_number_of_clients_and_regime() -> None:
