@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parablock import feedback
+from parablock import feedback, fixed_point
 from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit, weighted_mean
 from parablock.block_file import BLOCK, RESIDUAL, SERVER
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
+from parablock.secure_settings import most_tokens
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from parablock.block_file import StoredBlock
     from parablock.config import Config
     from parablock.manifest import Manifest
+    from parablock.unmasking import Unmasking
 
     Vector = npt.NDArray[np.float32]
 
@@ -108,14 +110,15 @@ class GlobalBlocks:
         up, down = Layout.up(self._config, x.size), Layout.down(self._config, x.size, fold.attempt)
         part = up.part(fold.index)
         numel = part.stop - part.start
-        deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
-        decay = self._config.round.late_decay
-        weights = [decayed(each.weight, decay, each.missed) for each in fold.contributions]
-        steps = [contribution.steps for contribution in fold.contributions]
+        deltas: list[Vector] = []  # where they are masked nobody knows them
         values = mean = attempt.values[part]
         before = {name: vector[part] for name, vector in self._state.get(fold.block, {}).items()}
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-            weighted_mean(deltas, weights, steps if self._config.round.weights == "normalised" else None, out=mean)
+            if fold.unmasking is not None:
+                unmasked_mean(self._config, fold, fold.unmasking, out=mean)
+            else:
+                deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
+                self._mean(fold, deltas, out=mean)
             move, state = server_move(self._config.server, mean, before)
             if not down.codec.lossless and unfit(move) is not None:  # as it is if any contribution is
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
@@ -141,6 +144,12 @@ class GlobalBlocks:
         parts = {name: vector[part] for name, vector in attempt.tensors.items()}
         moved = math.sqrt(attempt.squares / x.size) if attempt.made == x.size else 0.0
         return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload), moved), fold.block, x.size, parts)
+
+    def _mean(self, fold: Fold, deltas: list[Vector], out: Vector) -> None:
+        decay = self._config.round.late_decay
+        weights = [decayed(each.weight, decay, each.missed) for each in fold.contributions]
+        steps = [contribution.steps for contribution in fold.contributions]
+        weighted_mean(deltas, weights, steps if self._config.round.weights == "normalised" else None, out=out)
 
     def tensors(self, store: Store) -> dict[str, Vector]:
         """What the attempt has made, as the block's file keeps it: the whole block and the server's state of it.
@@ -184,9 +193,16 @@ class GlobalBlocks:
         return self._attempt
 
 
+def unmasked_mean(config: Config, fold: Fold, unmasking: Unmasking, out: Vector) -> None:
+    """Δ̄ = Σ n_i Δ_i / Σ n_i of a chunk, from what is masked and adds up to Σ n_i Δ_i / n_max in fixed point."""
+    total = unmasking.total([contribution.payload for contribution in fold.contributions], fold.index)
+    tokens = sum(contribution.weight for contribution in fold.contributions)
+    fixed_point.decode(total, most_tokens(config) / tokens, unmasking.bits, out)
+
+
 def _reasons(fold: Fold, deltas: list[Vector]) -> dict[str, str]:
     """Who must not be counted, and why. Where all are finite and their mean is not, it is nobody's fault but all's."""
-    checked = zip(fold.contributions, map(unfit, deltas), strict=True)
+    checked = zip(fold.contributions, map(unfit, deltas), strict=bool(deltas))
     reasons = {contribution.client: reason for contribution, reason in checked if reason is not None}
     too_large = "the update holds values so large that a mean of them is not finite"
     return reasons or {contribution.client: too_large for contribution in fold.contributions}

@@ -17,8 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from parablock import secure_settings
 from parablock.codec import GROUP, CodecName
 from parablock.messages import MAX_IN_FLIGHT
+from parablock.secure_settings import Secure
+from parablock.setting import key as _key
 
 Scalar = bool | int | float | str
 Mode = Literal["parablock", "fedbcd", "fedcybgd", "fedavg", "lora", "ffa-lora", "lisa"]
@@ -28,21 +31,6 @@ _LONGEST_TEXT = 4096
 
 class ConfigError(ValueError):
     """A setting is wrong. The message names the key, what was expected, what came, and what to do."""
-
-
-def _key(
-    default: Any,
-    meaning: str,
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    local: bool = False,
-) -> Any:
-    """A setting: `low` and `high` are inclusive bounds, `above` an exclusive lower one."""
-    metadata = {"meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "local": local}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -395,6 +383,7 @@ class Config:
     eval: Evaluation = field(default_factory=Evaluation)
     codec: Codecs = field(default_factory=Codecs)
     network: Network = field(default_factory=Network)
+    secure: Secure = field(default_factory=Secure)
     journal: Journal = field(default_factory=Journal)
 
     @property
@@ -449,7 +438,8 @@ class Config:
     @property
     def quorum(self) -> int:
         """Fewest clients that must be there for a round to close, and contributions to it at its deadline."""
-        return self.round.quorum or self.drawn(self.round.clients) // 2 + 1
+        drawn = self.drawn(self.round.clients)
+        return self.round.quorum or (self.secure.needed(drawn) if self.secure.enabled else drawn // 2 + 1)
 
     @property
     def announced(self) -> bool:
@@ -702,6 +692,8 @@ def _check_together(config: Config) -> None:
             f"solver.momentum = {config.solver.momentum} is for sgd only, and solver.optimizer = "
             f"{config.solver.optimizer}; set solver.momentum to 0, or solver.optimizer to sgd"
         )
+    if (objection := secure_settings.objection(config)) is not None:
+        raise ConfigError(objection)
     if config.network.timeout_s <= 2 * config.network.heartbeat_s:
         raise ConfigError(
             f"network.timeout_s = {config.network.timeout_s} must be more than twice "

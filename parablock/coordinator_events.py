@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from parablock.messages import Evaluated, Heartbeat, Landed
     from parablock.saved import Entry
     from parablock.transfer import Encoded
+    from parablock.unmasking import Unmasking
     from parablock.wire import Buffer, Envelope
 
 # Events
@@ -98,6 +99,7 @@ class Fold:
     """Check and fold chunk `index` of these contributions, and answer with `Folded` or `Unfit`.
 
     Of one attempt the chunks come in order. A higher attempt begins the block anew, with other contributions.
+    unmasking: what takes the masks off their sum, where they are masked; they may be others from chunk to chunk then.
     """
 
     round: int
@@ -105,6 +107,7 @@ class Fold:
     attempt: int
     index: int
     contributions: tuple[Contribution, ...]
+    unmasking: Unmasking | None = None
 
 
 @dataclass(frozen=True)

@@ -125,9 +125,10 @@ def simplest(kind: type[Any]) -> Envelope:
                 return (value(get_args(base)[0]),) * min(most, 2)
 
     message = kind(**{name: value(hint) for name, hint in fields(kind).items()})
-    if kind is not Chunk:
-        return Envelope("run", 7, message)
     payload = b"payload!"
+    if kind is not Chunk:
+        required = kind in PAYLOADS and PAYLOADS[kind].required
+        return Envelope("run", 7, message, memoryview(payload) if required else None)
     return Envelope("run", 7, dataclasses.replace(message, checksum=wire.checksum(payload)), memoryview(payload))
 
 
@@ -338,7 +339,7 @@ def test_a_header_is_a_map() -> None:
     for other in (1, "text", None, [1], ["v", 1], 1.5, True):
         refused([msgpack.packb(other)], "the header is not a map in valid msgpack")
     refused([b""], "the header is not a map in valid msgpack")
-    refused([msgpack.packb({})], "expected protocol version 4, got None")
+    refused([msgpack.packb({})], "expected protocol version 5, got None")
 
 
 @every_kind
@@ -540,9 +541,9 @@ def test_forms_of_msgpack_that_no_field_has_are_refused(where: str, value: bytes
 # Malformed frames: the frame's own fields, and each field of each message
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 5, True, 4.0, "4", None, [4]])
+@pytest.mark.parametrize("version", [0, 1, 4, 6, True, 5.0, "5", None, [5]])
 def test_another_version_is_refused(version: Any) -> None:
-    refused(with_field(Leave, "v", version), "expected protocol version 4, got ")
+    refused(with_field(Leave, "v", version), "expected protocol version 5, got ")
 
 
 @pytest.mark.parametrize("kind", ["", "leave", "Envelope", "Whole", "object", 1, None, True, ["Leave"]])
