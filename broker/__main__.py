@@ -96,6 +96,7 @@ class _WrongModelError(ValueError):
 
 def _begin(arguments: argparse.Namespace, out: Path) -> tuple[Opened, RouterSocket]:
     config = settings.load(arguments.config, arguments.set)
+    settings.check_installed(config)
     check_endpoint(config.network.bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
     RunFolder.check_free(out)
     socket = RouterSocket(config.network.bind)
@@ -117,7 +118,9 @@ def _begin(arguments: argparse.Namespace, out: Path) -> tuple[Opened, RouterSock
 def _resume(arguments: argparse.Namespace) -> tuple[Opened, RouterSocket]:
     folder = RunFolder.open(arguments.resume)
     folder.check_unlocked()  # before its port is found taken
-    socket = _bound_again(arguments, settings.load(arguments.config or folder.path / CONFIG, arguments.set))
+    config = settings.load(arguments.config or folder.path / CONFIG, arguments.set)
+    settings.check_installed(config)
+    socket = _bound_again(arguments, config)
     try:  # nothing is put right or written before it is sure that the run can be served
         opened = opening.resume(arguments.resume, arguments.config, arguments.set)
     except BaseException:

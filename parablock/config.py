@@ -514,6 +514,12 @@ def from_dict(tree: dict[str, Any]) -> Config:
     return config
 
 
+def check_installed(config: Config) -> None:
+    """Raise ConfigError where these settings need a package that is not installed on this machine."""
+    if config.secure.enabled and (missing := secure_settings.missing()) is not None:
+        raise ConfigError(missing)
+
+
 def to_dict(config: Config, *, shared_only: bool = False) -> dict[str, Any]:
     """Nested dictionaries of plain values; with `shared_only` without the keys that stay on their machine."""
 

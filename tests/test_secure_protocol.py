@@ -10,9 +10,13 @@ import random
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
+from parablock import coordinator_events as broker
+from parablock import fixed_point
 from parablock.messages import Chunk, Commit, Keys, Offer, Rejected, Unmask, Unmasked
+from parablock.secure_settings import most_tokens
 from tests.network import Faults, Habits, Incident, Network, config_of
 
 if TYPE_CHECKING:
@@ -133,6 +137,56 @@ def test_after_a_restart_another_set_of_a_round_that_was_unmasked_is_not_summed(
         network = ended(Network(masked(4, 10, window=1024), dict.fromkeys("abcd", STEADY), faults))
         found += [reason for process in network.processes for reason in process.dismissed.values()]
     assert any("another sum would tell more" in reason for reason in found), found
+
+
+class Overheard(Network):
+    """What the broker gets, and what it keeps."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.received: list[bytes] = []
+        super().__init__(*arguments)
+
+    def handle(self, event: broker.Event) -> None:
+        if isinstance(event, broker.Received) and event.envelope.payload is not None:
+            self.received.append(bytes(event.envelope.payload))
+        super().handle(event)
+
+    def overheard(self) -> bytes:
+        """Everything, one after the other."""
+        kept = [tensor.tobytes() for stored in self.folder.versions.values() for tensor in stored.tensors.values()]
+        said = [repr(note) for note in self.notes] + self.folder.entries
+        return b"|".join([*self.received, *kept, *(text.encode() for text in said)])
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_the_broker_is_told_no_value_of_any_contribution(secure: bool) -> None:
+    """Eight values in a row are found nowhere, as floats or as whole numbers; without masks all of them are."""
+    faults = Faults(incidents=(Incident("kill", "c", at=2.53, lasts=3.0),))
+    config = masked(3, 6, secure={"enabled": secure}, deadline_s=2.0)
+    network = Overheard(config, dict.fromkeys("abc", STEADY), faults)
+    ended(network)
+    told, most, found = network.overheard(), most_tokens(config), 0
+    for each in network.made.values():
+        for made in each:
+            values = np.frombuffer(made.values, np.float32)
+            plain = [values]
+            for clients in (2, 3):
+                bits = fixed_point.exponent(clients, config.secure.range)
+                plain.append(fixed_point.encode(values, made.weight / most, bits))
+            windows = [row[at : at + 8].tobytes() for row in plain for at in range(0, values.size - 8, 8)]
+            found += sum(window in told for window in windows)
+    assert (found == 0) is secure
+
+
+def test_what_is_masked_looks_like_noise() -> None:
+    network = Overheard(masked(3, 6), dict.fromkeys("abc", STEADY))
+    ended(network)
+    words = np.concatenate([np.frombuffer(p, np.uint8) for p in network.received if len(p) == 1024])
+    counts = np.bincount(words, minlength=256)
+    expected = words.size / 256
+    chi_square = float(np.sum((counts - expected) ** 2 / expected))
+    assert words.size > 20_000
+    assert chi_square < 255 + 6 * (2 * 255) ** 0.5, "six standard deviations above the mean of its distribution"
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -71,6 +71,7 @@ def prepare(terms: str, local: Local) -> Setup:
     """Load by the broker's `terms` (settings as JSON). Raises ConfigError, ModelError, DataError, PartitionError or
     DeviceError, each of which says what to do."""
     config = settings.from_dict(json.loads(terms))
+    settings.check_installed(config)
     device = _device(local.device)
     loaded = models.load(
         local.model or config.model, dtype=config.dtype, trust_remote_code=local.trust_remote_code, seed=config.seed
