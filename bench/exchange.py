@@ -54,6 +54,8 @@ class Exchange:
     """Processes that the clients share evenly; 0: one each."""
     watched: bool = False
     """Whether each process writes down what it holds after each round, to FOLDER/NAME.watch, and keeps no times."""
+    secure: bool = False
+    """Whether contributions are masked."""
     excused: int = 0
     """The last so many processes need not come to the end of the run: a client that fell behind may be left there."""
 
@@ -127,7 +129,7 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
     """
     bind = links.bind if links is not None else "tcp://127.0.0.1:*"
     policy = {"quorum": exchange.quorum, "deadline_s": exchange.deadline_s}
-    settings = synthetic.settings(exchange.clients, exchange.rounds, bind, **policy)
+    settings = synthetic.settings(exchange.clients, exchange.rounds, bind, secure=exchange.secure, **policy)
     settings_path, out = folder / "config.toml", folder / "run"
     settings_path.write_text(config.to_toml(settings), encoding="utf-8")
     python = (sys.executable, "-m")

@@ -134,7 +134,7 @@ class Collection:
             self._say(session.peer, Credit(offer.round, offer.block, 0, offer.nbytes, offer.nbytes))
             return
         if upload is None or not resumed:
-            window = self._config.network.window_bytes
+            window = layout.window_bytes(self._config)
             ahead = offer.round > self.next_round  # takes its first window now, the rest when its turn has come
             incoming = Incoming(offer.nbytes, layout.chunk_bytes, window, paused=ahead)
             upload = Upload(session.token, offer, incoming, now)

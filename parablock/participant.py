@@ -526,9 +526,10 @@ class Participant:
     def _contribute(self, event: Contribute, now: float) -> None:
         self._passed(event.round)
         assert self._prepared is not None
-        payload = Payload.of(Layout.up(self._config, self._prepared.manifest.blocks[event.block].numel))
+        layout = Layout.up(self._config, self._prepared.manifest.blocks[event.block].numel)
+        payload = Payload.of(layout)
         offer = Offer(event.round, event.block, payload.nbytes, event.weight, event.steps, event.loss)
-        window, live = self._config.network.window_bytes, self.state is State.TRAINING
+        window, live = layout.window_bytes(self._config), self.state is State.TRAINING
         if (reason := self._contributions.withheld(event.round)) is not None:
             self._contributions.withhold(Abstain(event.round, reason), self._commits.told, live=live)
             return

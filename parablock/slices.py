@@ -8,7 +8,7 @@ missing from the slices that it has not sent, and from no other.
 
 from __future__ import annotations
 
-from parablock.messages import MAX_SLICES as MOST
+from parablock.messages import MAX_SLICES
 
 
 def count(chunks: int) -> int:
@@ -16,7 +16,7 @@ def count(chunks: int) -> int:
 
     An exchange ends one slice after the longer way; and each costs its own keys and shares.
     """
-    return min(chunks, MOST)
+    return min(chunks, MAX_SLICES)
 
 
 def first(slice: int, chunks: int) -> int:

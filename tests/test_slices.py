@@ -6,12 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parablock import slices
+from parablock.messages import MAX_SLICES
 
 
 @given(chunks=st.integers(1, 3000))
 def test_each_chunk_is_in_one_slice(chunks: int) -> None:
     number = slices.count(chunks)
-    assert number == min(chunks, slices.MOST)
+    assert number == min(chunks, MAX_SLICES)
     parts = [slices.chunks_of(slice, chunks) for slice in range(number)]
     assert [chunk for part in parts for chunk in part] == list(range(chunks))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
