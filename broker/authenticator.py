@@ -1,8 +1,8 @@
 """The door of the broker's socket: whose key is let in, and whose it is. Nobody gets past the handshake without it.
 
 libzmq encrypts and proves keys (CURVE); what a key may do it asks here (ZAP, RFC 27), once for each connection, before
-anything of it is read. Who is not on the allow-list is refused. The list is looked at each second, and when a client's
-key is no longer on it, its frames are nobody's from that moment on, and the broker hears of it.
+anything of it is read. Who is not on the allow-list is refused. The list is looked at for each answer, and each second;
+when a client's key is no longer on it, its frames are nobody's from that moment on, and the broker hears of it.
 
 A thread of its own, so that the door stands while a model is being loaded and the event loop has not begun. Should it
 fail, everybody is refused, and the broker is told.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DOMAIN = b"parablock"
 
 _HANDLER = "inproc://zeromq.zap.01"
-_LOOK_S = 1.0
+_LOOK_MS = 1000
 _MOST_STRANGERS = 64
 """So many keys that are on no list are told of; whoever makes new ones all day fills no log."""
 
@@ -113,14 +113,11 @@ class Authenticator:
         poller.register(handler, zmq.POLLIN)
         poller.register(self._woken.fileno(), zmq.POLLIN)
         try:
-            look_at = time.monotonic() + _LOOK_S
             while True:
-                ready = dict(poller.poll(int(max(look_at - time.monotonic(), 0.0) * 1e3) + 1))
+                ready = dict(poller.poll(_LOOK_MS))
                 if self._woken.fileno() in ready:
                     return
-                if time.monotonic() >= look_at:  # before the next answer, which is by the new list then
-                    self._look()
-                    look_at = time.monotonic() + _LOOK_S
+                self._look()  # each answer is by the list as it is
                 if handler in ready:
                     handler.send_multipart(self._answer(handler.recv_multipart()))
         except Exception as error:

@@ -4,7 +4,7 @@ parablock keys new NAME           a pair: NAME.secret, which never leaves its ow
 parablock keys allow FILE.public  on the broker's side: let this client in
 parablock keys revoke NAME        no more: a session that it has ends within a second or two
 parablock keys list               who is let in
-parablock keys fingerprint X      of a key file, or of a client on the list: to be compared by telephone
+parablock keys fingerprint X      of a key file, an own key or a client's: to be compared by telephone
 """
 
 from __future__ import annotations
@@ -71,7 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("name", metavar="NAME", help="as `parablock keys list` calls it")
     commands.add_parser("list", parents=[shared], help="who is let in")
     fingerprint = commands.add_parser("fingerprint", parents=[shared], help="of a key, to be compared by people")
-    fingerprint.add_argument("of", metavar="FILE-OR-NAME", help="a key file; or a client on the list, or `broker`")
+    fingerprint.add_argument(
+        "of",
+        metavar="FILE-OR-NAME",
+        help="a key file; or a key in the keys folder, as `broker`, or a client on the list",
+    )
     return parser
 
 
@@ -108,15 +112,15 @@ def _fingerprint(arguments: argparse.Namespace, folder: Path) -> None:
     path = Path(arguments.of)
     if path.suffix in (keys.SECRET, keys.PUBLIC) or path.is_file():
         print(public_of(path).fingerprint)
-    elif arguments.of == keys.BROKER:
-        print(public_of(folder / f"{keys.BROKER}{keys.SECRET}").fingerprint)
+    elif (own := folder / f"{arguments.of}{keys.SECRET}").exists():
+        print(public_of(own).fingerprint)
     else:
         clients = AllowList.read(folder).clients
         found = [client.fingerprint for client in clients if client.name == arguments.of]
         if not found:
             there = ", ".join(client.name for client in clients) or "nobody"
             raise KeyFileError(
-                f"{arguments.of} is no file, and no client on the list {folder / FILE}; there is: {there}"
+                f"{arguments.of} is no file, no key in {folder}, and no client on the list there; on it is: {there}"
             )
         print(found[0])
 

@@ -114,12 +114,12 @@ def read_secret(path: Path) -> SecretKey:
             mode, text = os.fstat(file.fileno()).st_mode, file.read()
     except OSError as error:
         raise _unreadable(path, error) from error
+    name, key = _parsed(path, text, "secret")
     if stat.S_IMODE(mode) & 0o077:
         raise KeyFileError(
             f"{path} may be read or changed by others (mode {stat.S_IMODE(mode):04o}), so it keeps no secret: "
             f"chmod 600 {path} if you are sure that nobody has, or make a new pair with `parablock keys new NAME`"
         )
-    name, key = _parsed(path, text, "secret")
     return SecretKey(name, key)
 
 

@@ -152,7 +152,7 @@ class Processes:
 
     def worker(self, index: int, *more: str, data: str = "builtin", endpoint: str = "") -> Process:
         arguments = ["--broker", endpoint or self.endpoint(), *self.contact(index)]
-        arguments += ["--data", data, "--shard", f"{index}/2", "--threads", "1", "--device", "cpu"]
+        arguments += ["--data", data, "--shard", f"{index % 2}/2", "--threads", "1", "--device", "cpu"]
         arguments += ["--state", str(self.folder / f"state-{index}"), *more]
         self.workers.append(Process("workers", arguments, self.folder / f"worker-{index}.log"))
         return self.workers[-1]

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from parablock import config as settings
-from parablock import launch, quickstart
+from parablock import keys, launch, quickstart
+from parablock.allow_list import AllowList
 from parablock.journal import Facts, Journal
 from parablock.launch import Launch
 from parablock.run_folder import RunFolder
@@ -142,10 +144,12 @@ def test_every_child_gets_its_part(place: Path) -> None:
     }
     code, run = started(place, workers=3, **overrides)
     assert code == 0
+    assert not (place / "run" / "keys").exists(), "they were throw-away keys"
 
     argv = json.loads((place / "run" / "broker.json").read_text())
     sets = [argument.removeprefix("--set=") for argument in argv if argument.startswith("--set=")]
     assert settings.load(None, sets) == run._config
+    assert option(argv, "--keys") == str(place / "run" / "keys")
     for index in range(3):
         told: dict[str, Any] = json.loads((place / "run" / f"worker-{index}.json").read_text())
         assert option(told["argv"], "--invite") == str(place / "run" / "invite.toml")
@@ -159,6 +163,18 @@ def test_every_child_gets_its_part(place: Path) -> None:
         threads = str(max((os.cpu_count() or 1) // 3, 1))
         assert [option(told["argv"], "--threads"), *told["threads"]] == [threads] * 3
         assert "--trust-remote-code" not in told["argv"]
+
+
+def test_throw_away_keys_are_nobody_elses_and_stay_as_long_as_the_run_can_go_on(place: Path) -> None:
+    fakes(place, "listen()\n(out / 'config.toml').touch()\nsys.exit(75)\n")
+    assert started(place)[0] == 75
+    folder = place / "run" / "keys"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    names = ["broker", "worker-0", "worker-1"]
+    for name in names:
+        assert keys.read_secret(folder / f"{name}.secret").name == name
+    clients = {client.name: client.key for client in AllowList.read(folder).clients}
+    assert clients == {name: keys.read_public(folder / f"{name}.public").key for name in names[1:]}
 
 
 @pytest.mark.parametrize("trust", ["true", "false"])
