@@ -653,6 +653,7 @@ class Network:
         return 1.8e9 + self.now + sum(by for at, by in self.faults.jumps if at <= self.now)
 
     def _run(self, until_s: float) -> None:
+        frozen = {victim for kind, victim in self._incidents if kind == "freeze"}
         while self._heap and self._heap[0][0] <= until_s:
             due, _, whose, act = heapq.heappop(self._heap)
             self.now = max(self.now, due)
@@ -664,7 +665,7 @@ class Network:
                 if self.broker.dead or (whose != "broker" and whose.dead):
                     continue
                 victim = "broker"
-            if whose is not None and (thaws := self._thaws_at(victim)) > self.now:
+            if whose is not None and victim in frozen and (thaws := self._thaws_at(victim)) > self.now:
                 self._count += 1
                 heapq.heappush(self._heap, (thaws, self._count, whose, act))
                 continue
@@ -862,9 +863,11 @@ class Network:
         heartbeat, of which no two are alike, all but the sender's clock, which goes across as it is."""
         message = envelope.message
         if isinstance(message, Heartbeat):
-            read = _read(wire.Envelope(envelope.run, envelope.epoch, replace(message, clock=0.0)))
-            assert isinstance(read.message, Heartbeat)
-            return wire.Envelope(read.run, read.epoch, replace(read.message, clock=message.clock))
+            timeless = Heartbeat(0.0, message.round, message.step, message.state)
+            said = _read(wire.Envelope(envelope.run, envelope.epoch, timeless)).message
+            assert isinstance(said, Heartbeat)
+            read = Heartbeat(message.clock, said.round, said.step, said.state)
+            return wire.Envelope(envelope.run, envelope.epoch, read)
         if envelope.payload is None:
             return _read(envelope)
         if id(envelope) not in self._crossed:
