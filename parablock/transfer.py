@@ -88,6 +88,7 @@ class Outgoing:
         self.nbytes = payload.nbytes
         self.sent = 0
         self.held = 0
+        self._said = 0  # what the receiver held by the newest grant, which may have been overtaken, or be of before
         self._until = min(window_bytes, self.nbytes)
 
     @property
@@ -121,6 +122,7 @@ class Outgoing:
         if held > min(len(self._payload.chunks) * self._payload.chunk_bytes, self.nbytes):
             raise TransferError(f"credit of {held} held, of which not all was made yet")
         self._until = max(self._until, until)
+        self._said = held
         if held <= self.held:
             return False
         self.held = held
@@ -129,10 +131,17 @@ class Outgoing:
 
     def settle(self) -> None:
         """The receiver has all of it from elsewhere."""
-        self.held = self.sent = self.nbytes
+        self.held = self.sent = self._said = self.nbytes
 
     def rewind(self) -> None:
-        """Send again what the receiver has not confirmed: after a loss of contact, or too long without progress."""
+        """Send again what the receiver has not confirmed: after a loss of contact, or too long without progress.
+
+        That it holds less than it did once it is believed now: a grant that was delayed may have been of a transfer
+        that an earlier session began, and the receiver let go of. If it is the lower one that was delayed, the receiver
+        says so at the first chunk that it holds already. What it holds all of it keeps.
+        """
+        if not self.done:
+            self.held = min(self.held, self._said)
         self.sent = self.held
 
 

@@ -120,6 +120,22 @@ def test_a_sender_takes_up_where_the_receiver_is() -> None:
     assert [offset for offset, _ in outgoing.due()] == [2048, 3072]
 
 
+def test_after_too_long_the_newest_grant_is_believed_though_it_is_lower() -> None:
+    outgoing = Outgoing(payload_of(5000), WINDOW)
+    outgoing.credit(2048, 4548)  # delayed: of a transfer that the receiver has let go of
+    assert not outgoing.credit(0, 2500)
+    outgoing.rewind()
+    assert [offset for offset, _ in outgoing.due()] == [0, 1024, 2048, 3072]
+
+
+def test_a_transfer_that_is_done_stays_done() -> None:
+    outgoing = Outgoing(payload_of(5000), WINDOW)
+    assert outgoing.credit(5000, 5000)
+    assert not outgoing.credit(1024, 3524)
+    outgoing.rewind()
+    assert outgoing.done
+
+
 def test_an_old_grant_takes_nothing_back() -> None:
     outgoing = Outgoing(payload_of(5000), WINDOW)
     assert outgoing.credit(3072, 5000)
