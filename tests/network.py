@@ -50,7 +50,7 @@ from parablock.block_file import BLOCK, StoredBlock
 from parablock.codec import codec_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.importance import ImportanceOrder
-from parablock.journal import entry_from_json, entry_json
+from parablock.journal_rows import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
 from parablock.manifest import Block, Manifest, Slot
@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from parablock.block_file import Label
-    from parablock.journal import Row
+    from parablock.journal_rows import Row
 
     Vector = npt.NDArray[np.float32]
 
