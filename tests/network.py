@@ -249,7 +249,7 @@ class Process:
     habits: Habits
     participant: Participant
     kept: worker.Kept | None = None  # by an earlier process
-    told: dict[int, Turn] = field(default_factory=dict)  # by round, what the broker has said of it to this process
+    told: dict[int, set[Turn]] = field(default_factory=dict)  # by round, what was said of it to this process
     told_through: int = 0  # the first round that it does not know to be committed
     position: int = -1  # the round that the loop is at
     given: int = -1  # the last round committed before the newest start
@@ -798,7 +798,7 @@ class Network:
         assert turn is not None, "it is not known by then"
         assert turn.block == self.block(process.position)
         if self.config.announced:
-            assert turn == process.told[process.position]
+            assert turn in process.told[process.position]  # not the newest, where a Start is still on its way
         else:
             assert turn.trains
         return turn
@@ -813,7 +813,7 @@ class Network:
             # Who has been away may have to make up for somebody who was drawn and is gone. That is not in the journal.
             assert turn.trains >= told.trains or epoch < self.broker.epoch
             self.made_up += turn.trains > told.trains
-            process.told[round] = turn
+            process.told.setdefault(round, set()).add(turn)
             self.told[key] = self.broker.epoch, turn
             if turn.trains:
                 self.drawn.add(key)
