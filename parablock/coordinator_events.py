@@ -17,18 +17,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Received:
-    """A decoded message. `peer` is the transport's address of the sender."""
+    """A decoded message. `peer` is the transport's address of the sender.
+
+    client: the name that the broker's list has for the key of the connection; None on one without encryption.
+    """
 
     peer: bytes
     envelope: Envelope
+    client: str | None = None
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """Frames that are no message; `reason` says why."""
+    """Frames that are no message, or a connection that breaks rules below those of messages; `reason` says why.
+
+    client: as in `Received`.
+    """
 
     peer: bytes
     reason: str
+    client: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,20 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Close the connection on which this peer has just spoken, after what was sent to it, and take nothing more of it.
+
+    client: whose key it is; None: nobody's. seconds: for so long no connection with that key is let in, nor one that
+    there is kept; 0: nothing is barred.
+    """
+
+    peer: bytes
+    reason: str
+    client: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Over:
     """The run has ended; the broker may go."""
 
@@ -164,4 +186,4 @@ class Over:
     reason: str
 
 
-Effect = Send | Fold | Store | Committed | Reported | Note | Over
+Effect = Send | Fold | Store | Committed | Reported | Note | Drop | Over
