@@ -34,6 +34,8 @@ from typing import TYPE_CHECKING, cast
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from parablock.coordinator_events import NOBODY
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable
@@ -116,8 +118,8 @@ class Guard:
         most_message_bytes: int,
         on_broken: Callable[[bytes, str, str | None], None],
     ) -> None:
-        """From now on look, and call `on_broken(peer, reason, client)` for each connection that must go; peer: b"" for
-        one that has said nothing. window_bytes: what an honest worker may have under way."""
+        """From now on look, and call `on_broken(peer, reason, client)` for each connection that must go; peer: NOBODY
+        for one that has said nothing. window_bytes: what an honest worker may have under way."""
         self._on_broken = on_broken
         self._most_behind = WINDOWS * window_bytes + most_message_bytes
         self._loop = loop
@@ -245,7 +247,7 @@ class Guard:
         assert self._loop is not None
         connection.condemned = time.monotonic()
         if _shut_down(connection):
-            self._loop.call_soon(self._on_broken, connection.peer or b"", reason, connection.client)
+            self._loop.call_soon(self._on_broken, connection.peer or NOBODY, reason, connection.client)
 
     def _travelling(self, length: int) -> int:
         """Bytes of a frame with what ZMTP 3.1 puts around it; with CURVE that is a command in a frame."""

@@ -38,6 +38,7 @@ from parablock.coordinator_events import (
     Over,
     Received,
     Reported,
+    Revoked,
     Send,
     Stop,
     Store,
@@ -62,7 +63,7 @@ log = logging.getLogger("broker")
 
 _DISK_RETRY_S = 5.0
 
-_ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind"})
+_ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind", "revoked"})
 """Kinds of `Note` after which a client is no longer on the roster."""
 
 _OWN = frozenset({"restarted", "repaired", "quorum"})
@@ -128,6 +129,12 @@ class Broker:
             self.say(
                 "this system does not tell how much has come of a connection: messages without an end go unnoticed"
             )
+        if socket.door is not None:
+            socket.door.listen(
+                lambda client: call_soon(self._handle, Revoked(client)),
+                lambda text: call_soon(self.say, text),
+                lambda error: call_soon(self._fail, {"message": "the door failed", "exception": error}),
+            )
 
     def say(self, text: str) -> None:
         self._view.say(text)
@@ -165,13 +172,13 @@ class Broker:
         else:
             self._over.set_exception(error)
 
-    def _on_frames(self, peer: bytes, frames: list[memoryview]) -> None:
+    def _on_frames(self, peer: bytes, frames: list[memoryview], client: str | None) -> None:
         try:
             envelope = wire.decode(frames)
         except wire.WireError as error:
-            self._handle(Malformed(peer, str(error)))
+            self._handle(Malformed(peer, str(error), client))
         else:
-            self._handle(Received(peer, envelope))
+            self._handle(Received(peer, envelope, client))
 
     def _on_broken(self, peer: bytes, reason: str, client: str | None) -> None:
         self._handle(Malformed(peer, reason, client))
@@ -199,8 +206,11 @@ class Broker:
                     self._show()
                 case Note():
                     self._note(effect, now)
-                case Drop(peer, _, client):
+                case Drop(peer, _, client, seconds):
                     self._socket.drop(peer, client)
+                    if client is not None and seconds:
+                        assert self._socket.door is not None
+                        self._socket.door.bar(client, now + seconds)
                 case Over():
                     if not self._over.done():
                         self._over.set_result(effect)

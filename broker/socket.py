@@ -6,6 +6,9 @@ mandatory, and what may be under way is bounded by the credit of the transfers, 
 that reads nothing at all reaches the one on the way out, and is cut off; the one on the way in makes a flood wait in
 its sender. Connections that must go are `broker.guard`'s business.
 
+With a door (`broker.authenticator`) every connection is encrypted (CURVE), and each message says which client's key it
+came by; without one nothing is, and nobody is known.
+
 Payloads are sent uncopied: whoever hands over a buffer does not write to it any more.
 
 ZeroMQ's thread is scheduled as a batch job, where that exists: it wakes for every few packets, and shall not push out
@@ -22,11 +25,17 @@ from typing import TYPE_CHECKING, cast
 
 import zmq
 
+from broker.authenticator import DOMAIN
 from broker.guard import Guard
 from parablock import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from broker.authenticator import Authenticator
+
+    OnFrames = Callable[[bytes, list[memoryview], str | None], None]
+    OnBroken = Callable[[bytes, str, str | None], None]
 
 _BURST = 64
 """Messages taken per wake-up, before other callbacks of the loop have their turn."""
@@ -43,6 +52,9 @@ _MOST_WAITING = 256
 
 _WINDOW_BYTES = 16 << 20  # the default of network.window_bytes
 
+HANDSHAKE_MS = 10_000
+"""Longest time that a connection may take to say who it is."""
+
 _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -52,9 +64,13 @@ class BindError(ValueError):
 
 
 class RouterSocket:
-    """Bound to `endpoint` from its making; `listen` starts the reader. What arrives before that is kept."""
+    """Bound to `endpoint` from its making; `listen` starts the reader. What arrives before that is kept.
 
-    def __init__(self, endpoint: str) -> None:
+    door: who lets clients in, closed with the socket; None: unencrypted. It stands before the socket is bound.
+    """
+
+    def __init__(self, endpoint: str, door: Authenticator | None = None) -> None:
+        self.door = door
         self._context = zmq.Context()
         if sys.platform == "linux":
             self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
@@ -68,7 +84,16 @@ class RouterSocket:
         self._socket.set(zmq.IPV6, "[" in endpoint)
         self._socket.set(zmq.TCP_KEEPALIVE, 1)
         self._socket.set(zmq.TCP_KEEPALIVE_IDLE, 60)
-        self._guard = Guard(self._context, self._socket, encrypted=False)
+        self._socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
+        self._socket.set(zmq.TCP_KEEPALIVE_CNT, 6)
+        self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self._guard = Guard(self._context, self._socket, encrypted=door is not None)
+        if door is not None:
+            door.open(self._context)
+            self._socket.set(zmq.CURVE_SERVER, 1)
+            self._socket.set(zmq.CURVE_SECRETKEY, door.secret.key.encode())
+            self._socket.set(zmq.ZAP_DOMAIN, DOMAIN)
+            self._socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a door nobody gets in, instead of anybody
         self._draining = False
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -76,7 +101,8 @@ class RouterSocket:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self._guard.close()
-            self._context.destroy(linger=0)
+            self._socket.close(linger=0)
+            self._end()
             if error.errno == errno.EADDRINUSE:
                 raise BindError(
                     f"{endpoint} is in use, perhaps by another broker; choose another port with "
@@ -88,12 +114,15 @@ class RouterSocket:
 
     def listen(
         self,
-        on_frames: Callable[[bytes, list[memoryview]], None],
-        on_broken: Callable[[bytes, str, str | None], None] = lambda *_: None,
+        on_frames: OnFrames,
+        on_broken: OnBroken = lambda *_: None,
         window_bytes: int = _WINDOW_BYTES,
     ) -> None:
-        """From now on call `on_frames(peer, frames)` on the running loop for each message, and
-        `on_broken(peer, reason, client)` for each connection that was cut off (see `Guard.listen`)."""
+        """From now on call `on_frames(peer, frames, client)` on the running loop for each message, and
+        `on_broken(peer, reason, client)` for each connection that was cut off (see `Guard.listen`).
+
+        client: whose key it came by; None without a door.
+        """
         self._on_frames = on_frames
         self._loop = asyncio.get_running_loop()
         self._guard.listen(self._loop, window_bytes, _MOST_MESSAGE_BYTES, on_broken)
@@ -136,7 +165,12 @@ class RouterSocket:
                 self._loop.remove_reader(self._descriptor)
             self._guard.close()
             self._socket.close()
-            self._context.term()
+            self._end()
+
+    def _end(self) -> None:
+        if self.door is not None:
+            self.door.close()
+        self._context.term()
 
     def _wake(self) -> None:
         """The descriptor is edge-triggered, and sending may have consumed the edge: look once more."""
@@ -150,16 +184,18 @@ class RouterSocket:
             if self._closed:
                 return
             try:
-                peer, frames, passed = self._receive()
+                peer, frames, client, passed = self._receive()
             except zmq.Again:
                 return
             if passed:
-                self._on_frames(peer, frames)
+                self._on_frames(peer, frames, client)
         self._wake()
 
-    def _receive(self) -> tuple[bytes, list[memoryview], bool]:
-        """One message, and whether anybody is to see it; of an endless one only as many frames are kept as it takes to
-        see that it is too long."""
+    def _receive(self) -> tuple[bytes, list[memoryview], str | None, bool]:
+        """One message, whose it is, and whether anybody is to see it: not if its key was revoked, or it was dropped.
+
+        Of an endless one only as many frames are kept as it takes to see that it is too long.
+        """
         frames: list[memoryview] = []
         lengths = []
         while True:
@@ -168,5 +204,8 @@ class RouterSocket:
             if len(frames) < _MOST_FRAMES:
                 frames.append(frame.buffer)
             if not frame.more:
-                peer = bytes(frames[0])
-                return peer, frames[1:], self._guard.took(frame.get(zmq.SRCFD), peer, None, lengths[1:])
+                peer, client = bytes(frames[0]), None
+                if self.door is not None:
+                    client = self.door.client(cast("str", frame.get("User-Id")))
+                passed = self._guard.took(frame.get(zmq.SRCFD), peer, client, lengths[1:])
+                return peer, frames[1:], client, passed and (self.door is None or client is not None)

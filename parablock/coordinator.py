@@ -19,6 +19,9 @@ and a client whose key proves its name is not let in for a while (`parablock.off
 speaks as if it took part is one that was forgotten: it shall join again. A contribution that was acknowledged stays,
 whatever becomes of the session that sent it.
 
+On encrypted connections a session is its key: a client is called what the broker's list calls the key, and a message
+that comes under a session's address by another key changes nothing, but is held against the key's owner.
+
 Who is there is in `parablock.roster`, what a round trains and who does in `parablock.agenda`, what comes up and is
 counted in `parablock.collection`, what goes down in `parablock.distribution`.
 """
@@ -34,6 +37,7 @@ from parablock import config as settings
 from parablock.agenda import Agenda
 from parablock.collection import Collection
 from parablock.coordinator_events import (
+    NOBODY,
     Committed,
     Drop,
     Effect,
@@ -44,6 +48,7 @@ from parablock.coordinator_events import (
     Over,
     Received,
     Reported,
+    Revoked,
     Send,
     Stop,
     Stored,
@@ -177,10 +182,16 @@ class Coordinator:
         match event:
             case Received(peer, _, client) | Malformed(peer, _, client) if self._offences.barred_s(client, now):
                 self._emit(Drop(peer, "not let in yet", client, self._offences.barred_s(client, now)))
+            case Received(peer, _, client) | Malformed(peer, _, client) if not self._is_its_own(peer, client):
+                session = self._roster.get(peer)
+                assert session is not None
+                self._violation(peer, client, f"it spoke under the routing id of {session.name}", now)
             case Received(peer, envelope, client):
                 self._receive(peer, client, envelope, now)
             case Malformed(peer, reason, client):
                 self._violation(peer, client, reason, now)
+            case Revoked(client):
+                self._revoked(client)
             case Folded(round, attempt, chunk, moved):
                 self._collection.folded(round, attempt, chunk, moved)
             case Unfit(round, attempt, reasons):
@@ -224,6 +235,11 @@ class Coordinator:
         return self._roster.clients
 
     # Messages
+
+    def _is_its_own(self, peer: bytes, client: str | None) -> bool:
+        """Whether no session of somebody else has this address."""
+        session = self._roster.get(peer)
+        return session is None or session.client == client
 
     def _receive(self, peer: bytes, client: str | None, envelope: Envelope, now: float) -> None:
         session = self._roster.get(peer)
@@ -296,19 +312,20 @@ class Coordinator:
             self._send(peer, Refused(f"the broker speaks protocol {PROTOCOL}, the worker {hello.protocol}; "
                                      "install the same version of parablock on both sides"))  # fmt: skip
             return
-        for other in self._roster.named(hello.name):
+        name = hello.name if client is None else client
+        for other in self._roster.named(name):
             if other.token != hello.session:
-                self._send(other.peer, Refused(f"another worker has joined under the name {hello.name}"))
+                self._send(other.peer, Refused(f"another worker has joined under the name {name}"))
                 self._remove(other, "replaced", "another worker has joined under this name")
             elif other.peer != peer or other.state is SessionState.ACTIVE:
                 self._remove(other, "rejoining", "the worker greets again")
-        session = self._roster.greet(peer, hello.name, hello.session, now, client)
+        session = self._roster.greet(peer, name, hello.session, now, client)
         self._due_by(now + self._config.network.timeout_s)
-        if session.name != hello.name:
-            self._violation(peer, client, f"a Hello of {hello.name} from the session of {session.name}", now)
+        if session.name != name:
+            self._violation(peer, client, f"a Hello of {name} from the session of {session.name}", now)
             return
         session.heard_at = now
-        self._send(peer, Terms(self._terms))
+        self._send(peer, Terms(self._terms, name))
 
     def _join(self, session: Session, join: Join, now: float) -> None:
         if session.start is not None:  # repeated, because our answer was lost
@@ -466,9 +483,25 @@ class Coordinator:
                 self._send(session.peer, Rejoin("your link fell too far behind; join again for the newest blocks"))
                 self._remove(session, "behind", f"{len(session.downloads)} blocks wait for its link")
 
+    def _revoked(self, client: str) -> None:
+        """End what this client has here: nobody waits for it, and what it sent to open rounds does not count."""
+        reason = "the broker's owner has revoked the key of this worker"
+        for session in [session for session in self._roster if session.client == client]:
+            self._send(session.peer, Refused(reason))
+            self._remove(session, "revoked", "its key was revoked")
+        if client in self._roster.expected:
+            self._roster.unexpect(client)
+            self._collection.stirred = True
+            self._note("revoked", client, "its key was revoked before it was back")
+        self._emit(Drop(NOBODY, reason, client))
+
     def _violation(self, peer: bytes, client: str | None, reason: str, now: float) -> None:
-        """The peer has broken the protocol, or the client whose key its connection has."""
-        session = self._roster.get(peer)
+        """The peer has broken the protocol, or the client whose key its connection has.
+
+        Where it has taken over another's address nobody is answered there: that would be whoever has it by then.
+        """
+        stolen = not self._is_its_own(peer, client)
+        session = None if stolen else self._roster.get(peer)
         offender = client if client is not None else session.name if session is not None else ""
         offence = self._offences.add(offender, now, proven=client is not None)
         text = f"broke the protocol: {reason}"
@@ -476,8 +509,9 @@ class Coordinator:
             text += f"; its offence number {offence.number}"
         if offence.barred_s:
             text += f"; not let in for {offence.barred_s:g} s"
-        self._send(peer, Refused(f"the worker {text}"[:_LONGEST_REASON]))
         ended = [each for each in self._roster if (each is session if client is None else each.client == client)]
+        for address in {each.peer for each in ended} | (set() if stolen else {peer}):
+            self._send(address, Refused(f"the worker {text}"[:_LONGEST_REASON]))
         for each in ended:
             self._remove(each, "dropped", text)
         if not ended and offence.told:
@@ -486,7 +520,7 @@ class Coordinator:
 
     def _remove(self, session: Session, kind: str, text: str) -> None:
         self._roster.remove(session)
-        if kind in ("left", "refused", "dropped"):
+        if kind in ("left", "refused", "dropped", "revoked"):
             self._roster.unexpect(session.name)
         self._collection.stirred = True
         self._note(kind, session.name, text)

@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from parablock.transfer import Encoded
     from parablock.wire import Buffer, Envelope
 
+NOBODY = b""
+"""No peer's address."""
+
 # Events
 
 
 @dataclass(frozen=True)
 class Received:
-    """A decoded message. `peer` is the transport's address of the sender.
+    """A decoded message. `peer` is the transport's address of the sender, which somebody else may have taken.
 
-    client: the name that the broker's list has for the key of the connection; None on one without encryption.
+    client: whose key the connection has, by the broker's own list; None: it has none.
     """
 
     peer: bytes
@@ -31,12 +34,19 @@ class Received:
 class Malformed:
     """Frames that are no message, or a connection that breaks rules below those of messages; `reason` says why.
 
-    client: as in `Received`.
+    peer: `NOBODY` where it has said nothing yet. client: as in `Received`.
     """
 
     peer: bytes
     reason: str
     client: str | None = None
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """The broker's list does not know the key of this client any more."""
+
+    client: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Stop:
     returns: bool = False
 
 
-Event = Received | Malformed | Folded | Unfit | Stored | Tick | Stop
+Event = Received | Malformed | Revoked | Folded | Unfit | Stored | Tick | Stop
 
 
 # Effects
@@ -167,6 +177,7 @@ class Note:
 @dataclass(frozen=True)
 class Drop:
     """Close the connection on which this peer has just spoken, after what was sent to it, and take nothing more of it.
+    NOBODY: only those of the client.
 
     client: whose key it is; None: nobody's. seconds: for so long no connection with that key is let in, nor one that
     there is kept; 0: nothing is barred.

@@ -34,7 +34,7 @@ class Door:
         self.messages: list[tuple[bytes, bytes]] = []
         self.broken: list[tuple[bytes, str]] = []
         self.router.listen(
-            lambda peer, frames: self.messages.append((peer, bytes(frames[0]))),
+            lambda peer, frames, _client: self.messages.append((peer, bytes(frames[0]))),
             lambda peer, reason, _client: self.broken.append((peer, reason)),
             WINDOW,
         )
