@@ -104,7 +104,7 @@ def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False)
 
 
 def _robust(seed: int, most: int) -> dict[str, Any]:
-    """In half of the histories a rule, if so many contributions a round allow one, and a length to which they are cut."""
+    """In half of the histories a rule, if so many contributions allow one, and a length to which they are cut."""
     rng = random.Random(f"rule/{seed}")
     if rng.random() < 0.5:
         return {}
