@@ -82,6 +82,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from parablock.aggregation import Contribution
     from parablock.block_file import Label
     from parablock.journal_rows import Row
 
@@ -565,11 +566,16 @@ class Formula:
         self._residuals: dict[int, Vector] = {}
 
     def move(
-        self, block: int, deltas: list[Vector], weights: list[Fraction], steps: list[int], factors: list[float]
+        self,
+        block: int,
+        deltas: list[Vector],
+        weights: list[Fraction],
+        steps: list[int],
+        factors: list[float],
+        bad: int,
     ) -> bytes:
         """What the block becomes when these contributions are counted, in this order."""
-        rule = self._config.robust
-        mean = robust.aggregate(rule.rule, rule.bad, deltas, weights, steps, factors)
+        mean = robust.aggregate(self._config.robust.rule, bad, deltas, weights, steps, factors)
         move, self._state[block] = server_move(self._config.server, mean, self._state.get(block, {}))
         codec = codec_of(self._config.codec.down)
         if not codec.lossless:
@@ -1028,6 +1034,14 @@ class Network:
             assert fold.index == 0, "an attempt begins with the first chunk"
         folds.append(fold)
 
+    def _check_bad(self, round: int, asked: Sequence[Contribution], bad: int) -> None:
+        """That a rule bears as many bad ones among these as there may still be: all that the settings say, but for
+        those that have shown it by a NaN."""
+        rule = self.config.robust
+        spoilt = {p.name for p in self.processes if round in p.habits.spoils} - {each.client for each in asked}
+        assert rule.bad >= bad >= max(rule.bad - len(spoilt), 0)
+        assert len(asked) >= robust.fewest(rule.rule, bad)
+
     def _check_verdict(self, fold: events.Fold) -> None:
         """Who is folded, and how much of each: by the rule, from whole vectors."""
         last, rule = self.broker.measures[-1], self.config.robust
@@ -1039,7 +1053,7 @@ class Network:
         chosen = list(range(len(deltas)))
         if rule.by_distance:
             cut = [delta * np.float64(factor) for delta, factor in zip(deltas, factors, strict=True)]
-            chosen = robust_reference.krum(cut, rule.bad, rule.count(len(cut)))
+            chosen = robust_reference.krum(cut, last.bad, rule.count(len(cut), last.bad))
         names = [contribution.client for contribution in last.contributions]
         assert [each.client for each in fold.contributions] == [names[place] for place in chosen]
         assert [each.factor for each in fold.contributions] == pytest.approx([factors[place] for place in chosen])
@@ -1089,7 +1103,7 @@ class Network:
             assert entry.clipped == tuple(each.client for each in fold.contributions if each.factor < 1.0)
             asked = self.broker.measures[-1].contributions if self.config.measured else fold.contributions
             assert set(entry.left_out) == {each.client for each in asked} - set(entry.counted)
-            assert len(asked) >= self.config.robust.fewest
+            self._check_bad(entry.round, asked, fold.bad)
             self.counted.update((part_of(part, entry.round), entry.round) for part in entry.counted)
             values = self.folder.versions[entry.block, entry.round].values.tobytes()
             before = self._formula.content(entry.block)
@@ -1118,7 +1132,7 @@ class Network:
         weights = [contribution.weight * Fraction(decay) ** contribution.missed for contribution in last.contributions]
         steps = [contribution.steps for contribution in last.contributions]
         factors = [contribution.factor for contribution in last.contributions]
-        return self._formula.move(last.block, deltas, weights, steps, factors)
+        return self._formula.move(last.block, deltas, weights, steps, factors, last.bad)
 
     def _whole(self, asked: list[Any], last: events.Measure | events.Fold) -> list[Vector]:
         """What the contributions of an attempt decode to, of which `last` was the last chunk that was asked for."""
