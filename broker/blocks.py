@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parablock import feedback
-from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit, weighted_mean
+from parablock import feedback, robust
+from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit
 from parablock.block_file import BLOCK, RESIDUAL, SERVER
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
@@ -109,13 +109,12 @@ class GlobalBlocks:
         part = up.part(fold.index)
         numel = part.stop - part.start
         deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
-        decay = self._config.round.late_decay
-        weights = [decayed(each.weight, decay, each.missed) for each in fold.contributions]
-        steps = [contribution.steps for contribution in fold.contributions]
+        if self._config.robust.by_element and any(map(unfit, deltas)):  # it would leave out what is not finite
+            return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
         values = mean = attempt.values[part]
         before = {name: vector[part] for name, vector in self._state.get(fold.block, {}).items()}
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-            weighted_mean(deltas, weights, steps if self._config.round.weights == "normalised" else None, out=mean)
+            self._mean(fold, deltas, mean)
             move, state = server_move(self._config.server, mean, before)
             if not down.codec.lossless and unfit(move) is not None:  # as it is if any contribution is
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
@@ -160,6 +159,14 @@ class GlobalBlocks:
         if attempt.residual is not None:
             self._residuals[store.block] = attempt.residual
         self._attempt = None
+
+    def _mean(self, fold: Fold, deltas: list[Vector], out: Vector) -> None:
+        """What stands for the deltas, by the settings' rule. Which of them count is settled, and how much of each."""
+        policy = self._config.round
+        weights = [decayed(each.weight, policy.late_decay, each.missed) for each in fold.contributions]
+        steps = [each.steps for each in fold.contributions] if policy.weights == "normalised" else None
+        factors = [each.factor for each in fold.contributions]
+        robust.aggregate(self._config.robust.rule, fold.bad, deltas, weights, steps, factors, out)
 
     def _squares(self, moved: Vector) -> float:
         """Σ v², piece by piece, so that in float32 it does not lose much; 0 where the settings have no use for it."""

@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 from parablock.codec import GROUP, CodecName
 from parablock.messages import MAX_IN_FLIGHT
+from parablock.robust_settings import Robust, objection
+from parablock.setting import key as _key
 
 Scalar = bool | int | float | str
 Mode = Literal["parablock", "fedbcd", "fedcybgd", "fedavg", "lora", "ffa-lora", "lisa"]
@@ -28,21 +30,6 @@ _LONGEST_TEXT = 4096
 
 class ConfigError(ValueError):
     """A setting is wrong. The message names the key, what was expected, what came, and what to do."""
-
-
-def _key(
-    default: Any,
-    meaning: str,
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    local: bool = False,
-) -> Any:
-    """A setting: `low` and `high` are inclusive bounds, `above` an exclusive lower one."""
-    metadata = {"meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "local": local}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -209,7 +196,7 @@ class Rounds:
     quorum: int = _key(
         0,
         "clients that must be there for a round to close, contributions at its deadline; 0: more than half of those "
-        "drawn for a round",
+        "drawn for a round, and as many as robust.rule needs",
         low=0,
     )
     deadline_s: float = _key(
@@ -390,6 +377,7 @@ class Config:
     pipeline: Pipeline = field(default_factory=Pipeline)
     server: Server = field(default_factory=Server)
     round: Rounds = field(default_factory=Rounds)
+    robust: Robust = field(default_factory=Robust)
     data: Data = field(default_factory=Data)
     partition: Partition = field(default_factory=Partition)
     eval: Evaluation = field(default_factory=Evaluation)
@@ -449,7 +437,12 @@ class Config:
     @property
     def quorum(self) -> int:
         """Fewest clients that must be there for a round to close, and contributions to it at its deadline."""
-        return self.round.quorum or self.drawn(self.round.clients) // 2 + 1
+        return self.round.quorum or max(self.drawn(self.round.clients) // 2 + 1, self.robust.fewest)
+
+    @property
+    def measured(self) -> bool:
+        """Whether all of every contribution must be seen before any of it is folded (`parablock.measurement`)."""
+        return self.robust.measured
 
     @property
     def announced(self) -> bool:
@@ -692,6 +685,8 @@ def _check_together(config: Config) -> None:
         _check_lisa(config)
     if config.solver.adaptive:
         _check_adaptive(config)
+    if (reason := objection(config)) is not None:
+        raise ConfigError(reason)
     if config.partition.method in ("dirichlet", "field") and not config.partition.field:
         raise ConfigError(
             f"partition.method = {config.partition.method} divides rows by a field, and partition.field names none; "

@@ -44,6 +44,7 @@ from parablock.coordinator_events import (
     Event,
     Folded,
     Malformed,
+    Measured,
     Note,
     Over,
     Received,
@@ -192,6 +193,8 @@ class Coordinator:
                 self._violation(peer, client, reason, now)
             case Revoked(client):
                 self._revoked(client)
+            case Measured(round, attempt, verdict):
+                self._collection.measured(round, attempt, verdict)
             case Folded(round, attempt, chunk, moved):
                 self._collection.folded(round, attempt, chunk, moved)
             case Unfit(round, attempt, reasons):
