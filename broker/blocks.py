@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parablock import feedback, fixed_point
-from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit, weighted_mean
+from parablock import feedback, fixed_point, robust
+from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit
 from parablock.block_file import BLOCK, RESIDUAL, SERVER
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
@@ -111,14 +111,17 @@ class GlobalBlocks:
         part = up.part(fold.index)
         numel = part.stop - part.start
         deltas: list[Vector] = []  # where they are masked nobody knows them
+        if fold.unmasking is None:
+            deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
+        if self._config.robust.by_element and any(map(unfit, deltas)):  # it would leave out what is not finite
+            return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
         values = mean = attempt.values[part]
         before = {name: vector[part] for name, vector in self._state.get(fold.block, {}).items()}
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-            if fold.unmasking is not None:
-                unmasked_mean(self._config, fold, fold.unmasking, out=mean)
+            if fold.unmasking is None:
+                self._mean(fold, deltas, mean)
             else:
-                deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
-                self._mean(fold, deltas, out=mean)
+                unmasked_mean(self._config, fold, fold.unmasking, mean)
             move, state = server_move(self._config.server, mean, before)
             if not down.codec.lossless and unfit(move) is not None:  # as it is if any contribution is
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
@@ -145,12 +148,6 @@ class GlobalBlocks:
         moved = math.sqrt(attempt.squares / x.size) if attempt.made == x.size else 0.0
         return Made(Folded(fold.round, fold.attempt, Encoded.checked(payload), moved), fold.block, x.size, parts)
 
-    def _mean(self, fold: Fold, deltas: list[Vector], out: Vector) -> None:
-        decay = self._config.round.late_decay
-        weights = [decayed(each.weight, decay, each.missed) for each in fold.contributions]
-        steps = [contribution.steps for contribution in fold.contributions]
-        weighted_mean(deltas, weights, steps if self._config.round.weights == "normalised" else None, out=out)
-
     def tensors(self, store: Store) -> dict[str, Vector]:
         """What the attempt has made, as the block's file keeps it: the whole block and the server's state of it.
 
@@ -169,6 +166,14 @@ class GlobalBlocks:
         if attempt.residual is not None:
             self._residuals[store.block] = attempt.residual
         self._attempt = None
+
+    def _mean(self, fold: Fold, deltas: list[Vector], out: Vector) -> None:
+        """What stands for the deltas, by the settings' rule. Which of them count is settled, and how much of each."""
+        policy = self._config.round
+        weights = [decayed(each.weight, policy.late_decay, each.missed) for each in fold.contributions]
+        steps = [each.steps for each in fold.contributions] if policy.weights == "normalised" else None
+        factors = [each.factor for each in fold.contributions]
+        robust.aggregate(self._config.robust.rule, fold.bad, deltas, weights, steps, factors, out)
 
     def _squares(self, moved: Vector) -> float:
         """Σ v², piece by piece, so that in float32 it does not lose much; 0 where the settings have no use for it."""

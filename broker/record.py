@@ -33,8 +33,8 @@ log = logging.getLogger("broker")
 
 _COLUMNS = (
     "kind", "round", "block", "block_name", "time_s", "loss", "compute_s", "comm_s", "exposed_s", "wait_s", "round_s",
-    "bytes_up", "bytes_down", "contributors", "late", "folded_late", "staleness", "steps", "drift", "alpha", "miss",
-    "loop_lag_p99_ms",
+    "bytes_up", "bytes_down", "contributors", "late", "folded_late", "left_out", "clipped", "staleness", "steps",
+    "drift", "alpha", "miss", "loop_lag_p99_ms",
 )  # fmt: skip
 """Of a round's row, in their order."""
 
@@ -114,7 +114,7 @@ class Record:
                 self._offsets[reported.client] = min(offset, self._offsets.get(reported.client, math.inf))
             case Landed() as landed:
                 row = self._rows.get(landed.round)
-                if row is not None:
+                if row is not None and reported.client not in row.landed:
                     landed = row.landed[reported.client] = self._mapped(reported.client, landed)
                     for number in [number for number in self._rows if number < landed.round]:
                         # A report that was lost with a connection must not hold up all that come after it.
@@ -204,6 +204,8 @@ class Record:
             "contributors": list(entry.contributors),
             "late": entry.late,
             "folded_late": len(entry.folded_late),
+            "left_out": list(entry.left_out),
+            "clipped": list(entry.clipped),
         }
 
     def _row(self, row: _Row) -> dict[str, Any]:
@@ -242,6 +244,8 @@ class Record:
             "contributors": list(committed.contributors),
             "late": committed.late,
             "folded_late": len(committed.folded_late),
+            "left_out": list(committed.left_out),
+            "clipped": list(committed.clipped),
             "staleness": fmean(landed.staleness for landed in trained) if trained else None,
             "steps": fmean(landed.steps for landed in trained) if trained else None,
             "drift": fmean(landed.drift for landed in trained) if trained else None,

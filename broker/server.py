@@ -1,8 +1,8 @@
 """The broker: performs the coordinator's effects on a ROUTER socket, the fold's and the disk's threads, and a folder.
 
     frames ──decode──▸ coordinator ──effects──▸ socket, fold, disk, record, view
-                          ▴   ▴                        │
-                          │   └─ Folded, Unfit, Stored ┘
+                          ▴   ▴                             │
+                          │   └─ Measured, Folded, Unfit, Stored
                           └── Tick, at the coordinator's own deadline
 
 The event loop never folds and never writes a block: one thread folds and one writes, each in the order in which it is
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from broker import guard
 from broker.blocks import GlobalBlocks, Made
 from broker.record import Record
 from broker.store import BlockStore
@@ -29,13 +30,17 @@ from parablock.conveyor import Conveyor
 from parablock.coordinator import Coordinator
 from parablock.coordinator_events import (
     Committed,
+    Drop,
     Event,
     Fold,
     Malformed,
+    Measure,
+    Measured,
     Note,
     Over,
     Received,
     Reported,
+    Revoked,
     Send,
     Stop,
     Store,
@@ -43,6 +48,7 @@ from parablock.coordinator_events import (
     Tick,
     Unfit,
 )
+from parablock.measurement import Measurement
 from parablock.messages import Heartbeat
 
 if TYPE_CHECKING:
@@ -60,7 +66,7 @@ log = logging.getLogger("broker")
 
 _DISK_RETRY_S = 5.0
 
-_ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind"})
+_ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind", "revoked"})
 """Kinds of `Note` after which a client is no longer on the roster."""
 
 _OWN = frozenset({"restarted", "repaired", "quorum"})
@@ -100,6 +106,7 @@ class Broker:
             config, base.manifest, base.weights, base.tokenizer, journal.facts.run, epoch, saved
         )
         self._blocks = GlobalBlocks(base, config)
+        self._measurement = Measurement(config, base.manifest)
         while opened.stored:  # nobody else shall hold on to them
             self._blocks.restore(opened.stored.pop())
         self._store = BlockStore(folder.blocks, journal, journal.facts.run, base.manifest.digest, config.journal.keep)
@@ -107,7 +114,7 @@ class Broker:
         opened.rows.clear()  # nor on to these
         self._view = View(config, base.manifest, self._coordinator.block)
         call_soon = asyncio.get_running_loop().call_soon_threadsafe
-        self._fold: Conveyor[Made | Unfit] = Conveyor("fold", call_soon, self._folded, self._failed)
+        self._fold: Conveyor[Made | Measured | Unfit] = Conveyor("fold", call_soon, self._folded, self._failed)
         self._disk: Conveyor[_Kept] = Conveyor("disk", call_soon, self._kept, self._failed)
         self._folding: dict[int, float] = {}  # by round: when its first chunk was folded
         self._timer: asyncio.TimerHandle | None = None
@@ -121,7 +128,17 @@ class Broker:
             self._note(Note("restarted", "", f"as epoch {epoch}, from round {journal.next_round}"), time.monotonic())
         for text in opened.said:
             self._note(Note("repaired", "", text), time.monotonic())
-        socket.listen(self._on_frames)
+        socket.listen(self._on_frames, self._on_broken, config.network.window_bytes)
+        if not guard.WATCHES:
+            self.say(
+                "this system does not tell how much has come of a connection: messages without an end go unnoticed"
+            )
+        if socket.door is not None:
+            socket.door.listen(
+                lambda client: call_soon(self._handle, Revoked(client)),
+                lambda text: call_soon(self.say, text),
+                lambda error: call_soon(self._fail, {"message": "the door failed", "exception": error}),
+            )
 
     def say(self, text: str) -> None:
         self._view.say(text)
@@ -159,13 +176,16 @@ class Broker:
         else:
             self._over.set_exception(error)
 
-    def _on_frames(self, peer: bytes, frames: list[memoryview]) -> None:
+    def _on_frames(self, peer: bytes, frames: list[memoryview], client: str | None) -> None:
         try:
             envelope = wire.decode(frames)
         except wire.WireError as error:
-            self._handle(Malformed(peer, str(error)))
+            self._handle(Malformed(peer, str(error), client))
         else:
-            self._handle(Received(peer, envelope))
+            self._handle(Received(peer, envelope, client))
+
+    def _on_broken(self, peer: bytes, reason: str, client: str | None) -> None:
+        self._handle(Malformed(peer, reason, client))
 
     def _handle(self, event: Event) -> None:
         now = time.monotonic()
@@ -174,6 +194,8 @@ class Broker:
                 case Send(peer, envelope):
                     if not self._socket.send(peer, envelope.frames):
                         log.debug("a %s to a peer that is gone", type(envelope.message).__name__)
+                case Measure():
+                    self._fold.put(partial(self._measurement.take, effect))
                 case Fold():
                     self._folding.setdefault(effect.round, now)
                     self._fold.put(partial(self._blocks.fold, effect))
@@ -190,6 +212,11 @@ class Broker:
                     self._show()
                 case Note():
                     self._note(effect, now)
+                case Drop(peer, _, client, seconds):
+                    self._socket.drop(peer, client)
+                    if client is not None and seconds:
+                        assert self._socket.door is not None
+                        self._socket.door.bar(client, now + seconds)
                 case Over():
                     if not self._over.done():
                         self._over.set_result(effect)
@@ -215,8 +242,8 @@ class Broker:
         whom = "the broker" if note.kind in _OWN else note.client or "a stranger"
         self._view.say(f"{whom} {note.kind}: {note.text}")
 
-    def _folded(self, made: Made | Unfit) -> None:
-        if isinstance(made, Unfit):
+    def _folded(self, made: Made | Measured | Unfit) -> None:
+        if not isinstance(made, Made):
             self._handle(made)
             return
         answer = made.answer

@@ -1,7 +1,8 @@
 """The collection of contributions: the rounds that are open, what has come of each, and what is folded of it.
 
 Aggregation cuts through: chunk c of the new block is folded and leaves as soon as chunk c is in from everybody who is
-expected to count (`parablock.rounds.Attempt`), so that the way down begins while the way up goes on. Rounds are
+expected to count (`parablock.rounds.Attempt`), so that the way down begins while the way up goes on; or it is measured
+then, where all of each contribution must be seen before any is folded (`parablock.verdict`). Rounds are
 committed in order, each at most once. A contribution to a later round than the next may begin to come; all of it comes
 when its turn has come, so that no more than the roster's contributions to one round are held, and a window each; with
 `round.late = "fold"` also one late contribution of each client (`parablock.late`).
@@ -12,12 +13,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from parablock.coordinator_events import Committed, Effect, Fold, Note, Store
+from parablock.coordinator_events import Committed, Effect, Note, Store
 from parablock.latecomers import Latecomers
 from parablock.layout import Layout
 from parablock.messages import Credit, Rejected
 from parablock.quorum import Quorum
-from parablock.rounds import Attempt, Round, RoundState, Upload, decide
+from parablock.rounds import Attempt, Round, RoundState, Upload, decide, named
 from parablock.saved import Entry
 from parablock.secure_settings import most_tokens
 from parablock.transfer import Incoming, TransferError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from parablock.sessions import Session
     from parablock.sums import Sums
     from parablock.transfer import Encoded
+    from parablock.verdict import Verdict
     from parablock.wire import Buffer
 
 
@@ -128,7 +130,7 @@ class Collection:
             return
         if round.state is not RoundState.OPEN:
             return  # the commit will say that it is closed; if it is opened again, the offer will be repeated
-        if self._sums is not None and not self._admits(self._sums, session, round):
+        if self._sums is not None and not self._sums.admits(session, round.number):
             return
         if not resumed and session.name in round.done:  # an earlier process of this name has sent one: that counts
             self._say(session.peer, Credit(offer.round, offer.block, 0, offer.nbytes, offer.nbytes))
@@ -159,17 +161,18 @@ class Collection:
             raise TransferError(f"a round takes {fewest} to {most} optimizer steps; got {offer.steps}")
         return layout
 
-    def chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> None:
-        """Raises TransferError for one that cannot be."""
+    def chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> bool:
+        """Whether it is the next one of a contribution. Raises TransferError for one that cannot be."""
         if chunk.round < self.next_round:
-            self.stirred = self._latecomers.chunk(session, chunk, payload, now) or self.stirred
-            return
+            taken, complete = self._latecomers.chunk(session, chunk, payload, now)
+            self.stirred = self.stirred or complete
+            return taken
         round = self._rounds.get(chunk.round)
         upload = round.uploads.get(session.name) if round is not None else None
         if round is None or upload is None or upload.session != session.token or chunk.block != round.block:
-            return  # of a closed round, or its offer was lost: the sender hears of the one and repeats the other
+            return False  # of a closed round, or its offer was lost: the sender hears of the one, repeats the other
         if round.state is not RoundState.OPEN:
-            return  # who counts is settled
+            return False  # who counts is settled
         taken = upload.incoming.take(chunk.offset, payload)
         if taken:
             upload.pieces.append(payload)
@@ -178,9 +181,10 @@ class Collection:
                 self._done(round, session.name, now)
             self.stirred = self.stirred or self._sums is not None
             if round.attempt is not None and round.attempt.take(session.name, len(upload.pieces) - 1):
-                self._fold(round, len(upload.pieces) - 1)
+                self._emit(round.next(len(upload.pieces) - 1))
         if not taken or upload.incoming.owes_grant(now):
             self._grant(session.peer, upload, now)
+        return taken
 
     def abstain(self, session: Session, abstain: Abstain) -> None:
         last = min(self.next_round + self._config.in_flight, self._config.rounds - 1)
@@ -245,40 +249,49 @@ class Collection:
 
     # Folds
 
+    def measured(self, number: int, attempt: int, verdict: Verdict) -> None:
+        """All that an attempt counts is measured: now it is folded."""
+        round = self._rounds.get(number)
+        current = self._attempt(round, attempt)
+        if round is None or current is None:
+            return
+        current.verdict = verdict
+        for index in range(len(current.missing)):
+            self._emit(round.next(index))
+
     def folded(self, number: int, attempt: int, chunk: Encoded, moved: float) -> None:
         """The next chunk of an attempt is made. moved: as in `Folded`."""
-        round = self._rounds.get(number)
-        if round is None or round.attempt is None or round.attempt.number != attempt:
-            return  # of an attempt that was given up
-        shipment = round.attempt.shipment
-        round.attempt.moved = moved
+        current = self._attempt(self._rounds.get(number), attempt)
+        if current is None:
+            return
+        shipment = current.shipment
+        current.moved = moved
         shipment.payload.append(chunk)
         self.stirred = self.stirred or shipment.payload.complete
         for session in self._roster:
             self._distribution.more(session, shipment)
 
     def unfit(self, number: int, attempt: int, reasons: dict[str, str], now: float) -> None:
-        """Contributions that must not be counted."""
+        """Contributions that must not be counted. If they are in another attempt by now, that finds it again."""
         round = self._rounds.get(number)
-        if round is None or round.attempt is None or round.attempt.number != attempt:
-            return  # of an attempt that was given up; if they are in another one, that finds it again
+        current = self._attempt(round, attempt)
+        if round is None or current is None:
+            return
         if round.state is RoundState.CLOSING:
             round.move("reopen")
         if self._sums is not None:  # whose fault it is nobody can see
             self._sums.fail(number, next(iter(reasons.values())))
             round.attempt, self.stirred = None, True
             return
-        late = {each.label: each for each in round.attempt.late}
+        late = {each.label: each for each in current.late}
         round.attempt = None
         for part in sorted(reasons):
             if part in late:
                 self._latecomers.unfit(late[part], reasons[part])
                 continue
-            round.drop(part)
-            round.out.add(part)
+            round.refuse(part)
             self._emit(Note("rejected", part, f"round {round.number}: {reasons[part]}"))
-            for session in self._roster.named(part):
-                self._say(session.peer, Rejected(round.number, reasons[part]))
+            self._tell(part, Rejected(round.number, reasons[part]))
         if not round.done:
             round.first_done_at = None
         self.stirred = True
@@ -323,7 +336,7 @@ class Collection:
         least = self._sums.needed(round.number) if self._sums is not None else 0
         decision = decide(round, members, present, self._quorum, policy, now, standing, least)
         if not decision.close and self._sums is not None:
-            self._leave_out(round, self._sums.name(round, (members | round.done) - round.out, now))
+            self._sums.name(round, (members | round.done) - round.out, now)
             self._fold_sums(self._sums, round, now)
             return False
         if not decision.close:
@@ -337,7 +350,13 @@ class Collection:
         if self._sums is not None:
             if self._sums.settle(round, now) is None and round.attempt is None:
                 self._ship(round, (), (), [], now)
-        elif not counted:
+            return True
+        reason = self._config.robust.too_few(len(counted), len(round.unfit))
+        if counted and reason is not None:
+            round.why += f"; {reason}"
+            round.left_out = dict.fromkeys(counted, reason)
+            counted = ()
+        if not counted:
             round.attempt = None
         else:
             self._begin(round, counted, now)
@@ -382,14 +401,16 @@ class Collection:
         self._ship(round, clients, late, missing, now)
         for index, lacking in enumerate(missing):
             if not lacking:
-                self._fold(round, index)
+                self._emit(round.next(index))
 
     def _ship(
         self, round: Round, clients: tuple[str, ...], late: tuple[Late, ...], missing: list[int], now: float
     ) -> None:
+        """Begin an attempt: every active session is sent what comes of it."""
         round.attempts += 1
         shipment = self._distribution.shipment(round.number, round.block, round.attempts)
-        round.attempt = Attempt(clients, late, missing, shipment)
+        bad = self._config.robust.still_bad(len(round.unfit))
+        round.attempt = Attempt(clients, late, missing, shipment, self._config.measured, bad)
         for session in self._roster.active():
             self._distribution.ship(session, shipment, now)
 
@@ -398,7 +419,6 @@ class Collection:
         if (failure := sums.failure(round.number)) is not None:
             if round.state is RoundState.CLOSING:
                 round.why += f"; nothing is counted: {failure}"
-                self._emit(Note("unsummed", "", f"round {round.number}: {failure}"))
             round.attempt = None
             return
         for fold in sums.folds(round, round.attempts or 1):
@@ -408,33 +428,15 @@ class Collection:
         if round.state is RoundState.CLOSING and round.attempt is not None:
             round.attempt.clients = sums.contributors(round.number)
 
-    def _leave_out(self, round: Round, clients: tuple[str, ...]) -> None:
-        """These lack in a slice that is added up without them."""
-        for name in clients:
-            if name in round.uploads:
-                round.drop(name)
-            round.out.add(name)
-            reason = "the sum goes on without the rest of it, which was not in when that was settled"
-            self._emit(Note("cut", name, f"round {round.number}: {reason}"))
-            for session in self._roster.named(name):
-                self._say(session.peer, Rejected(round.number, reason))
-
-    def _admits(self, sums: Sums, session: Session, round: Round) -> bool:
-        """Whether a contribution may come; if it never may, the client is told."""
-        if not sums.admits(session, round.number):
-            if (reason := sums.refusal(session, round.number)) is not None:
-                self._say(session.peer, Rejected(round.number, reason))
-            return False
-        return True
-
     def _out(self, number: int) -> set[str]:
         """Who does not contribute to a round."""
         return self._rounds[number].out if number in self._rounds else set()
 
-    def _fold(self, round: Round, index: int) -> None:
-        assert round.attempt is not None
-        parts = round.contributions(index)
-        self._emit(Fold(round.number, round.block, round.attempt.number, index, parts))
+    @staticmethod
+    def _attempt(round: Round | None, number: int) -> Attempt | None:
+        """What an answer is about; None if that attempt was given up."""
+        attempt = round.attempt if round is not None else None
+        return attempt if attempt is not None and attempt.number == number else None
 
     def _store(self, round: Round) -> None:
         """All is folded, for good, and the disk may take its time: settle what is to be said of the round."""
@@ -445,8 +447,12 @@ class Collection:
                 upload.pieces.clear()
         for late in attempt.late if attempt is not None else ():
             late.upload.pieces.clear()
-        counted = attempt.clients if attempt is not None else ()
-        folded = attempt.parts[len(counted) :] if attempt is not None else ()
+        nbytes_up = sum(upload.incoming.held for upload in round.uploads.values())
+        if attempt is not None:
+            round.left_out = attempt.left_out
+        round.settle_left_out()
+        counted = attempt.counted if attempt is not None else ()
+        folded = attempt.folded_late if attempt is not None else ()
         offers = [round.uploads[name].offer for name in counted]
         here, members = self._roster.members(round.number), self._members(round)
         self._late = (self._late & (here - members)) | (members - set(counted) - round.out)
@@ -466,13 +472,15 @@ class Collection:
             losses=tuple(offer.loss for offer in offers),
             moved=attempt.moved if attempt is not None else 0.0,
             late=len(round.uploads.keys() - set(counted)) + came_late,
-            bytes_up=sum(upload.incoming.held for upload in round.uploads.values()) + late_bytes,
+            bytes_up=nbytes_up + late_bytes,
             bytes_down=nbytes * len(self._roster.active()),
-            reason=f"{len(counted)} contributions{f' and {len(folded)} late' if folded else ''}; {round.why}",
+            reason=_reason(round),
             agenda=self._agenda.snapshot(),
             clients=tuple(self._roster.clients),
             tardy=tuple(sorted(self._late)),
             folded_late=folded,
+            left_out=tuple(sorted(round.left_out)),
+            clipped=attempt.clipped if attempt is not None else (),
         )
         self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
 
@@ -486,6 +494,8 @@ class Collection:
             self._distribution.keep(shipment, entry.counted, values)
         else:
             shipment = self._distribution.nothing(round.number, round.block)
+        for name, reason in round.left_out.items():
+            self._tell(name, Rejected(round.number, reason))
         self._latecomers.settle(round, self._members(round), entry.counted)
         for session in self._roster.active():
             turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)
@@ -501,6 +511,8 @@ class Collection:
                 entry.bytes_down,
                 entry.reason,
                 entry.folded_late,
+                entry.left_out,
+                entry.clipped,
             )
         )
         del self._rounds[round.number]
@@ -556,6 +568,11 @@ class Collection:
     def _grant(self, peer: bytes, upload: Upload, now: float) -> None:
         self._say(peer, Credit(upload.offer.round, upload.offer.block, 0, *upload.incoming.grant(now)))
 
+    def _tell(self, client: str, message: FromBroker) -> None:
+        for session in self._roster.active():
+            if session.name == client:
+                self._say(session.peer, message)
+
     def _round(self, number: int) -> Round:
         if number not in self._rounds:
             self._rounds[number] = Round(number, self._agenda.block(number))
@@ -565,3 +582,14 @@ class Collection:
         """Live clients that shall contribute to a round."""
         members = self._agenda.members(round.number, self._roster.members(round.number))
         return members if self._sums is None else self._sums.members(round.number, members)
+
+
+def _reason(round: Round) -> str:
+    """What is said for good of how a round was closed."""
+    attempt = round.attempt
+    if attempt is None:
+        return f"0 contributions; {round.why}"
+    late = f" and {len(attempt.late)} late" if attempt.late else ""
+    left_out = f"; left out: {named(attempt.left_out.keys())}" if attempt.left_out else ""
+    clipped = f"; clipped: {named(set(attempt.clipped))}" if attempt.clipped else ""
+    return f"{len(attempt.counted)} contributions{late}{left_out}{clipped}; {round.why}"

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from parablock import secure_settings
+from parablock import robust_settings, secure_settings
 from parablock.codec import GROUP, CodecName
 from parablock.messages import MAX_IN_FLIGHT
+from parablock.robust_settings import Robust
 from parablock.secure_settings import Secure
 from parablock.setting import key as _key
 
@@ -197,7 +198,7 @@ class Rounds:
     quorum: int = _key(
         0,
         "clients that must be there for a round to close, contributions at its deadline; 0: more than half of those "
-        "drawn for a round",
+        "drawn for a round, and as many as robust.rule needs",
         low=0,
     )
     deadline_s: float = _key(
@@ -378,6 +379,7 @@ class Config:
     pipeline: Pipeline = field(default_factory=Pipeline)
     server: Server = field(default_factory=Server)
     round: Rounds = field(default_factory=Rounds)
+    robust: Robust = field(default_factory=Robust)
     data: Data = field(default_factory=Data)
     partition: Partition = field(default_factory=Partition)
     eval: Evaluation = field(default_factory=Evaluation)
@@ -439,7 +441,13 @@ class Config:
     def quorum(self) -> int:
         """Fewest clients that must be there for a round to close, and contributions to it at its deadline."""
         drawn = self.drawn(self.round.clients)
-        return self.round.quorum or (self.secure.needed(drawn) if self.secure.enabled else drawn // 2 + 1)
+        least = self.secure.needed(drawn) if self.secure.enabled else drawn // 2 + 1
+        return self.round.quorum or max(least, self.robust.fewest)
+
+    @property
+    def measured(self) -> bool:
+        """Whether all of every contribution must be seen before any of it is folded (`parablock.measurement`)."""
+        return self.robust.measured
 
     @property
     def announced(self) -> bool:
@@ -688,6 +696,8 @@ def _check_together(config: Config) -> None:
         _check_lisa(config)
     if config.solver.adaptive:
         _check_adaptive(config)
+    if (reason := robust_settings.objection(config) or secure_settings.objection(config)) is not None:
+        raise ConfigError(reason)
     if config.partition.method in ("dirichlet", "field") and not config.partition.field:
         raise ConfigError(
             f"partition.method = {config.partition.method} divides rows by a field, and partition.field names none; "
@@ -698,8 +708,6 @@ def _check_together(config: Config) -> None:
             f"solver.momentum = {config.solver.momentum} is for sgd only, and solver.optimizer = "
             f"{config.solver.optimizer}; set solver.momentum to 0, or solver.optimizer to sgd"
         )
-    if (objection := secure_settings.objection(config)) is not None:
-        raise ConfigError(objection)
     if config.network.timeout_s <= 2 * config.network.heartbeat_s:
         raise ConfigError(
             f"network.timeout_s = {config.network.timeout_s} must be more than twice "

@@ -11,25 +11,53 @@ if TYPE_CHECKING:
     from parablock.saved import Entry
     from parablock.transfer import Encoded
     from parablock.unmasking import Unmasking
+    from parablock.verdict import Verdict
     from parablock.wire import Buffer, Envelope
+
+NOBODY = b""
+"""No peer's address."""
 
 # Events
 
 
 @dataclass(frozen=True)
 class Received:
-    """A decoded message. `peer` is the transport's address of the sender."""
+    """A decoded message. `peer` is the transport's address of the sender, which somebody else may have taken.
+
+    client: whose key the connection has, by the broker's own list; None: it has none.
+    """
 
     peer: bytes
     envelope: Envelope
+    client: str | None = None
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """Frames that are no message; `reason` says why."""
+    """Frames that are no message, or a connection that breaks rules below those of messages; `reason` says why.
+
+    peer: `NOBODY` where it has said nothing yet. client: as in `Received`.
+    """
 
     peer: bytes
     reason: str
+    client: str | None = None
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """The broker's list does not know the key of this client any more."""
+
+    client: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The answer to the last `Measure` of an attempt: who counts, and how much of each."""
+
+    round: int
+    attempt: int
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -48,7 +76,8 @@ class Folded:
 
 @dataclass(frozen=True)
 class Unfit:
-    """The other answer to `Fold`: contributions that must not be counted, by `Contribution.client`, and why.
+    """The other answer to `Fold`, and to any `Measure`: contributions that must not be counted, by
+    `Contribution.client`, and why.
 
     Nothing was folded.
     """
@@ -82,7 +111,7 @@ class Stop:
     returns: bool = False
 
 
-Event = Received | Malformed | Folded | Unfit | Stored | Tick | Stop
+Event = Received | Malformed | Revoked | Measured | Folded | Unfit | Stored | Tick | Stop
 
 
 # Effects
@@ -95,11 +124,12 @@ class Send:
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Check and fold chunk `index` of these contributions, and answer with `Folded` or `Unfit`.
+class Measure:
+    """Look at chunk `index` of these contributions, where all of each must be seen before any of it is folded
+    (`Config.measured`), and answer with `Unfit`, or with `Measured` after the block's last chunk, or else not at all.
 
-    Of one attempt the chunks come in order. A higher attempt begins the block anew, with other contributions.
-    unmasking: what takes the masks off their sum, where they are masked; they may be others from chunk to chunk then.
+    Of one attempt the chunks come in order, and before its folds. A higher attempt begins anew. bad: how many of the
+    contributions may be bad, where `robust.rule` bears any.
     """
 
     round: int
@@ -107,6 +137,24 @@ class Fold:
     attempt: int
     index: int
     contributions: tuple[Contribution, ...]
+    bad: int = 0
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Check and fold chunk `index` of these contributions, and answer with `Folded` or `Unfit`.
+
+    Of one attempt the chunks come in order. A higher attempt begins the block anew, with other contributions. bad: as
+    in `Measure`. unmasking: what takes the masks off their sum, where they are masked; they may be others from chunk to
+    chunk then.
+    """
+
+    round: int
+    block: int
+    attempt: int
+    index: int
+    contributions: tuple[Contribution, ...]
+    bad: int = 0
     unmasking: Unmasking | None = None
 
 
@@ -127,6 +175,8 @@ class Committed:
 
     late: contributions that missed their round: this one, where they were on their way, or an earlier one, where they
     were offered since the commit before. folded_late: what was counted beside the contributors', as CLIENT@ROUND.
+    left_out: whose complete contribution was not counted, as the settings of `robust` will have it. clipped: of what
+    was counted, what was cut shorter.
     bytes_up: payload of what came, counted or not. bytes_down: of the new block to all, without what was sent of
     attempts that were given up.
     """
@@ -140,6 +190,8 @@ class Committed:
     bytes_down: int
     reason: str
     folded_late: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    clipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,6 +212,21 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Close the connection on which this peer has just spoken, after what was sent to it, and take nothing more of it.
+    NOBODY: only those of the client.
+
+    client: whose key it is; None: nobody's. seconds: for so long no connection with that key is let in, nor one that
+    there is kept; 0: nothing is barred.
+    """
+
+    peer: bytes
+    reason: str
+    client: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Over:
     """The run has ended; the broker may go."""
 
@@ -167,4 +234,4 @@ class Over:
     reason: str
 
 
-Effect = Send | Fold | Store | Committed | Reported | Note | Over
+Effect = Send | Measure | Fold | Store | Committed | Reported | Note | Drop | Over

@@ -118,7 +118,8 @@ Slice = Annotated[int, Whole(0, MAX_SLICES - 1)]
 
 @dataclass(frozen=True)
 class Hello:
-    """First words. `session` tells one process of a name from the next."""
+    """First words. `session` tells one process of a name from the next. On an encrypted connection the name is not
+    what counts: a client is called what the broker's list says of its key."""
 
     name: Name
     session: Digest
@@ -253,9 +254,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Terms:
-    """The run's settings as JSON (without those that stay on their machine)."""
+    """The run's settings as JSON (without those that stay on their machine). name: what this worker is called here."""
 
     config: Annotated[str, Text(32_768)]
+    name: Name
 
 
 @dataclass(frozen=True)

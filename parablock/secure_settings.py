@@ -97,6 +97,13 @@ def _excluded(config: Config) -> str | None:
             "round.quorum_lost = fewer does not go with secure.enabled: fewer than secure.threshold clients cannot "
             "unmask a sum; set it to wait or stop"
         )
+    robust = config.robust
+    if robust.rule != "mean" or robust.measured:
+        what = "robust.clip" if robust.rule == "mean" else f"robust.rule = {robust.rule}"
+        return (
+            f"{what} does not go with secure.enabled: it looks at every single contribution, and the broker sees only "
+            "their sum; set robust.rule to mean, and robust.clip and robust.clip_ratio to 0"
+        )
     if config.solver.adaptive:
         return (
             "solver.adaptive does not go with secure.enabled: deltas of unequal numbers of steps are weighed one by "

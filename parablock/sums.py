@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from parablock import slices
 from parablock.aggregation import Contribution
-from parablock.coordinator_events import Fold
+from parablock.coordinator_events import Fold, Note
 from parablock.layout import Layout
 from parablock.messages import Keys, Rejected, Shares, Unmasked
 from parablock.sum_member import Occasion
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from parablock.wire import Buffer
 
 
+_CUT = "the sum goes on without the rest of it, which was not in when that was settled"
+
+
 @dataclass
 class _Open:
     """A round. parts: by chunk, what is added up of it; until it is folded. folded: slices that were."""
@@ -43,7 +46,7 @@ class _Open:
 
 
 class Sums:
-    """say: sends a message to a peer, with its payload."""
+    """say: sends a message to a peer, with its payload. emit: asks for an effect."""
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class Sums:
         run: str,
         epoch: int,
         say: Callable[[bytes, FromBroker, Buffer | None], None],
+        emit: Callable[[Note], None],
     ) -> None:
         self._config = config
         self._manifest = manifest
@@ -61,6 +65,7 @@ class Sums:
         self._roster = roster
         self._broker = run, epoch
         self._say = say
+        self._emit = emit
         self._rounds: dict[int, _Open] = {}
 
     # What clients say
@@ -125,20 +130,16 @@ class Sums:
         return frozenset(name for name in members if name in dealt and here.get(name) == dealt[name])
 
     def admits(self, session: Session, number: int) -> bool:
-        """Whether a client may send a contribution to a round."""
+        """Whether a client may send a contribution to a round; if it never may, it is told."""
         opened = self._rounds.get(number)
-        return (
-            opened is not None
-            and opened.sum.phase is Phase.MASKED
-            and opened.sum.members.get(session.name) == session.token
-        )
-
-    def refusal(self, session: Session, number: int) -> str | None:
-        """Why it never may; None if it may, or may come to."""
-        opened = self._rounds.get(number)
-        if opened is None or opened.sum.phase is Phase.KEYS or opened.sum.members.get(session.name) == session.token:
-            return None if opened is None else opened.sum.reason or None
-        return opened.sum.reason or "the clients of this round's sum were settled without this process of the client"
+        if opened is None or opened.sum.phase is Phase.KEYS:
+            return False  # not yet
+        belongs = opened.sum.members.get(session.name) == session.token
+        if opened.sum.phase is Phase.FAILED or not belongs:
+            reason = opened.sum.reason or "this round's sum was settled without this process of the client"
+            self._say(session.peer, Rejected(number, reason), None)
+            return False
+        return opened.sum.phase is Phase.MASKED
 
     def needed(self, number: int) -> int:
         """Contributions that it takes to count any."""
@@ -147,14 +148,12 @@ class Sums:
 
     # What is added up
 
-    def name(self, round: Round, voters: Collection[str], now: float) -> tuple[str, ...]:
-        """Settle whose contributions are added up in the slices that are in from all of `voters`.
-
-        Returns who is out of the round by that, having had a part in it.
-        """
+    def name(self, round: Round, voters: Collection[str], now: float) -> None:
+        """Settle whose contributions are added up in the slices that are in from all of `voters`; who lacks in one is
+        out of the round."""
         opened = self._rounds.get(round.number)
         if opened is None or opened.sum.phase is not Phase.MASKED:
-            return ()
+            return
         sum, before = opened.sum, opened.sum.left
         while not sum.complete:
             end = slices.first(sum.named + 1, opened.chunks)
@@ -162,7 +161,13 @@ class Sums:
             if len(have) < sum.needed or not {name for name in sum.left if name in voters} <= set(have):
                 break
             self._name(opened, round, have, now)
-        return tuple(name for name in before if name not in sum.left)
+        for name in [name for name in before if name not in sum.left]:
+            if name in round.uploads:
+                round.drop(name)
+            round.out.add(name)
+            self._emit(Note("cut", name, f"round {round.number}: {_CUT}"))
+            for session in self._roster.named(name):
+                self._say(session.peer, Rejected(round.number, _CUT), None)
 
     def settle(self, round: Round, now: float) -> str | None:
         """The round closes: all that is left of it is added up with those that are done. Why nothing is, if so."""
@@ -197,7 +202,7 @@ class Sums:
             if (unmasking := opened.sum.unmasking(opened.folded)) is None:
                 return
             for chunk in slices.chunks_of(opened.folded, opened.chunks):
-                yield Fold(round.number, round.block, attempt, chunk, opened.parts.pop(chunk), unmasking)
+                yield Fold(round.number, round.block, attempt, chunk, opened.parts.pop(chunk), unmasking=unmasking)
             opened.folded += 1
 
     def failure(self, number: int) -> str | None:

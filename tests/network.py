@@ -7,6 +7,7 @@ what the whole world knows rather than by what the machines say of themselves:
 
     rounds are made durable in order and once, and nobody hears of a commit before;
     the fold has each client once, in roster order, only if it takes part;
+    where that is measured first, all of it is, and who is folded, and how much of each, is what the rule says;
     what is folded is what one process of that client made for that round, byte for byte;
     a contribution counts once, in its own round or in a later one of its block, and its client is told no otherwise;
     what is committed is what the server optimizer and the codec's feedback make of it, by their formulas, bit for bit;
@@ -33,7 +34,7 @@ import random
 import time
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,18 +45,19 @@ from broker.blocks import BaseModel, GlobalBlocks
 from broker.store import BlockStore
 from parablock import config as settings
 from parablock import coordinator_events as events
-from parablock import fixed_point, wire
+from parablock import fixed_point, robust, wire
 from parablock import participant_events as worker
 from parablock.agenda import Turn
-from parablock.aggregation import server_move, weighted_mean
+from parablock.aggregation import server_move
 from parablock.block_file import BLOCK, StoredBlock
 from parablock.codec import codec_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.importance import ImportanceOrder
-from parablock.journal import entry_from_json, entry_json
+from parablock.journal_rows import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
 from parablock.manifest import Block, Manifest, Slot
+from parablock.measurement import Measurement
 from parablock.messages import (
     Chunk,
     Commit,
@@ -76,14 +78,16 @@ from parablock.schedule import Schedule
 from parablock.secure_settings import most_tokens
 from parablock.sessions import SessionState
 from parablock.transfer import Encoded
+from tests import robust_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
+    from parablock.aggregation import Contribution
     from parablock.block_file import Label
-    from parablock.journal import Row
+    from parablock.journal_rows import Row
     from parablock.masker import Masker
 
     Vector = npt.NDArray[np.float32]
@@ -254,7 +258,7 @@ class Process:
     habits: Habits
     participant: Participant
     kept: worker.Kept | None = None  # by an earlier process
-    told: dict[int, Turn] = field(default_factory=dict)  # by round, what the broker has said of it to this process
+    told: dict[int, set[Turn]] = field(default_factory=dict)  # by round, what was said of it to this process
     told_through: int = 0  # the first round that it does not know to be committed
     position: int = -1  # the round that the loop is at
     given: int = -1  # the last round committed before the newest start
@@ -300,7 +304,7 @@ class Process:
                 case worker.Send(envelope):
                     self.speaks_to = max(self.speaks_to, envelope.epoch)
                     network.carry(self, envelope, up=True)
-                case worker.Prepare(config):
+                case worker.Prepare(config, _):
                     assert _config(config) == network.config
                     network.after(0.5, lambda: self.handle(network.prepared(self)), self)
                 case worker.Started():
@@ -545,12 +549,14 @@ class Broker:
         self.epoch = epoch
         self.dead = False
         self.folds: list[events.Fold] = []
+        self.measures: list[events.Measure] = []
         self.busy_until = 0.0
         self.began: float | None = None  # when it handled its first event
         self.heard: dict[str, float] = {}  # by client: when it last took a message
         self._folder = folder
         zeros = [np.zeros(block.numel, np.float32) for block in manifest.blocks]
         self._blocks = GlobalBlocks(BaseModel(manifest, BASE, TOKENIZER, zeros), config)
+        self._measurement = Measurement(config, manifest)
         self._store = BlockStore(folder, self, RUN, manifest.digest, 2)  # type: ignore[arg-type]
         entries = [entry_from_json(text) for text in folder.entries]
         for _, version in sorted(folder.versions.items(), key=lambda item: item[0][1]):
@@ -569,7 +575,9 @@ class Broker:
         self._folder.look()
         self._folder.entries.append(entry_json(row.entry))
 
-    def make(self, fold: events.Fold) -> events.Folded | events.Unfit:
+    def make(self, fold: events.Measure | events.Fold) -> events.Measured | events.Folded | events.Unfit | None:
+        if isinstance(fold, events.Measure):
+            return self._measurement.take(fold)
         made = self._blocks.fold(fold)
         if isinstance(made, events.Unfit):
             return made
@@ -595,9 +603,17 @@ class Formula:
         self._state: dict[int, dict[str, Vector]] = {}
         self._residuals: dict[int, Vector] = {}
 
-    def move(self, block: int, deltas: list[Vector], weights: list[Fraction], steps: list[int]) -> bytes:
+    def move(
+        self,
+        block: int,
+        deltas: list[Vector],
+        weights: list[Fraction],
+        steps: list[int],
+        factors: list[float],
+        bad: int,
+    ) -> bytes:
         """What the block becomes when these contributions are counted, in this order."""
-        return self.apply(block, weighted_mean(deltas, weights, steps))
+        return self.apply(block, robust.aggregate(self._config.robust.rule, bad, deltas, weights, steps, factors))
 
     def apply(self, block: int, mean: Vector) -> bytes:
         """What the block becomes with this mean."""
@@ -696,6 +712,7 @@ class Network:
         return 1.8e9 + self.now + sum(by for at, by in self.faults.jumps if at <= self.now)
 
     def _run(self, until_s: float) -> None:
+        frozen = {victim for kind, victim in self._incidents if kind == "freeze"}
         while self._heap and self._heap[0][0] <= until_s:
             due, _, whose, act = heapq.heappop(self._heap)
             self.now = max(self.now, due)
@@ -707,7 +724,7 @@ class Network:
                 if self.broker.dead or (whose != "broker" and whose.dead):
                     continue
                 victim = "broker"
-            if whose is not None and (thaws := self._thaws_at(victim)) > self.now:
+            if whose is not None and victim in frozen and (thaws := self._thaws_at(victim)) > self.now:
                 self._count += 1
                 heapq.heappush(self._heap, (thaws, self._count, whose, act))
                 continue
@@ -840,7 +857,7 @@ class Network:
         assert turn is not None, "it is not known by then"
         assert turn.block == self.block(process.position)
         if self.config.announced:
-            assert turn == process.told[process.position]
+            assert turn in process.told[process.position]  # not the newest, where a Start is still on its way
         else:
             assert turn.trains
         return turn
@@ -855,7 +872,7 @@ class Network:
             # Who has been away may have to make up for somebody who was drawn and is gone. That is not in the journal.
             assert turn.trains >= told.trains or epoch < self.broker.epoch
             self.made_up += turn.trains > told.trains
-            process.told[round] = turn
+            process.told.setdefault(round, set()).add(turn)
             self.told[key] = self.broker.epoch, turn
             if turn.trains:
                 self.drawn.add(key)
@@ -905,9 +922,11 @@ class Network:
         heartbeat, of which no two are alike, all but the sender's clock, which goes across as it is."""
         message = envelope.message
         if isinstance(message, Heartbeat):
-            read = _read(wire.Envelope(envelope.run, envelope.epoch, replace(message, clock=0.0)))
-            assert isinstance(read.message, Heartbeat)
-            return wire.Envelope(read.run, read.epoch, replace(read.message, clock=message.clock))
+            timeless = Heartbeat(0.0, message.round, message.step, message.state)
+            said = _read(wire.Envelope(envelope.run, envelope.epoch, timeless)).message
+            assert isinstance(said, Heartbeat)
+            read = Heartbeat(message.clock, said.round, said.step, said.state)
+            return wire.Envelope(envelope.run, envelope.epoch, read)
         if envelope.payload is None:
             return _read(envelope)
         if id(envelope) not in self._crossed:
@@ -932,8 +951,14 @@ class Network:
                     self._send(self._by_peer[peer], envelope)
                     if number and isinstance(envelope.message, Commit) and self._pass("amid the announcement"):
                         return
+                case events.Measure():
+                    self._check_work(effect, self.broker.measures)
+                    self._execute(lambda measure=effect: self._work(measure))
                 case events.Fold():
-                    self._fold(effect)
+                    self._check_work(effect, self.broker.folds)
+                    if self.config.measured:
+                        self._check_verdict(effect)
+                    self._execute(lambda fold=effect: self._work(fold))
                 case events.Store():
                     assert effect.round == len(self.committed), "rounds are stored in order, each once"
                     self._execute(lambda store=effect: self._keep(store))
@@ -1016,7 +1041,13 @@ class Network:
         closes = coordinator._collection.deadline(self.now)
         return min(latest if closes is None else [*latest, closes], default=None)
 
-    def _fold(self, fold: events.Fold) -> None:
+    def _work(self, asked: events.Measure | events.Fold) -> None:
+        answer = self.broker.make(asked)
+        if answer is not None:
+            self.handle(answer)
+
+    def _check_work(self, fold: events.Measure | events.Fold, folds: list[Any]) -> None:
+        """What the fold's thread is asked for. folds: what it was asked for before, of the same kind."""
         parts = [part_of(contribution.client, fold.round) for contribution in fold.contributions]
         assert fold.round == len(self.committed), "folding out of order"
         assert fold.block == self.block(fold.round)
@@ -1039,7 +1070,6 @@ class Network:
             sent = [(m.chunks[fold.index], m.weight, m.steps) for m in made]
             counted = (bytes(contribution.payload), contribution.weight, contribution.steps)
             assert counted in sent, "a mixed contribution"
-        folds = self.broker.folds
         if folds and (folds[-1].round, folds[-1].attempt) == (fold.round, fold.attempt):
             before = folds[-1]
             assert fold.index == before.index + 1, "the chunks of an attempt are folded in order, each once"
@@ -1051,7 +1081,30 @@ class Network:
         folds.append(fold)
         if fold.unmasking is not None:
             self._unmasked(fold)
-        self._execute(lambda: self.handle(self.broker.make(fold)))
+
+    def _check_bad(self, round: int, asked: Sequence[Contribution], bad: int) -> None:
+        """That a rule bears as many bad ones among these as there may still be: all that the settings say, but for
+        those that have shown it by a NaN."""
+        rule = self.config.robust
+        spoilt = {p.name for p in self.processes if round in p.habits.spoils} - {each.client for each in asked}
+        assert rule.bad >= bad >= max(rule.bad - len(spoilt), 0)
+        assert len(asked) >= robust.fewest(rule.rule, bad)
+
+    def _check_verdict(self, fold: events.Fold) -> None:
+        """Who is folded, and how much of each: by the rule, from whole vectors."""
+        last, rule = self.broker.measures[-1], self.config.robust
+        assert (last.round, last.attempt) == (fold.round, fold.attempt), "folded before it was measured"
+        deltas = self._whole(self.broker.measures, last)
+        norms = [robust_reference.norm(delta) for delta in deltas]
+        limit = rule.clip or (rule.clip_ratio * sorted(norms)[(len(norms) - 1) // 2] if rule.clip_ratio else np.inf)
+        factors = [min(1.0, limit / norm) if norm else 1.0 for norm in norms]
+        chosen = list(range(len(deltas)))
+        if rule.by_distance:
+            cut = [delta * np.float64(factor) for delta, factor in zip(deltas, factors, strict=True)]
+            chosen = robust_reference.krum(cut, last.bad, rule.count(len(cut), last.bad))
+        names = [contribution.client for contribution in last.contributions]
+        assert [each.client for each in fold.contributions] == [names[place] for place in chosen]
+        assert [each.factor for each in fold.contributions] == pytest.approx([factors[place] for place in chosen])
 
     def _keep(self, store: events.Store) -> None:
         """On the broker's disk thread. A version that has its name is committed, as a restart finds it."""
@@ -1095,6 +1148,10 @@ class Network:
             own = list(zip(entry.contributors, entry.weights, entry.steps, strict=True))
             assert counted[: len(own)] == own
             assert tuple(client for client, *_ in counted) == entry.counted
+            assert entry.clipped == tuple(each.client for each in fold.contributions if each.factor < 1.0)
+            asked = self.broker.measures[-1].contributions if self.config.measured else fold.contributions
+            assert set(entry.left_out) == {each.client for each in asked} - set(entry.counted)
+            self._check_bad(entry.round, asked, fold.bad)
             self.counted.update((part_of(part, entry.round), entry.round) for part in entry.counted)
             values = self.folder.versions[entry.block, entry.round].values.tobytes()
             before = self._formula.content(entry.block)
@@ -1119,20 +1176,26 @@ class Network:
     def _expected(self, last: events.Fold) -> bytes:
         """What the formulas make of the contributions of an attempt, of which `last` was the last chunk."""
         folds = self.broker.folds[-1 - last.index :]
-        layout = Layout.up(self.config, self.manifest.blocks[last.block].numel)
-        assert len(folds) == layout.count, "not all of it was folded"
         if last.unmasking is not None:
             return self._formula.apply(last.block, np.concatenate([self._plain_mean(fold) for fold in folds]))
-        numels = [layout.part(index).stop - layout.part(index).start for index in range(layout.count)]
-        chunks = zip(*(fold.contributions for fold in folds), strict=True)  # by client
-        deltas = [
-            np.concatenate([layout.codec.decode(c.payload, n) for c, n in zip(client, numels, strict=True)])
-            for client in chunks
-        ]
+        deltas = self._whole(self.broker.folds, last)
         decay = self.config.round.late_decay
         weights = [contribution.weight * Fraction(decay) ** contribution.missed for contribution in last.contributions]
         steps = [contribution.steps for contribution in last.contributions]
-        return self._formula.move(last.block, deltas, weights, steps)
+        factors = [contribution.factor for contribution in last.contributions]
+        return self._formula.move(last.block, deltas, weights, steps, factors, last.bad)
+
+    def _whole(self, asked: list[Any], last: events.Measure | events.Fold) -> list[Vector]:
+        """What the contributions of an attempt decode to, of which `last` was the last chunk that was asked for."""
+        asked = asked[-1 - last.index :]
+        layout = Layout.up(self.config, self.manifest.blocks[last.block].numel)
+        assert len(asked) == layout.count, "not all of it was looked at"
+        numels = [layout.part(index).stop - layout.part(index).start for index in range(layout.count)]
+        chunks = zip(*(each.contributions for each in asked), strict=True)  # by client
+        return [
+            np.concatenate([layout.codec.decode(c.payload, n) for c, n in zip(client, numels, strict=True)])
+            for client in chunks
+        ]
 
     def _unmasked(self, fold: events.Fold) -> None:
         """Who has contributed to it by which process; and that it is in no other sum."""

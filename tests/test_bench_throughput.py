@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ASKED = Exchange(clients=2, blocks=2, block_bytes=4_000_000, rounds=5, gated=True)
-PLAN = throughput.Plan(Grid((4.0,), (2,), rounds=3, repeat=1), blocks=2, secure=None, out=None, where=None)
+PLAN = throughput.Plan(Grid((4.0,), (2,), rounds=3, repeat=1), blocks=2, plain=False, secure=None, out=None, where=None)
 
 
 def finished(longer: float = 1.0) -> Finished:

@@ -13,11 +13,14 @@ from parablock.agenda import in_turn as in_turn_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.coordinator_events import (
     Committed,
+    Drop,
     Effect,
     Event,
     Fold,
     Folded,
     Malformed,
+    Measure,
+    Measured,
     Note,
     Over,
     Received,
@@ -56,8 +59,10 @@ from parablock.messages import (
     Waiting,
     Welcome,
 )
+from parablock.quota import Quotas
 from parablock.sessions import ALLOWED, SessionState
 from parablock.transfer import Encoded
+from parablock.verdict import Verdict
 from parablock.wire import Envelope
 from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of, saved_of
 
@@ -84,7 +89,8 @@ class Desk:
         self.now = 100.0
         self.effects: list[Effect] = []  # of the last event
         self.notes: list[Note] = []  # of all
-        self.asked: list[Fold | Store] = []  # of the fold executor, and not answered yet
+        self.asked: list[Measure | Fold | Store] = []  # of the fold executor, and not answered yet
+        self.left_out: dict[str, str] = {}  # by the verdict on what is measured; who counts does so by half
         self.journal: list[tuple[Entry, bytes | None]] = []  # what was made durable
 
     def restart(self) -> None:
@@ -99,7 +105,7 @@ class Desk:
         self.now += after_s
         self.effects = self.coordinator.handle(event, self.now)
         self.notes += self.of(Note)
-        self.asked += [effect for effect in self.effects if isinstance(effect, Fold | Store)]
+        self.asked += [effect for effect in self.effects if isinstance(effect, Measure | Fold | Store)]
         return self.effects
 
     def say(
@@ -150,7 +156,12 @@ class Desk:
             if not self.asked:
                 break
             asked = self.asked.pop(0)
-            if isinstance(asked, Fold):
+            if isinstance(asked, Measure):
+                if asked.index + 1 == Layout.up(self.config, SIZES[asked.block]).count:
+                    names = [contribution.client for contribution in asked.contributions]
+                    factors = {name: 0.5 for name in names if name not in self.left_out}
+                    effects += self.handle(Measured(asked.round, asked.attempt, Verdict(factors, self.left_out)))
+            elif isinstance(asked, Fold):
                 layout = Layout.down(self.config, SIZES[asked.block], asked.attempt)
                 made = memoryview(bytes([fill]) * layout.chunk_nbytes(asked.index))
                 effects += self.handle(Folded(asked.round, asked.attempt, Encoded(made)))
@@ -357,7 +368,7 @@ def test_a_heartbeat_while_it_prepares_is_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [Terms("{}"), Welcome(1), Start(0, 1, 0, ()), Commit(0, 0, 0, -1, 0, 0, False), Probed(1)]
+    "message", [Terms("{}", "a"), Welcome(1), Start(0, 1, 0, ()), Commit(0, 0, 0, -1, 0, 0, False), Probed(1)]
 )
 def test_what_only_a_broker_says_breaks_the_protocol(desk: Desk, message: Message) -> None:
     (refused,) = desk.say("a", message)
@@ -469,20 +480,26 @@ def test_a_second_contribution_to_a_round_breaks_the_protocol(desk: Desk) -> Non
     assert refused == Refused("the worker broke the protocol: a second, different contribution to round 0")
 
 
-@pytest.mark.parametrize(
-    ("block", "offset", "nbytes", "says"),
-    [(3, 0, 1000, "a chunk of 1000 bytes at 0"), (3, 2048, 512, "beyond the credit of 2048")],
-    ids=["size", "credit"],
-)
-def test_an_impossible_chunk_breaks_the_protocol(block: int, offset: int, nbytes: int, says: str) -> None:
+def test_an_impossible_chunk_breaks_the_protocol() -> None:
     desk = Desk(schedule={"order": "descending"})
     desk.gather("a", "b")
-    desk.say("a", Offer(0, block, NBYTES[block], 1, 1, 0.5))
-    (refused,) = desk.chunk("a", 0, block, offset, nbytes)
+    desk.say("a", Offer(0, 3, NBYTES[3], 1, 1, 0.5))
+    (refused,) = desk.chunk("a", 0, 3, 0, 1000)
     assert isinstance(refused, Refused)
-    assert says in refused.reason
+    assert "a chunk of 1000 bytes at 0" in refused.reason
     assert desk.coordinator.clients == ["b"]
     assert desk.join("a") == [Rejoin("the broker does not know this session; say Hello again")]
+
+
+def test_a_chunk_beyond_the_credit_is_answered_by_what_is_granted_and_too_many_break_the_protocol() -> None:
+    desk = Desk(schedule={"order": "descending"})
+    desk.gather("a", "b")
+    desk.say("a", Offer(0, 3, NBYTES[3], 1, 1, 0.5))
+    for _ in range(16):  # four windows, in chunks of 512
+        assert desk.chunk("a", 0, 3, 2048, 512) == [Credit(0, 3, 0, 0, 2048)]
+    (refused,) = desk.chunk("a", 0, 3, 2048, 512)
+    assert isinstance(refused, Refused)
+    assert "beyond the credit" in refused.reason
 
 
 def test_a_lost_acknowledgement_is_repeated_and_the_update_counts_once(desk: Desk) -> None:
@@ -1177,3 +1194,136 @@ def test_a_client_that_was_late_is_late_until_it_is_drawn_again() -> None:
     other = next(name for name in names if name != drawn[1])
     desk.upload(other, round)
     assert desk.counting == [other]
+
+
+# Hostile clients
+
+
+def flood(desk: Desk, peer: bytes, message: Message, times: int, payload: memoryview | None = None) -> int:
+    """Say a message again and again, at once; after how many the connection was dropped."""
+    for count in range(1, times + 1):
+        desk.handle(Received(peer, Envelope(RUN, 1, message, payload)))
+        if desk.of(Drop):
+            return count
+    raise AssertionError(f"{times} times {message} are taken")
+
+
+def known(desk: Desk, name: str) -> None:
+    """A client joins over a connection that proves its name."""
+    join = Join(MANIFEST.digest, BASE, TOKENIZER, 10, (0, 0, 0, 0), -1)
+    for message in (Hello(name, f"{ord(name[0]):x}", PROTOCOL), join):
+        desk.handle(Received(peer_of(name), Envelope(RUN, 1, message), name))
+
+
+def test_who_breaks_the_protocol_is_dropped_counted_and_named(desk: Desk) -> None:
+    desk.handle(Malformed(peer_of("a"), "no"))
+    assert desk.to("a") == [Refused("the worker broke the protocol: no")]
+    assert desk.of(Drop) == [Drop(peer_of("a"), "no")]
+    desk.hello("a")
+    desk.handle(Malformed(peer_of("a"), "nor this"))
+    assert desk.of(Note) == [Note("dropped", "a", "broke the protocol: nor this; its offence number 2")]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Heartbeat(0.0, 0, 0, "training"),
+        Offer(0, 0, 1200, 10, 1, 0.5),
+        Abstain(0, "no"),
+        Waiting(0),
+        EVALUATED,
+        Credit(0, 0, 1, 0, 0),
+        Hello("a", "61", PROTOCOL),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_a_flood_of_any_message_is_dropped(desk: Desk, message: Message) -> None:
+    quotas = Quotas(desk.config, MANIFEST)
+    taken = flood(desk, peer_of("a"), message, 2000)
+    assert taken >= quotas.burst / (quotas.window + 8) / 2
+    assert "that nothing asked for" in desk.of(Drop)[0].reason
+    desk.say("b", Heartbeat(0.0, 0, 0, "training"))
+    assert not desk.of(Drop), "what one says is not held against the others"
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+def test_a_flood_of_chunks_that_nobody_granted_is_dropped(desk: Desk, greeted: bool) -> None:
+    payload = memoryview(bytes(1024))
+    chunk = Chunk(0, 0, 0, 0, wire.checksum(payload))
+    peer = peer_of("c" if not greeted else "a")
+    assert flood(desk, peer, chunk, 2000, payload=payload) > 100
+
+
+def test_chunks_within_the_credit_cost_nothing() -> None:
+    def desk() -> Desk:
+        desk = Desk(2)
+        desk.gather("a", "b")
+        desk.say("a", Offer(0, 0, 1200, 10, 1, 0.5))
+        return desk
+
+    beat, payload = Heartbeat(0.0, 0, 0, "training"), bytes(1024)
+    allowed = flood(desk(), peer_of("a"), beat, 2000) - 1
+    exhausted = desk()
+    for _ in range(allowed - 1):
+        exhausted.say("a", beat)
+    exhausted.say("a", Chunk(0, 0, 0, 0, wire.checksum(memoryview(payload))), payload)
+    exhausted.say("a", beat)
+    assert not exhausted.of(Drop)
+    exhausted.say("a", beat)
+    assert exhausted.of(Drop)
+
+
+def test_a_probe_too_many_is_refused_and_a_flood_of_them_dropped() -> None:
+    desk = Desk()
+    probe = Probe(1, MAX_PROBE_BYTES)
+    taken = 0
+    while isinstance(desk.say("p", probe)[0], Probed):
+        taken += 1
+    assert taken == pytest.approx((2 << 30) / (MAX_PROBE_BYTES + 4096), abs=1)
+    assert desk.to("p") == [Refused("more probes than 2 GiB, or 16 MiB a second; try again later")]
+    assert not desk.of(Drop)
+    flood(desk, peer_of("p"), probe, 2000)
+
+
+def test_a_client_is_not_let_in_again_for_a_while_and_longer_each_time() -> None:
+    desk = Desk()
+    known(desk, "a")
+    known(desk, "b")
+    for offence, seconds in enumerate((10.0, 20.0, 40.0), 1):
+        desk.handle(Malformed(peer_of("a"), "no", "a"))
+        assert desk.of(Drop) == [Drop(peer_of("a"), "no", "a", seconds)]
+        assert f"not let in for {seconds:g} s" in desk.of(Note)[0].text
+        assert (f"offence number {offence}" in desk.of(Note)[0].text) == (offence > 1)
+        desk.handle(Received(b"another", Envelope("", 0, Hello("a", "62", PROTOCOL)), "a"), after_s=1.0)
+        assert desk.effects == [Drop(b"another", "not let in yet", "a", seconds - 1.0)], "nor by another connection"
+        desk.handle(Malformed(b"another", "no", "a"))
+        assert desk.effects == [Drop(b"another", "not let in yet", "a", seconds - 1.0)], "which is not counted"
+        desk.now += seconds
+        known(desk, "a")
+        assert desk.coordinator.clients == ["a", "b"]
+        known(desk, "b")
+
+
+def test_with_one_connection_of_a_client_all_its_sessions_end() -> None:
+    desk = Desk()
+    known(desk, "a")
+    known(desk, "b")
+    desk.handle(Malformed(b"another", "no", "a"))
+    assert desk.of(Drop) == [Drop(b"another", "no", "a", 10.0)]
+    assert [note.client for note in desk.of(Note) if note.kind == "dropped"] == ["a"]
+    assert desk.coordinator.clients == ["b"]
+
+
+def test_the_names_of_strangers_do_not_fill_the_record() -> None:
+    desk = Desk()
+    for number in range(3000):
+        desk.handle(Malformed(b"%d" % number, "no"))
+        assert desk.of(Drop)
+    assert len(desk.notes) < 30
+    assert desk.notes[-1].text == "a stranger broke the protocol: no; its offence number 2048"
+
+
+def test_a_reason_that_quotes_what_came_still_fits_into_a_message() -> None:
+    desk = Desk()
+    desk.handle(Malformed(b"a", "x" * 5000))
+    assert wire.decode([bytes(frame) for frame in desk.of(Send)[0].envelope.frames])

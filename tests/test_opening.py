@@ -25,7 +25,8 @@ from parablock.block_file import BlockWriter
 from parablock.config import ConfigError, from_dict, to_dict
 from parablock.coordinator_events import Fold, Store
 from parablock.folder_lock import holder
-from parablock.journal import Journal, JournalError
+from parablock.journal import Journal
+from parablock.journal_rows import JournalError
 from parablock.layout import Layout
 from parablock.manifest import Block, Manifest, Slot
 from parablock.run_folder import RunFolder, RunFolderError
@@ -680,7 +681,7 @@ def test_a_record_without_a_time_is_named(tmp_path: Path) -> None:
 def test_where_the_broker_listened_is_kept(tmp_path: Path) -> None:
     desk = begun(tmp_path / "run")
     assert RunFolder(tmp_path / "run").endpoint() is None
-    desk.opened.write_endpoint("tcp://127.0.0.1:5558")
+    desk.opened.write_endpoint("tcp://127.0.0.1:5558", None)
     assert RunFolder(tmp_path / "run").endpoint() == "tcp://127.0.0.1:5558"
     for garbage in (b"\xff\xfe", b"here", b"tcp://127.0.0.1:*", b""):
         (tmp_path / "run" / "endpoint").write_bytes(garbage)

@@ -27,6 +27,9 @@ ON = {"enabled": True}
         ({"codec": {"up": "int8"}}, "codec.up = int8 does not go.*set codec.up to float32"),
         ({"round": {"late": "fold"}}, "round.late = fold does not go.*set round.late to discard"),
         ({"round": {"quorum_lost": "fewer"}}, "round.quorum_lost = fewer does not go.*set it to wait or stop"),
+        ({"round": {"clients": 3}, "robust": {"rule": "median", "bad": 1}}, "robust.rule = median does not go"),
+        ({"robust": {"clip": 1.0}}, "robust.clip does not go.*sees only their sum"),
+        ({"robust": {"clip_ratio": 2.0}}, "robust.clip does not go"),
         ({"solver": {"adaptive": True}}, "solver.adaptive does not go.*set solver.adaptive to false"),
     ],
 )
