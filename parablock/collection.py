@@ -416,6 +416,7 @@ class Collection:
 
     def _fold_sums(self, sums: Sums, round: Round, now: float) -> None:
         """Fold the slices that can be unmasked. Whom the attempt counts is known when all of them are settled."""
+        self._due_by(sums.due(now))
         if (failure := sums.failure(round.number)) is not None:
             if round.state is RoundState.CLOSING:
                 round.why += f"; nothing is counted: {failure}"

@@ -103,6 +103,8 @@ class Memberships:
         member = self._members.get(message.round)
         if member is None:
             return False
+        if not (member.settled if isinstance(message, Unmask) else member.dealt or isinstance(message, Roll)):
+            return False  # it has overtaken, or outlived, what comes before it; both are said again
         try:
             match message:
                 case Roll(round, clients):
