@@ -41,7 +41,6 @@ DOTTED = {("torch", "load"): "it unpickles", ("torch", "save"): "it pickles", ("
 ALLOWED = {
     ("workers/task_files.py", "yaml.load"): "with a Loader of ours that is a SafeLoader",
     ("tests/test_models.py", "torch.save"): "a model in that form is to be refused",
-    ("workers/harness.py", "trust_remote_code=True"): "only where the user's settings say so",
 }
 
 
