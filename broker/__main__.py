@@ -22,7 +22,7 @@ from broker.server import Broker
 from broker.socket import BindError, RouterSocket
 from parablock import config as settings
 from parablock.allocator import keep_freed_memory
-from parablock.journal import JournalError
+from parablock.journal_rows import JournalError
 from parablock.keys import KeyFileError, fingerprint, folder_of_user
 from parablock.network import EndpointError, check_endpoint
 from parablock.run_folder import CONFIG, KEYS, RunFolder, RunFolderError, how_to_go_on

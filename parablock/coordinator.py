@@ -484,7 +484,7 @@ class Coordinator:
                 self._remove(session, "behind", f"{len(session.downloads)} blocks wait for its link")
 
     def _revoked(self, client: str) -> None:
-        """End what this client has here: nobody waits for it, and what it sent to open rounds does not count."""
+        """End what this client has here: nobody waits for it, and what it has not sent to its end does not count."""
         reason = "the broker's owner has revoked the key of this worker"
         for session in [session for session in self._roster if session.client == client]:
             self._send(session.peer, Refused(reason))

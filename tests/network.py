@@ -31,7 +31,7 @@ import random
 import time
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,7 +50,7 @@ from parablock.block_file import BLOCK, StoredBlock
 from parablock.codec import codec_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.importance import ImportanceOrder
-from parablock.journal import entry_from_json, entry_json
+from parablock.journal_rows import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
 from parablock.manifest import Block, Manifest, Slot
@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from parablock.block_file import Label
-    from parablock.journal import Row
+    from parablock.journal_rows import Row
 
     Vector = npt.NDArray[np.float32]
 
@@ -249,7 +249,7 @@ class Process:
     habits: Habits
     participant: Participant
     kept: worker.Kept | None = None  # by an earlier process
-    told: dict[int, Turn] = field(default_factory=dict)  # by round, what the broker has said of it to this process
+    told: dict[int, set[Turn]] = field(default_factory=dict)  # by round, what was said of it to this process
     told_through: int = 0  # the first round that it does not know to be committed
     position: int = -1  # the round that the loop is at
     given: int = -1  # the last round committed before the newest start
@@ -653,6 +653,7 @@ class Network:
         return 1.8e9 + self.now + sum(by for at, by in self.faults.jumps if at <= self.now)
 
     def _run(self, until_s: float) -> None:
+        frozen = {victim for kind, victim in self._incidents if kind == "freeze"}
         while self._heap and self._heap[0][0] <= until_s:
             due, _, whose, act = heapq.heappop(self._heap)
             self.now = max(self.now, due)
@@ -664,7 +665,7 @@ class Network:
                 if self.broker.dead or (whose != "broker" and whose.dead):
                     continue
                 victim = "broker"
-            if whose is not None and (thaws := self._thaws_at(victim)) > self.now:
+            if whose is not None and victim in frozen and (thaws := self._thaws_at(victim)) > self.now:
                 self._count += 1
                 heapq.heappush(self._heap, (thaws, self._count, whose, act))
                 continue
@@ -797,7 +798,7 @@ class Network:
         assert turn is not None, "it is not known by then"
         assert turn.block == self.block(process.position)
         if self.config.announced:
-            assert turn == process.told[process.position]
+            assert turn in process.told[process.position]  # not the newest, where a Start is still on its way
         else:
             assert turn.trains
         return turn
@@ -812,7 +813,7 @@ class Network:
             # Who has been away may have to make up for somebody who was drawn and is gone. That is not in the journal.
             assert turn.trains >= told.trains or epoch < self.broker.epoch
             self.made_up += turn.trains > told.trains
-            process.told[round] = turn
+            process.told.setdefault(round, set()).add(turn)
             self.told[key] = self.broker.epoch, turn
             if turn.trains:
                 self.drawn.add(key)
@@ -862,9 +863,11 @@ class Network:
         heartbeat, of which no two are alike, all but the sender's clock, which goes across as it is."""
         message = envelope.message
         if isinstance(message, Heartbeat):
-            read = _read(wire.Envelope(envelope.run, envelope.epoch, replace(message, clock=0.0)))
-            assert isinstance(read.message, Heartbeat)
-            return wire.Envelope(read.run, read.epoch, replace(read.message, clock=message.clock))
+            timeless = Heartbeat(0.0, message.round, message.step, message.state)
+            said = _read(wire.Envelope(envelope.run, envelope.epoch, timeless)).message
+            assert isinstance(said, Heartbeat)
+            read = Heartbeat(message.clock, said.round, said.step, said.state)
+            return wire.Envelope(envelope.run, envelope.epoch, read)
         if envelope.payload is None:
             return _read(envelope)
         if id(envelope) not in self._crossed:
