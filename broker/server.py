@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from broker import guard
 from broker.blocks import GlobalBlocks, Made
 from broker.record import Record
 from broker.store import BlockStore
@@ -29,6 +30,7 @@ from parablock.conveyor import Conveyor
 from parablock.coordinator import Coordinator
 from parablock.coordinator_events import (
     Committed,
+    Drop,
     Event,
     Fold,
     Malformed,
@@ -38,6 +40,7 @@ from parablock.coordinator_events import (
     Over,
     Received,
     Reported,
+    Revoked,
     Send,
     Stop,
     Store,
@@ -63,7 +66,7 @@ log = logging.getLogger("broker")
 
 _DISK_RETRY_S = 5.0
 
-_ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind"})
+_ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind", "revoked"})
 """Kinds of `Note` after which a client is no longer on the roster."""
 
 _OWN = frozenset({"restarted", "repaired", "quorum"})
@@ -125,7 +128,17 @@ class Broker:
             self._note(Note("restarted", "", f"as epoch {epoch}, from round {journal.next_round}"), time.monotonic())
         for text in opened.said:
             self._note(Note("repaired", "", text), time.monotonic())
-        socket.listen(self._on_frames)
+        socket.listen(self._on_frames, self._on_broken, config.network.window_bytes)
+        if not guard.WATCHES:
+            self.say(
+                "this system does not tell how much has come of a connection: messages without an end go unnoticed"
+            )
+        if socket.door is not None:
+            socket.door.listen(
+                lambda client: call_soon(self._handle, Revoked(client)),
+                lambda text: call_soon(self.say, text),
+                lambda error: call_soon(self._fail, {"message": "the door failed", "exception": error}),
+            )
 
     def say(self, text: str) -> None:
         self._view.say(text)
@@ -163,13 +176,16 @@ class Broker:
         else:
             self._over.set_exception(error)
 
-    def _on_frames(self, peer: bytes, frames: list[memoryview]) -> None:
+    def _on_frames(self, peer: bytes, frames: list[memoryview], client: str | None) -> None:
         try:
             envelope = wire.decode(frames)
         except wire.WireError as error:
-            self._handle(Malformed(peer, str(error)))
+            self._handle(Malformed(peer, str(error), client))
         else:
-            self._handle(Received(peer, envelope))
+            self._handle(Received(peer, envelope, client))
+
+    def _on_broken(self, peer: bytes, reason: str, client: str | None) -> None:
+        self._handle(Malformed(peer, reason, client))
 
     def _handle(self, event: Event) -> None:
         now = time.monotonic()
@@ -196,6 +212,11 @@ class Broker:
                     self._show()
                 case Note():
                     self._note(effect, now)
+                case Drop(peer, _, client, seconds):
+                    self._socket.drop(peer, client)
+                    if client is not None and seconds:
+                        assert self._socket.door is not None
+                        self._socket.door.bar(client, now + seconds)
                 case Over():
                     if not self._over.done():
                         self._over.set_result(effect)

@@ -13,23 +13,41 @@ if TYPE_CHECKING:
     from parablock.verdict import Verdict
     from parablock.wire import Buffer, Envelope
 
+NOBODY = b""
+"""No peer's address."""
+
 # Events
 
 
 @dataclass(frozen=True)
 class Received:
-    """A decoded message. `peer` is the transport's address of the sender."""
+    """A decoded message. `peer` is the transport's address of the sender, which somebody else may have taken.
+
+    client: whose key the connection has, by the broker's own list; None: it has none.
+    """
 
     peer: bytes
     envelope: Envelope
+    client: str | None = None
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """Frames that are no message; `reason` says why."""
+    """Frames that are no message, or a connection that breaks rules below those of messages; `reason` says why.
+
+    peer: `NOBODY` where it has said nothing yet. client: as in `Received`.
+    """
 
     peer: bytes
     reason: str
+    client: str | None = None
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """The broker's list does not know the key of this client any more."""
+
+    client: str
 
 
 @dataclass(frozen=True)
@@ -92,7 +110,7 @@ class Stop:
     returns: bool = False
 
 
-Event = Received | Malformed | Measured | Folded | Unfit | Stored | Tick | Stop
+Event = Received | Malformed | Revoked | Measured | Folded | Unfit | Stored | Tick | Stop
 
 
 # Effects
@@ -191,6 +209,21 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Close the connection on which this peer has just spoken, after what was sent to it, and take nothing more of it.
+    NOBODY: only those of the client.
+
+    client: whose key it is; None: nobody's. seconds: for so long no connection with that key is let in, nor one that
+    there is kept; 0: nothing is barred.
+    """
+
+    peer: bytes
+    reason: str
+    client: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Over:
     """The run has ended; the broker may go."""
 
@@ -198,4 +231,4 @@ class Over:
     reason: str
 
 
-Effect = Send | Measure | Fold | Store | Committed | Reported | Note | Over
+Effect = Send | Measure | Fold | Store | Committed | Reported | Note | Drop | Over
