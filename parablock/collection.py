@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from parablock.closing import entry_of, expected_of, passed
 from parablock.coordinator_events import Committed, Effect, Note, Store
 from parablock.latecomers import Latecomers
 from parablock.layout import Layout
 from parablock.messages import Credit, Rejected
 from parablock.quorum import Quorum
-from parablock.rounds import Attempt, Round, RoundState, Upload, decide, named
-from parablock.saved import Entry
+from parablock.rounds import Attempt, Round, RoundState, Upload, decide
 from parablock.transfer import Incoming, TransferError
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class Collection:
         standing = self._standing(round) if self._passed(round, now) else frozenset()
         decision = decide(round, members, present, self._quorum, policy, now, standing)
         if not decision.close:
-            expected = self._expected(round, now)
+            expected = expected_of(round, members, self._late, policy, self._config.quorum, now)
             if expected:
                 self._begin(round, expected, now)
             return False
@@ -326,26 +326,7 @@ class Collection:
         return frozenset(session.name for session in self._roster.active() if session.waits_for >= round.number)
 
     def _passed(self, round: Round, now: float) -> bool:
-        """Whether the round's deadline has."""
-        deadline_s = self._config.round.deadline_s
-        return bool(deadline_s) and round.first_done_at is not None and now >= round.first_done_at + deadline_s
-
-    def _expected(self, round: Round, now: float) -> tuple[str, ...]:
-        """Who will count, in roster order, as far as one can tell; empty as long as one of them has offered nothing.
-
-        Where rounds have a deadline, those who were late last time are expected to be late again. Past it only those
-        count who have answered: what they make leaves, so that it is there when somebody needs it, and is made anew if
-        another one is still in time.
-        """
-        voters = (self._members(round) | round.done) - round.out
-        if self._passed(round, now) and len(round.done) >= self._config.quorum:
-            return tuple(sorted(round.done))
-        if self._config.round.deadline_s:
-            in_time = voters - (self._late - round.done)
-            voters = in_time if len(in_time) >= self._config.quorum else voters
-        if len(voters) < self._config.quorum or not all(name in round.uploads for name in voters):
-            return ()
-        return tuple(sorted(voters))
+        return passed(round, self._config.round, now)
 
     def _begin(self, round: Round, clients: tuple[str, ...], now: float) -> None:
         """Fold the contributions of `clients`, and late ones that are complete, from the first chunk on, unless that is
@@ -386,35 +367,21 @@ class Collection:
             round.left_out = attempt.left_out
         round.settle_left_out()
         counted = attempt.counted if attempt is not None else ()
-        folded = attempt.folded_late if attempt is not None else ()
-        offers = [round.uploads[name].offer for name in counted]
         here, members = self._roster.members(round.number), self._members(round)
         self._late = (self._late & (here - members)) | (members - set(counted) - round.out)
         if attempt is not None:
             self._agenda.moved(round.number, round.block, attempt.moved)
         self._agenda.decide(round.number + self._config.in_flight + 1, self._roster.present())
-        nbytes = attempt.shipment.payload.nbytes if attempt is not None else 0
         came_late, late_bytes = self._latecomers.take_counts()
-        round.entry = Entry(
-            round=round.number,
-            block=round.block,
-            attempt=attempt.number if attempt is not None else 0,
+        round.entry = entry_of(
+            round,
             base=self._distribution.base(round.block),
-            contributors=counted,
-            weights=tuple(offer.weight for offer in offers),
-            steps=tuple(offer.steps for offer in offers),
-            losses=tuple(offer.loss for offer in offers),
-            moved=attempt.moved if attempt is not None else 0.0,
             late=len(round.uploads.keys() - set(counted)) + came_late,
-            bytes_up=nbytes_up + late_bytes,
-            bytes_down=nbytes * len(self._roster.active()),
-            reason=_reason(round),
+            nbytes_up=nbytes_up + late_bytes,
+            receivers=len(self._roster.active()),
             agenda=self._agenda.snapshot(),
             clients=tuple(self._roster.clients),
             tardy=tuple(sorted(self._late)),
-            folded_late=folded,
-            left_out=tuple(sorted(round.left_out)),
-            clipped=attempt.clipped if attempt is not None else (),
         )
         self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
 
@@ -513,14 +480,3 @@ class Collection:
     def _members(self, round: Round) -> frozenset[str]:
         """Live clients that shall contribute to a round."""
         return self._agenda.members(round.number, self._roster.members(round.number))
-
-
-def _reason(round: Round) -> str:
-    """What is said for good of how a round was closed."""
-    attempt = round.attempt
-    if attempt is None:
-        return f"0 contributions; {round.why}"
-    late = f" and {len(attempt.late)} late" if attempt.late else ""
-    left_out = f"; left out: {named(attempt.left_out.keys())}" if attempt.left_out else ""
-    clipped = f"; clipped: {named(set(attempt.clipped))}" if attempt.clipped else ""
-    return f"{len(attempt.counted)} contributions{late}{left_out}{clipped}; {round.why}"
