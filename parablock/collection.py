@@ -379,7 +379,7 @@ class Collection:
             contributors=counted,
             weights=tuple(offer.weight for offer in offers),
             steps=tuple(offer.steps for offer in offers),
-            losses=tuple(offer.loss for offer in offers),
+            losses=() if self._config.privacy.local else tuple(offer.loss for offer in offers),
             moved=attempt.moved if attempt is not None else 0.0,
             late=len(round.uploads.keys() - set(counted)) + came_late,
             bytes_up=sum(upload.incoming.held for upload in round.uploads.values()) + late_bytes,
@@ -389,6 +389,7 @@ class Collection:
             clients=tuple(self._roster.clients),
             tardy=tuple(sorted(self._late)),
             folded_late=folded,
+            charged=self._charged(round, counted),
         )
         self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
 
@@ -417,6 +418,7 @@ class Collection:
                 entry.bytes_down,
                 entry.reason,
                 entry.folded_late,
+                entry.charged,
             )
         )
         del self._rounds[round.number]
@@ -434,6 +436,13 @@ class Collection:
         due = self.deadline(now)
         if due is not None:
             self._due_by(due)
+
+    def _charged(self, round: Round, counted: tuple[str, ...]) -> tuple[str, ...]:
+        """Whose data the round costs something: who has a part in what the broker tells; or, where clients hide from
+        the broker too, of whom something has come, or may be on its way."""
+        if self._config.privacy.local:
+            return tuple(sorted(round.began | self._members(round)))
+        return counted if self._config.privacy.central else ()
 
     def _done(self, round: Round, client: str, now: float) -> None:
         """A contribution is complete."""

@@ -19,6 +19,9 @@ from typing import Any, Literal
 
 from parablock.codec import GROUP, CodecName
 from parablock.messages import MAX_IN_FLIGHT
+from parablock.privacy_settings import Privacy
+from parablock.privacy_settings import objection as privacy_objection
+from parablock.setting import key as _key
 
 Scalar = bool | int | float | str
 Mode = Literal["parablock", "fedbcd", "fedcybgd", "fedavg", "lora", "ffa-lora", "lisa"]
@@ -28,21 +31,6 @@ _LONGEST_TEXT = 4096
 
 class ConfigError(ValueError):
     """A setting is wrong. The message names the key, what was expected, what came, and what to do."""
-
-
-def _key(
-    default: Any,
-    meaning: str,
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    local: bool = False,
-) -> Any:
-    """A setting: `low` and `high` are inclusive bounds, `above` an exclusive lower one."""
-    metadata = {"meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "local": local}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -394,6 +382,7 @@ class Config:
     partition: Partition = field(default_factory=Partition)
     eval: Evaluation = field(default_factory=Evaluation)
     codec: Codecs = field(default_factory=Codecs)
+    privacy: Privacy = field(default_factory=Privacy)
     network: Network = field(default_factory=Network)
     journal: Journal = field(default_factory=Journal)
 
@@ -692,6 +681,8 @@ def _check_together(config: Config) -> None:
         _check_lisa(config)
     if config.solver.adaptive:
         _check_adaptive(config)
+    if (reason := privacy_objection(config)) is not None:
+        raise ConfigError(reason)
     if config.partition.method in ("dirichlet", "field") and not config.partition.field:
         raise ConfigError(
             f"partition.method = {config.partition.method} divides rows by a field, and partition.field names none; "

@@ -124,6 +124,7 @@ class Committed:
 
     late: contributions that missed their round: this one, where they were on their way, or an earlier one, where they
     were offered since the commit before. folded_late: what was counted beside the contributors', as CLIENT@ROUND.
+    charged: as in `saved.Entry`.
     bytes_up: payload of what came, counted or not. bytes_down: of the new block to all, without what was sent of
     attempts that were given up.
     """
@@ -137,6 +138,7 @@ class Committed:
     bytes_down: int
     reason: str
     folded_late: tuple[str, ...] = ()
+    charged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

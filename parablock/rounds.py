@@ -108,6 +108,7 @@ class Round:
     attempts: int = 0  # how many were begun
     attempt: Attempt | None = None  # the newest one
     why: str = ""  # the reason for which it was closed
+    began: set[str] = field(default_factory=set)  # clients of whose contribution some has come, or was offered
     entry: Entry | None = None  # what is said of it for good, from when it is stored
 
     def move(self, action: str) -> None:
@@ -119,6 +120,7 @@ class Round:
         if client in self.uploads:
             self.drop(client)
         self.uploads[client] = upload
+        self.began.add(client)
 
     def drop(self, client: str) -> None:
         """Forget what a client has sent, and the attempt that counted it."""

@@ -4,7 +4,8 @@ The format is safetensors' own (https://github.com/huggingface/safetensors#forma
 written here because each vector goes to the file from where it lies, and comes back into memory of its own, without a
 copy of the whole file beside it. Every vector has an XXH3-128 in the metadata, and so has the header itself: against
 torn and flipped bits, not against forgery. A file is written beside the old one and takes its place when it is whole.
-It outlives the process that wrote it; whether it outlives a power cut is up to the disk, since nothing is waited for.
+It outlives the process that wrote it; whether it outlives a power cut is up to the disk, unless that is waited for
+(`synced`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
+
+from parablock import placement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,11 +47,14 @@ class Tensors:
     facts: Mapping[str, Any]
 
 
-def write(path: Path, vectors: Mapping[str, Vector], facts: Mapping[str, Any], *, private: bool = False) -> int:
+def write(
+    path: Path, vectors: Mapping[str, Vector], facts: Mapping[str, Any], *, private: bool = False, synced: bool = False
+) -> int:
     """Put the file in place of what `path` was; returns its bytes.
 
     vectors: flat, contiguous, float32 or uint8, which nobody changes meanwhile. facts: what JSON can say, without NaN.
-    private: for the owner's eyes only. Raises OSError where the disk refuses; then the old file is still there.
+    private: for the owner's eyes only. synced: it survives a power cut, or else only the death of this process.
+    Raises OSError where the disk refuses; then the old file is still there.
     """
     views = {name: _view(values) for name, values in vectors.items()}
     header = _header(vectors, {name: _digest(view) for name, view in views.items()}, facts)
@@ -59,7 +65,12 @@ def write(path: Path, vectors: Mapping[str, Vector], facts: Mapping[str, Any], *
             for view in (memoryview(header), *views.values()):
                 while view:
                     view = view[file.write(view) :]
-        os.replace(temporary, path)
+            if synced:
+                os.fsync(descriptor)
+        if synced:
+            placement.replace(temporary, path)
+        else:
+            os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):  # what counts is the first error
             temporary.unlink(missing_ok=True)
