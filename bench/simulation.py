@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from parablock import config, models
-from parablock.aggregation import server_move, weighted_mean
+from parablock import config, models, robust
+from parablock.aggregation import server_move, unfit
 from parablock.blocks import read_block
+from parablock.measurement import judge, products
 from parablock.participant_events import Arrived
 from parablock.schedule import Schedule
 from parablock.scores import total
@@ -26,7 +27,7 @@ from workers.setup import Local, prepare
 from workers.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from workers.trainer import Solved
 
     Vector = npt.NDArray[np.float32]
+    Forge = Callable[[int, dict[int, Vector]], dict[int, Vector]]
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,14 @@ class Outcome:
 class Simulation:
     """The clients of a run, and what they have in common. Raises ValueError as `check` does.
 
-    steps: of each client in every round, as adaptive K might choose them; None: `solver.steps` of all.
+    steps: of each client in every round, as adaptive K might choose them; None: `solver.steps` of all. forge: makes of
+    a round and its deltas, by number of the client, what is sent; None: just those.
     """
 
-    def __init__(self, settings: Config, steps: Sequence[int] | None = None) -> None:
+    def __init__(self, settings: Config, steps: Sequence[int] | None = None, forge: Forge | None = None) -> None:
         check(settings)
         self._settings = settings
+        self._forge = forge or (lambda _round, deltas: deltas)
         steps = steps or [settings.solver.steps] * settings.round.clients
         self.clients = [Client(settings, index, taken) for index, taken in enumerate(steps)]
         manifest, model = self.clients[0].setup.manifest, self.clients[0].setup.model
@@ -85,18 +89,38 @@ class Simulation:
         return Outcome(scores.loss, sum(misses) / len(misses), sum(client.synchronous for client in self.clients))
 
     def _commit(self, round: int, block: int, solved: Sequence[Solved]) -> None:
-        counted = [each for each in solved if each.values is not None]
+        deltas = {number: each.values.wait() for number, each in enumerate(solved) if each.values is not None}
+        deltas = {number: delta for number, delta in self._forge(round, deltas).items() if unfit(delta) is None}
+        counted = self._verdict(deltas)
         if counted:
-            deltas = [each.values.wait() for each in counted if each.values is not None]
-            steps = [each.steps for each in counted] if self._settings.round.weights == "normalised" else None
-            mean = weighted_mean(deltas, [each.weight for each in counted], steps)
+            steps = [solved[number].steps for number in counted]
+            mean = robust.aggregate(
+                self._settings.robust.rule,
+                self._settings.robust.bad,
+                [deltas[number] for number in counted],
+                [solved[number].weight for number in counted],
+                steps if self._settings.round.weights == "normalised" else None,
+                list(counted.values()),
+            )
             move, self._server[block] = server_move(self._settings.server, mean, self._server.get(block, {}))
             self.blocks[block] = self.blocks[block] + move
         base = self._versions[block]
         if counted:
             self._versions[block] = round
-        for client, own in zip(self.clients, solved, strict=True):
-            client.take(Arrived(round, block, 1, base, len(counted), own in counted, 0.0, 0.0), self.blocks[block])
+        for number, client in enumerate(self.clients):
+            arrived = Arrived(round, block, 1, base, len(counted), number in counted, 0.0, 0.0)
+            client.take(arrived, self.blocks[block])
+
+    def _verdict(self, deltas: Mapping[int, Vector]) -> dict[int, float]:
+        """By client that counts, how much of its delta does."""
+        rule = self._settings.robust
+        if len(deltas) < rule.fewest:
+            return {}
+        if not rule.measured:
+            return dict.fromkeys(deltas, 1.0)
+        names = {str(number): number for number in deltas}
+        verdict = judge(rule, list(names), products(list(deltas.values()), pairs=rule.by_distance))
+        return {names[name]: factor for name, factor in verdict.factors.items()}
 
 
 class Client:
@@ -141,10 +165,10 @@ class Client:
         return total(self._trainer.evaluate().values())
 
 
-def outcome(settings: Config, steps: Sequence[int] | None = None) -> Outcome:
-    """Of a run on one torch thread, from its beginning to its end. steps: as in `Simulation`."""
+def outcome(settings: Config, steps: Sequence[int] | None = None, forge: Forge | None = None) -> Outcome:
+    """Of a run on one torch thread, from its beginning to its end. steps, forge: as in `Simulation`."""
     _alone()
-    return Simulation(settings, steps).run()
+    return Simulation(settings, steps, forge).run()
 
 
 def pretrain(settings: Config, out: Path) -> None:

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parablock import feedback
-from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit, weighted_mean
+from parablock import feedback, robust
+from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit
 from parablock.block_file import BLOCK, RESIDUAL, SERVER
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
+    from parablock.aggregation import Contribution
     from parablock.block_file import StoredBlock
     from parablock.config import Config
     from parablock.manifest import Manifest
@@ -109,13 +110,12 @@ class GlobalBlocks:
         part = up.part(fold.index)
         numel = part.stop - part.start
         deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
-        decay = self._config.round.late_decay
-        weights = [decayed(each.weight, decay, each.missed) for each in fold.contributions]
-        steps = [contribution.steps for contribution in fold.contributions]
+        if self._config.robust.by_element and any(map(unfit, deltas)):  # it would leave out what is not finite
+            return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
         values = mean = attempt.values[part]
         before = {name: vector[part] for name, vector in self._state.get(fold.block, {}).items()}
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-            weighted_mean(deltas, weights, steps if self._config.round.weights == "normalised" else None, out=mean)
+            self._mean(fold.contributions, deltas, mean)
             move, state = server_move(self._config.server, mean, before)
             if not down.codec.lossless and unfit(move) is not None:  # as it is if any contribution is
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
@@ -160,6 +160,14 @@ class GlobalBlocks:
         if attempt.residual is not None:
             self._residuals[store.block] = attempt.residual
         self._attempt = None
+
+    def _mean(self, contributions: Sequence[Contribution], deltas: list[Vector], out: Vector) -> None:
+        """What stands for the deltas, by the settings' rule. Which of them count is settled, and how much of each."""
+        rule, policy = self._config.robust, self._config.round
+        weights = [decayed(each.weight, policy.late_decay, each.missed) for each in contributions]
+        steps = [contribution.steps for contribution in contributions] if policy.weights == "normalised" else None
+        factors = [contribution.factor for contribution in contributions]
+        robust.aggregate(rule.rule, rule.bad, deltas, weights, steps, factors, out)
 
     def _squares(self, moved: Vector) -> float:
         """Σ v², piece by piece, so that in float32 it does not lose much; 0 where the settings have no use for it."""

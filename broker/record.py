@@ -34,8 +34,8 @@ log = logging.getLogger("broker")
 
 _COLUMNS = (
     "kind", "round", "block", "block_name", "time_s", "loss", "compute_s", "comm_s", "exposed_s", "wait_s", "round_s",
-    "bytes_up", "bytes_down", "contributors", "late", "folded_late", "staleness", "steps", "drift", "alpha", "miss",
-    "loop_lag_p99_ms", "epsilon",
+    "bytes_up", "bytes_down", "contributors", "late", "folded_late", "left_out", "clipped", "staleness", "steps",
+    "drift", "alpha", "miss", "loop_lag_p99_ms", "epsilon",
 )  # fmt: skip
 """Of a round's row, in their order."""
 
@@ -215,6 +215,8 @@ class Record:
             "contributors": list(entry.contributors),
             "late": entry.late,
             "folded_late": len(entry.folded_late),
+            "left_out": list(entry.left_out),
+            "clipped": list(entry.clipped),
             "epsilon": self._ledger.epsilon,
         }
 
@@ -255,6 +257,8 @@ class Record:
             "contributors": list(committed.contributors),
             "late": committed.late,
             "folded_late": len(committed.folded_late),
+            "left_out": list(committed.left_out),
+            "clipped": list(committed.clipped),
             "staleness": fmean(landed.staleness for landed in trained) if trained else None,
             "steps": fmean(landed.steps for landed in trained) if trained else None,
             "drift": fmean(landed.drift for landed in told) if told else None,

@@ -1,8 +1,8 @@
 """The broker: performs the coordinator's effects on a ROUTER socket, the fold's and the disk's threads, and a folder.
 
     frames ──decode──▸ coordinator ──effects──▸ socket, fold, disk, record, view
-                          ▴   ▴                        │
-                          │   └─ Folded, Unfit, Stored ┘
+                          ▴   ▴                             │
+                          │   └─ Measured, Folded, Unfit, Stored
                           └── Tick, at the coordinator's own deadline
 
 The event loop never folds and never writes a block: one thread folds and one writes, each in the order in which it is
@@ -32,6 +32,8 @@ from parablock.coordinator_events import (
     Event,
     Fold,
     Malformed,
+    Measure,
+    Measured,
     Note,
     Over,
     Received,
@@ -43,6 +45,7 @@ from parablock.coordinator_events import (
     Tick,
     Unfit,
 )
+from parablock.measurement import Measurement
 from parablock.messages import Heartbeat
 
 if TYPE_CHECKING:
@@ -100,6 +103,7 @@ class Broker:
             config, base.manifest, base.weights, base.tokenizer, journal.facts.run, epoch, saved
         )
         self._blocks = GlobalBlocks(base, config)
+        self._measurement = Measurement(config, base.manifest)
         while opened.stored:  # nobody else shall hold on to them
             self._blocks.restore(opened.stored.pop())
         self._store = BlockStore(folder.blocks, journal, journal.facts.run, base.manifest.digest, config.journal.keep)
@@ -107,7 +111,7 @@ class Broker:
         opened.rows.clear()  # nor on to these
         self._view = View(config, base.manifest, self._coordinator.block)
         call_soon = asyncio.get_running_loop().call_soon_threadsafe
-        self._fold: Conveyor[Made | Unfit] = Conveyor("fold", call_soon, self._folded, self._failed)
+        self._fold: Conveyor[Made | Measured | Unfit] = Conveyor("fold", call_soon, self._folded, self._failed)
         self._disk: Conveyor[_Kept] = Conveyor("disk", call_soon, self._kept, self._failed)
         self._folding: dict[int, float] = {}  # by round: when its first chunk was folded
         self._timer: asyncio.TimerHandle | None = None
@@ -179,6 +183,8 @@ class Broker:
                 case Send(peer, envelope):
                     if not self._socket.send(peer, envelope.frames):
                         log.debug("a %s to a peer that is gone", type(envelope.message).__name__)
+                case Measure():
+                    self._fold.put(partial(self._measurement.take, effect))
                 case Fold():
                     self._folding.setdefault(effect.round, now)
                     self._fold.put(partial(self._blocks.fold, effect))
@@ -220,8 +226,8 @@ class Broker:
         whom = "the broker" if note.kind in _OWN else note.client or "a stranger"
         self._view.say(f"{whom} {note.kind}: {note.text}")
 
-    def _folded(self, made: Made | Unfit) -> None:
-        if isinstance(made, Unfit):
+    def _folded(self, made: Made | Measured | Unfit) -> None:
+        if not isinstance(made, Made):
             self._handle(made)
             return
         answer = made.answer

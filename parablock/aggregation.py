@@ -40,7 +40,8 @@ STATE: Mapping[str, tuple[str, ...]] = {
 class Contribution:
     """One chunk of a client's delta, encoded, as it came off the wire. weight: tokens, in so many steps.
 
-    missed: rounds of the block that were closed without it; where there are any, client is its CLIENT@ROUND.
+    missed: rounds of the block that were closed without it; where there are any, client is its CLIENT@ROUND. factor:
+    what the delta is multiplied by, as the verdict on it says (`parablock.verdict`).
     """
 
     client: str
@@ -48,6 +49,7 @@ class Contribution:
     steps: int
     payload: Buffer
     missed: int = 0
+    factor: float = 1.0
 
 
 def unfit(values: Vector) -> str | None:
@@ -90,17 +92,20 @@ def weighted_mean(
     weights: Sequence[int | Fraction],
     steps: Sequence[int] | None = None,
     out: Vector | None = None,
+    factors: Sequence[float] | None = None,
 ) -> Vector:
-    """Δ̄ = Σ_i s_i · Δ_i in float32, folded in the order given; all of shape (numel,). weights, steps: as in `shares`.
+    """Δ̄ = Σ_i s_i · c_i · Δ_i in float32, folded in the order given; all of shape (numel,). weights, steps: as in
+    `shares`. factors: c_i; None: all are 1.
 
     out: where to put it. With one contribution its share is exactly 1 and the mean is that contribution, bit for bit.
     """
     out = np.empty_like(deltas[0]) if out is None else out
-    factors = [np.float32(share) for share in shares(weights, steps)]
+    factors = [1.0] * len(deltas) if factors is None else factors
+    scales = [np.float32(share * c) for share, c in zip(shares(weights, steps), factors, strict=True)]
     scaled = np.empty(min(PIECE, out.size), dtype=np.float32)
     for start in range(0, out.size, PIECE):
         target = out[start : start + PIECE]
-        for number, (delta, factor) in enumerate(zip(deltas, factors, strict=True)):
+        for number, (delta, factor) in enumerate(zip(deltas, scales, strict=True)):
             part = delta[start : start + PIECE]
             if number == 0:
                 np.multiply(part, factor, out=target)

@@ -1,7 +1,8 @@
 """The collection of contributions: the rounds that are open, what has come of each, and what is folded of it.
 
 Aggregation cuts through: chunk c of the new block is folded and leaves as soon as chunk c is in from everybody who is
-expected to count (`parablock.rounds.Attempt`), so that the way down begins while the way up goes on. Rounds are
+expected to count (`parablock.rounds.Attempt`), so that the way down begins while the way up goes on; or it is measured
+then, where all of each contribution must be seen before any is folded (`parablock.verdict`). Rounds are
 committed in order, each at most once. A contribution to a later round than the next may begin to come; all of it comes
 when its turn has come, so that no more than the roster's contributions to one round are held, and a window each; with
 `round.late = "fold"` also one late contribution of each client (`parablock.late`).
@@ -12,12 +13,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from parablock.coordinator_events import Committed, Effect, Fold, Note, Store
+from parablock.coordinator_events import Committed, Effect, Note, Store
 from parablock.latecomers import Latecomers
 from parablock.layout import Layout
 from parablock.messages import Credit, Rejected
 from parablock.quorum import Quorum
-from parablock.rounds import Attempt, Round, RoundState, Upload, decide
+from parablock.rounds import Attempt, Round, RoundState, Upload, decide, named
 from parablock.saved import Entry
 from parablock.transfer import Incoming, TransferError
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from parablock.saved import Saved
     from parablock.sessions import Session
     from parablock.transfer import Encoded
+    from parablock.verdict import Verdict
     from parablock.wire import Buffer
 
 
@@ -168,7 +170,7 @@ class Collection:
             if upload.incoming.done:
                 self._done(round, session.name, now)
             if round.attempt is not None and round.attempt.take(session.name, len(upload.pieces) - 1):
-                self._fold(round, len(upload.pieces) - 1)
+                self._emit(round.next(len(upload.pieces) - 1))
         if not taken or upload.incoming.owes_grant(now):
             self._grant(session.peer, upload, now)
 
@@ -221,26 +223,37 @@ class Collection:
 
     # Folds
 
+    def measured(self, number: int, attempt: int, verdict: Verdict) -> None:
+        """All that an attempt counts is measured: now it is folded."""
+        round = self._rounds.get(number)
+        current = self._attempt(round, attempt)
+        if round is None or current is None:
+            return
+        current.verdict = verdict
+        for index in range(len(current.missing)):
+            self._emit(round.next(index))
+
     def folded(self, number: int, attempt: int, chunk: Encoded, moved: float) -> None:
         """The next chunk of an attempt is made. moved: as in `Folded`."""
-        round = self._rounds.get(number)
-        if round is None or round.attempt is None or round.attempt.number != attempt:
-            return  # of an attempt that was given up
-        shipment = round.attempt.shipment
-        round.attempt.moved = moved
+        current = self._attempt(self._rounds.get(number), attempt)
+        if current is None:
+            return
+        shipment = current.shipment
+        current.moved = moved
         shipment.payload.append(chunk)
         self.stirred = self.stirred or shipment.payload.complete
         for session in self._roster:
             self._distribution.more(session, shipment)
 
     def unfit(self, number: int, attempt: int, reasons: dict[str, str], now: float) -> None:
-        """Contributions that must not be counted."""
+        """Contributions that must not be counted. If they are in another attempt by now, that finds it again."""
         round = self._rounds.get(number)
-        if round is None or round.attempt is None or round.attempt.number != attempt:
-            return  # of an attempt that was given up; if they are in another one, that finds it again
+        current = self._attempt(round, attempt)
+        if round is None or current is None:
+            return
         if round.state is RoundState.CLOSING:
             round.move("reopen")
-        late = {each.label: each for each in round.attempt.late}
+        late = {each.label: each for each in current.late}
         round.attempt = None
         for part in sorted(reasons):
             if part in late:
@@ -249,8 +262,7 @@ class Collection:
             round.drop(part)
             round.out.add(part)
             self._emit(Note("rejected", part, f"round {round.number}: {reasons[part]}"))
-            for session in self._roster.named(part):
-                self._say(session.peer, Rejected(round.number, reasons[part]))
+            self._tell(part, Rejected(round.number, reasons[part]))
         if not round.done:
             round.first_done_at = None
         self.stirred = True
@@ -296,6 +308,11 @@ class Collection:
         round.move("close")
         round.why = decision.reason
         counted = tuple(sorted(round.done))
+        if 0 < len(counted) < self._config.robust.fewest:
+            reason = self._config.robust.too_few(len(counted))
+            round.why += f"; {reason}"
+            round.left_out = dict.fromkeys(counted, reason)
+            counted = ()
         if not counted:
             round.attempt = None
         else:
@@ -340,17 +357,18 @@ class Collection:
         count = Layout.up(self._config, self._manifest.blocks[round.block].numel).count
         held = [len(round.uploads[name].pieces) for name in clients]
         missing = [sum(pieces <= index for pieces in held) for index in range(count)]
-        round.attempt = Attempt(clients, late, missing, shipment)
+        round.attempt = Attempt(clients, late, missing, shipment, self._config.measured)
         for session in self._roster.active():
             self._distribution.ship(session, shipment, now)
         for index, lacking in enumerate(missing):
             if not lacking:
-                self._fold(round, index)
+                self._emit(round.next(index))
 
-    def _fold(self, round: Round, index: int) -> None:
-        assert round.attempt is not None
-        parts = round.contributions(index)
-        self._emit(Fold(round.number, round.block, round.attempt.number, index, parts))
+    @staticmethod
+    def _attempt(round: Round | None, number: int) -> Attempt | None:
+        """What an answer is about; None if that attempt was given up."""
+        attempt = round.attempt if round is not None else None
+        return attempt if attempt is not None and attempt.number == number else None
 
     def _store(self, round: Round) -> None:
         """All is folded, for good, and the disk may take its time: settle what is to be said of the round."""
@@ -361,8 +379,12 @@ class Collection:
                 upload.pieces.clear()
         for late in attempt.late if attempt is not None else ():
             late.upload.pieces.clear()
-        counted = attempt.clients if attempt is not None else ()
-        folded = attempt.parts[len(counted) :] if attempt is not None else ()
+        nbytes_up = sum(upload.incoming.held for upload in round.uploads.values())
+        if attempt is not None:
+            round.left_out = attempt.left_out
+        round.settle_left_out()
+        counted = attempt.counted if attempt is not None else ()
+        folded = attempt.folded_late if attempt is not None else ()
         offers = [round.uploads[name].offer for name in counted]
         here, members = self._roster.members(round.number), self._members(round)
         self._late = (self._late & (here - members)) | (members - set(counted) - round.out)
@@ -382,13 +404,15 @@ class Collection:
             losses=() if self._config.privacy.local else tuple(offer.loss for offer in offers),
             moved=attempt.moved if attempt is not None else 0.0,
             late=len(round.uploads.keys() - set(counted)) + came_late,
-            bytes_up=sum(upload.incoming.held for upload in round.uploads.values()) + late_bytes,
+            bytes_up=nbytes_up + late_bytes,
             bytes_down=nbytes * len(self._roster.active()),
-            reason=f"{len(counted)} contributions{f' and {len(folded)} late' if folded else ''}; {round.why}",
+            reason=_reason(round),
             agenda=self._agenda.snapshot(),
             clients=tuple(self._roster.clients),
             tardy=tuple(sorted(self._late)),
             folded_late=folded,
+            left_out=tuple(sorted(round.left_out)),
+            clipped=attempt.clipped if attempt is not None else (),
             charged=self._charged(round, counted),
         )
         self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
@@ -403,6 +427,8 @@ class Collection:
             self._distribution.keep(shipment, entry.counted, values)
         else:
             shipment = self._distribution.nothing(round.number, round.block)
+        for name, reason in round.left_out.items():
+            self._tell(name, Rejected(round.number, reason))
         self._latecomers.settle(round, self._members(round), entry.counted)
         for session in self._roster.active():
             turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)
@@ -418,6 +444,8 @@ class Collection:
                 entry.bytes_down,
                 entry.reason,
                 entry.folded_late,
+                entry.left_out,
+                entry.clipped,
                 entry.charged,
             )
         )
@@ -479,6 +507,11 @@ class Collection:
     def _grant(self, peer: bytes, upload: Upload, now: float) -> None:
         self._say(peer, Credit(upload.offer.round, upload.offer.block, 0, *upload.incoming.grant(now)))
 
+    def _tell(self, client: str, message: FromBroker) -> None:
+        for session in self._roster.active():
+            if session.name == client:
+                self._say(session.peer, message)
+
     def _round(self, number: int) -> Round:
         if number not in self._rounds:
             self._rounds[number] = Round(number, self._agenda.block(number))
@@ -487,3 +520,14 @@ class Collection:
     def _members(self, round: Round) -> frozenset[str]:
         """Live clients that shall contribute to a round."""
         return self._agenda.members(round.number, self._roster.members(round.number))
+
+
+def _reason(round: Round) -> str:
+    """What is said for good of how a round was closed."""
+    attempt = round.attempt
+    if attempt is None:
+        return f"0 contributions; {round.why}"
+    late = f" and {len(attempt.late)} late" if attempt.late else ""
+    left_out = f"; left out: {named(attempt.left_out.keys())}" if attempt.left_out else ""
+    clipped = f"; clipped: {named(set(attempt.clipped))}" if attempt.clipped else ""
+    return f"{len(attempt.counted)} contributions{late}{left_out}{clipped}; {round.why}"

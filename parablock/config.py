@@ -21,6 +21,8 @@ from parablock.codec import GROUP, CodecName
 from parablock.messages import MAX_IN_FLIGHT
 from parablock.privacy_settings import Privacy
 from parablock.privacy_settings import objection as privacy_objection
+from parablock.robust_settings import Robust
+from parablock.robust_settings import objection as robust_objection
 from parablock.setting import key as _key
 
 Scalar = bool | int | float | str
@@ -197,7 +199,7 @@ class Rounds:
     quorum: int = _key(
         0,
         "clients that must be there for a round to close, contributions at its deadline; 0: more than half of those "
-        "drawn for a round",
+        "drawn for a round, and as many as robust.rule needs",
         low=0,
     )
     deadline_s: float = _key(
@@ -378,6 +380,7 @@ class Config:
     pipeline: Pipeline = field(default_factory=Pipeline)
     server: Server = field(default_factory=Server)
     round: Rounds = field(default_factory=Rounds)
+    robust: Robust = field(default_factory=Robust)
     data: Data = field(default_factory=Data)
     partition: Partition = field(default_factory=Partition)
     eval: Evaluation = field(default_factory=Evaluation)
@@ -438,7 +441,12 @@ class Config:
     @property
     def quorum(self) -> int:
         """Fewest clients that must be there for a round to close, and contributions to it at its deadline."""
-        return self.round.quorum or self.drawn(self.round.clients) // 2 + 1
+        return self.round.quorum or max(self.drawn(self.round.clients) // 2 + 1, self.robust.fewest)
+
+    @property
+    def measured(self) -> bool:
+        """Whether all of every contribution must be seen before any of it is folded (`parablock.measurement`)."""
+        return self.robust.measured
 
     @property
     def announced(self) -> bool:
@@ -681,7 +689,7 @@ def _check_together(config: Config) -> None:
         _check_lisa(config)
     if config.solver.adaptive:
         _check_adaptive(config)
-    if (reason := privacy_objection(config)) is not None:
+    if (reason := robust_objection(config) or privacy_objection(config)) is not None:
         raise ConfigError(reason)
     if config.partition.method in ("dirichlet", "field") and not config.partition.field:
         raise ConfigError(

@@ -36,6 +36,7 @@ from parablock.coordinator_events import (
     Event,
     Folded,
     Malformed,
+    Measured,
     Note,
     Over,
     Received,
@@ -166,6 +167,8 @@ class Coordinator:
                 self._receive(peer, envelope, now)
             case Malformed(peer, reason):
                 self._violation(self._roster.get(peer), peer, reason)
+            case Measured(round, attempt, verdict):
+                self._collection.measured(round, attempt, verdict)
             case Folded(round, attempt, chunk, moved):
                 self._collection.folded(round, attempt, chunk, moved)
             case Unfit(round, attempt, reasons):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from parablock.messages import Evaluated, Heartbeat, Landed
     from parablock.saved import Entry
     from parablock.transfer import Encoded
+    from parablock.verdict import Verdict
     from parablock.wire import Buffer, Envelope
 
 # Events
@@ -32,6 +33,15 @@ class Malformed:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """The answer to the last `Measure` of an attempt: who counts, and how much of each."""
+
+    round: int
+    attempt: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class Folded:
     """The answer to `Fold`: the next chunk of the block's new value, as it travels.
 
@@ -47,7 +57,8 @@ class Folded:
 
 @dataclass(frozen=True)
 class Unfit:
-    """The other answer to `Fold`: contributions that must not be counted, by `Contribution.client`, and why.
+    """The other answer to `Fold`, and to any `Measure`: contributions that must not be counted, by
+    `Contribution.client`, and why.
 
     Nothing was folded.
     """
@@ -81,7 +92,7 @@ class Stop:
     returns: bool = False
 
 
-Event = Received | Malformed | Folded | Unfit | Stored | Tick | Stop
+Event = Received | Malformed | Measured | Folded | Unfit | Stored | Tick | Stop
 
 
 # Effects
@@ -91,6 +102,21 @@ Event = Received | Malformed | Folded | Unfit | Stored | Tick | Stop
 class Send:
     peer: bytes
     envelope: Envelope
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Look at chunk `index` of these contributions, where all of each must be seen before any of it is folded
+    (`Config.measured`), and answer with `Unfit`, or with `Measured` after the block's last chunk, or else not at all.
+
+    Of one attempt the chunks come in order, and before its folds. A higher attempt begins anew.
+    """
+
+    round: int
+    block: int
+    attempt: int
+    index: int
+    contributions: tuple[Contribution, ...]
 
 
 @dataclass(frozen=True)
@@ -124,6 +150,8 @@ class Committed:
 
     late: contributions that missed their round: this one, where they were on their way, or an earlier one, where they
     were offered since the commit before. folded_late: what was counted beside the contributors', as CLIENT@ROUND.
+    left_out: whose complete contribution was not counted, as the settings of `robust` will have it. clipped: of what
+    was counted, what was cut shorter.
     charged: as in `saved.Entry`.
     bytes_up: payload of what came, counted or not. bytes_down: of the new block to all, without what was sent of
     attempts that were given up.
@@ -138,6 +166,8 @@ class Committed:
     bytes_down: int
     reason: str
     folded_late: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    clipped: tuple[str, ...] = ()
     charged: tuple[str, ...] = ()
 
 
@@ -166,4 +196,4 @@ class Over:
     reason: str
 
 
-Effect = Send | Fold | Store | Committed | Reported | Note | Over
+Effect = Send | Measure | Fold | Store | Committed | Reported | Note | Over

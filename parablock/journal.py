@@ -20,7 +20,7 @@ import logging
 import os
 import sqlite3
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 import xxhash
@@ -324,7 +324,8 @@ def entry_json(entry: Entry) -> str:
 def entry_from_json(text: str) -> Entry:
     """Raises ValueError, KeyError or TypeError for what is no entry."""
     tree = json.loads(text)
-    values: dict[str, Any] = {field.name: tree[field.name] for field in fields(Entry)}
+    younger = {field.name: field.default for field in fields(Entry) if field.default is not MISSING}  # than some runs
+    values: dict[str, Any] = {field.name: (younger | tree)[field.name] for field in fields(Entry)}
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(value)

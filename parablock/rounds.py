@@ -5,7 +5,8 @@
       └────reopen──────┘     a contribution turned out unfit while it was folded
 
 Folding does not wait for the close: an `Attempt` folds chunk c as soon as it is in from everybody who is expected to
-count. If in the end others count, another attempt folds all of it anew. A client answers a round by a complete
+count; where contributions are measured first, it measures chunk c then, and folds after the last one has been. If in
+the end others count, another attempt does all of it anew. A client answers a round by a complete
 contribution, by abstaining, or by a contribution that is refused. `decide` is a pure function that returns the
 decision together with its reason.
 """
@@ -17,8 +18,10 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from parablock.aggregation import Contribution
+from parablock.coordinator_events import Fold, Measure
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
 
     from parablock.config import Rounds
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from parablock.saved import Entry
     from parablock.sessions import Shipment
     from parablock.transfer import Incoming
+    from parablock.verdict import Verdict
     from parablock.wire import Buffer
 
 
@@ -65,13 +69,16 @@ class Attempt:
     """A fold of the contributions of `clients`, in roster order, chunk by chunk; what it makes leaves at once.
 
     late: complete ones of earlier rounds that count after those, in roster order too. missing: for each chunk, how many
-    of the clients have not sent it yet. moved: see `coordinator_events.Folded`.
+    of the clients have not sent it yet. measured: a verdict is to be given on them before anything is folded. moved:
+    see `coordinator_events.Folded`.
     """
 
     clients: tuple[str, ...]
     late: tuple[Late, ...]
     missing: list[int]
     shipment: Shipment
+    measured: bool = False
+    verdict: Verdict | None = None
     moved: float = 0.0
 
     @property
@@ -79,9 +86,24 @@ class Attempt:
         return self.shipment.attempt
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of all that it counts, in the order of the fold."""
-        return (*self.clients, *(late.label for late in self.late))
+    def counted(self) -> tuple[str, ...]:
+        """Of its clients those that count, as far as one can tell."""
+        return tuple(client for client in self.clients if client not in self.left_out)
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Of its clients those that do not, and why."""
+        return self.verdict.left_out if self.verdict is not None else {}
+
+    @property
+    def clipped(self) -> tuple[str, ...]:
+        """Of what it counts, what is cut shorter."""
+        return self.verdict.clipped if self.verdict is not None else ()
+
+    @property
+    def folded_late(self) -> tuple[str, ...]:
+        """Names of what it counts beside its clients', in the order of the fold."""
+        return tuple(late.label for late in self.late)
 
     def take(self, client: str, index: int) -> bool:
         """A client's chunk has come; true if it was the last one that was missing."""
@@ -103,11 +125,12 @@ class Round:
     state: RoundState = RoundState.OPEN
     uploads: dict[str, Upload] = field(default_factory=dict)  # by client
     done: set[str] = field(default_factory=set)  # clients whose contribution is complete
-    out: set[str] = field(default_factory=set)  # abstained, or refused
+    out: set[str] = field(default_factory=set)  # abstained, refused, or left out
     first_done_at: float | None = None  # when the first contribution was complete
     attempts: int = 0  # how many were begun
     attempt: Attempt | None = None  # the newest one
     why: str = ""  # the reason for which it was closed
+    left_out: Mapping[str, str] = field(default_factory=dict)  # whose complete contribution does not count, and why
     began: set[str] = field(default_factory=set)  # clients of whose contribution some has come, or was offered
     entry: Entry | None = None  # what is said of it for good, from when it is stored
 
@@ -129,14 +152,32 @@ class Round:
         if self.attempt is not None and client in self.attempt.clients:
             self.attempt = None
 
-    def contributions(self, index: int) -> tuple[Contribution, ...]:
+    def settle_left_out(self) -> None:
+        """Who is `left_out` now is for good: has answered, and is neither counted nor late."""
+        for client in self.left_out:
+            del self.uploads[client]
+        self.done -= self.left_out.keys()
+        self.out |= self.left_out.keys()
+
+    def next(self, index: int) -> Measure | Fold:
+        """What is to be done about chunk `index`, which is in from everybody whom the attempt counts."""
+        attempt = self.attempt
+        assert attempt is not None
+        what = self.number, self.block, attempt.number, index
+        if attempt.measured and attempt.verdict is None:
+            return Measure(*what, self._contributions(attempt, index))
+        return Fold(*what, self._contributions(attempt, index))
+
+    def _contributions(self, attempt: Attempt, index: int) -> tuple[Contribution, ...]:
         """Chunk `index` of every contribution that the attempt counts, in its order."""
-        assert self.attempt is not None
-        counted = [(self.uploads[client], 0) for client in self.attempt.clients]
-        counted += [(late.upload, late.missed) for late in self.attempt.late]
+        factors = attempt.verdict.factors if attempt.verdict is not None else {}
+        parts = [(client, self.uploads[client], 0) for client in attempt.counted]
+        parts += [(late.label, late.upload, late.missed) for late in attempt.late]
         return tuple(
-            Contribution(part, upload.offer.weight, upload.offer.steps, upload.pieces[index], missed)
-            for part, (upload, missed) in zip(self.attempt.parts, counted, strict=True)
+            Contribution(
+                name, upload.offer.weight, upload.offer.steps, upload.pieces[index], missed, factors.get(name, 1.0)
+            )
+            for name, upload, missed in parts
         )
 
 
@@ -179,7 +220,7 @@ def decide(
         needed, short = 1, f"; only {there} of at least {quorum.size} clients are there"
     if not waiting:
         return Decision(True, f"{len(voters)} of {len(voters)} clients have answered{short}")
-    names = _named(waiting)
+    names = named(waiting)
     if not policy.deadline_s or round.first_done_at is None or now < round.first_done_at + policy.deadline_s:
         return Decision(False, f"waiting for {names}")
     if len(done) < needed:
@@ -188,10 +229,11 @@ def decide(
         return Decision(
             False, f"the deadline has passed, but nobody's training waits for the round, so {names} may come"
         )
-    held_up = f", and {_named(standing)} would wait" if policy.grace else ""
+    held_up = f", and {named(standing)} would wait" if policy.grace else ""
     passed = f"the deadline of {policy.deadline_s:g} s has passed with {len(done)} contributions"
     return Decision(True, f"{passed}{held_up}{short}")
 
 
-def _named(clients: AbstractSet[str]) -> str:
+def named(clients: AbstractSet[str]) -> str:
+    """The first of them, for people."""
     return ", ".join(sorted(clients)[:5]) + (" and others" if len(clients) > 5 else "")

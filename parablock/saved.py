@@ -25,8 +25,8 @@ class Entry:
     before, −1 where none did. contributors: in roster order, with their weights, steps and losses. moved: root mean
     square of x' − x; 0 where the settings have no use for it. agenda: `Agenda.snapshot` after this commit. clients:
     names on the roster. tardy: of those, who was not in time for their last round. folded_late: what was counted beside
-    the contributors' own, as CLIENT@ROUND. charged: whose data have had a part in it (`parablock.ledger`), where that
-    is counted.
+    the contributors' own, as CLIENT@ROUND. left_out, clipped: as in `coordinator_events.Committed`. charged: whose
+    data have had a part in it (`parablock.ledger`), where that is counted.
     """
 
     round: int
@@ -46,6 +46,8 @@ class Entry:
     clients: tuple[str, ...]
     tardy: tuple[str, ...]
     folded_late: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    clipped: tuple[str, ...] = ()
     charged: tuple[str, ...] = ()
 
     @property
@@ -87,6 +89,8 @@ def spent(last: Entry, round: int, block: int, reason: str, base: int = -1, char
         bytes_down=0,
         reason=reason,
         folded_late=(),
+        left_out=(),
+        clipped=(),
         charged=charged,
     )
 

@@ -20,9 +20,10 @@ import traceback
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parablock.messages import Commit
+from parablock.robust import fewest
 from tests.network import POINTS, VARYING, Faults, Habits, Incident, Network, config_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 LARGE = 5, 20
 """Clients and rounds of a large history."""
+
+RULES = ("median", "trimmed-mean", "krum", "multi-krum")
 
 
 def history(seed: int, mode: str = "", *, large: bool = False) -> Network:
@@ -52,22 +55,25 @@ def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False)
     most = 1 if mode == "fedcybgd" else max(int(fraction * len(names) + 0.5), 1)
     orders = ["cyclic", "random", "descending", *["importance"] * (mode != "lisa")]
     policies = random.Random(f"policy/{seed}")
+    rule = _robust(seed, most) if mode != "fedcybgd" else {}
+    strict = rule.get("rule", "mean") != "mean"
     config = config_of(
         len(names),
         rounds,
-        quorum=rng.randint(0, most),
+        quorum=rng.randint(0, most) * (not strict),
         fraction=fraction,
         deadline_s=rng.choice([0.0, 0.0, 1.0, 3.0]),
         policy={
             "grace": policies.random() < 0.5,
-            "quorum_lost": policies.choice(["wait", "fewer"]),
+            "quorum_lost": policies.choice(["wait", "fewer"] if not strict else ["wait"]),
             "quorum_lost_s": 8.0,
-            "late": policies.choice(["discard", "fold"] if mode != "fedcybgd" else ["discard"]),
+            "late": policies.choice(["discard", "fold"] if mode != "fedcybgd" and not strict else ["discard"]),
             "late_decay": policies.choice([1.0, 0.5]),
         },
         mode=mode,
         schedule={"order": rng.choice(orders if mode != "fedcybgd" else ["cyclic", "descending"])},
-        solver=VARYING if mode == "parablock" else {"steps": 1},
+        robust=rule,
+        solver=VARYING if mode == "parablock" and not strict else {"steps": 1},
         pipeline={"max_in_flight": rng.choice([1, 1, 2, 3]), "land": rng.choice(["boundary", "arrival"])},
         codec={
             "up": rng.choice(["float32", "float32", "bfloat16", "float16", "int8", "int4"]),
@@ -95,6 +101,15 @@ def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False)
         jumps=_jumps(seed, 30.0 if large else 20.0),
     )
     return Network(config, habits, faults, seed)
+
+
+def _robust(seed: int, most: int) -> dict[str, Any]:
+    """In half of the histories a rule, if so many contributions allow one, and a length to which they are cut."""
+    rng = random.Random(f"rule/{seed}")
+    if rng.random() < 0.5:
+        return {}
+    rule, bad = rng.choice([("mean", 0)] + [(name, 1) for name in RULES if fewest(name, 1) <= most])
+    return {"rule": rule, "bad": bad} | rng.choice([{}, {"clip": 20.0}, {"clip_ratio": 0.99}])
 
 
 def _habits(rng: random.Random, rounds: int, scale: float) -> Habits:
@@ -139,6 +154,8 @@ def outcome(network: Network) -> Counter[str]:
     seen = Counter(note.kind for note in network.notes)
     seen.update(type(message).__name__ for *_, message in network.sent)
     commits = [message for *_, message in network.sent if isinstance(message, Commit)]
+    seen["left out"] += sum(len(entry.left_out) for entry in network.committed)
+    seen["clipped"] += sum(len(entry.clipped) for entry in network.committed)
     seen["folded anew"] += sum(commit.attempt > 1 for commit in commits)
     seen["in full"] += sum(commit.attempt == 0 and commit.contributors > 0 for commit in commits)
     for process in network.processes:

@@ -7,6 +7,7 @@ what the whole world knows rather than by what the machines say of themselves:
 
     rounds are made durable in order and once, and nobody hears of a commit before;
     the fold has each client once, in roster order, only if it takes part;
+    where that is measured first, all of it is, and who is folded, and how much of each, is what the rule says;
     what is folded is what one process of that client made for that round, byte for byte;
     a contribution counts once, in its own round or in a later one of its block, and its client is told no otherwise;
     what is committed is what the server optimizer and the codec's feedback make of it, by their formulas, bit for bit;
@@ -43,9 +44,9 @@ from broker.store import BlockStore
 from parablock import config as settings
 from parablock import coordinator_events as events
 from parablock import participant_events as worker
-from parablock import wire
+from parablock import robust, wire
 from parablock.agenda import Turn
-from parablock.aggregation import server_move, weighted_mean
+from parablock.aggregation import server_move
 from parablock.block_file import BLOCK, StoredBlock
 from parablock.codec import codec_of
 from parablock.coordinator import Coordinator, Phase
@@ -54,6 +55,7 @@ from parablock.journal import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
 from parablock.manifest import Block, Manifest, Slot
+from parablock.measurement import Measurement
 from parablock.messages import (
     Chunk,
     Commit,
@@ -73,6 +75,7 @@ from parablock.saved import Entry, Saved, SavedVersion
 from parablock.schedule import Schedule
 from parablock.sessions import SessionState
 from parablock.transfer import Encoded
+from tests import robust_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -507,12 +510,14 @@ class Broker:
         self.epoch = epoch
         self.dead = False
         self.folds: list[events.Fold] = []
+        self.measures: list[events.Measure] = []
         self.busy_until = 0.0
         self.began: float | None = None  # when it handled its first event
         self.heard: dict[str, float] = {}  # by client: when it last took a message
         self._folder = folder
         zeros = [np.zeros(block.numel, np.float32) for block in manifest.blocks]
         self._blocks = GlobalBlocks(BaseModel(manifest, BASE, TOKENIZER, zeros), config)
+        self._measurement = Measurement(config, manifest)
         self._store = BlockStore(folder, self, RUN, manifest.digest, 2)  # type: ignore[arg-type]
         entries = [entry_from_json(text) for text in folder.entries]
         for _, version in sorted(folder.versions.items(), key=lambda item: item[0][1]):
@@ -531,7 +536,9 @@ class Broker:
         self._folder.look()
         self._folder.entries.append(entry_json(row.entry))
 
-    def make(self, fold: events.Fold) -> events.Folded | events.Unfit:
+    def make(self, fold: events.Measure | events.Fold) -> events.Measured | events.Folded | events.Unfit | None:
+        if isinstance(fold, events.Measure):
+            return self._measurement.take(fold)
         made = self._blocks.fold(fold)
         if isinstance(made, events.Unfit):
             return made
@@ -557,9 +564,12 @@ class Formula:
         self._state: dict[int, dict[str, Vector]] = {}
         self._residuals: dict[int, Vector] = {}
 
-    def move(self, block: int, deltas: list[Vector], weights: list[Fraction], steps: list[int]) -> bytes:
+    def move(
+        self, block: int, deltas: list[Vector], weights: list[Fraction], steps: list[int], factors: list[float]
+    ) -> bytes:
         """What the block becomes when these contributions are counted, in this order."""
-        mean = weighted_mean(deltas, weights, steps)
+        rule = self._config.robust
+        mean = robust.aggregate(rule.rule, rule.bad, deltas, weights, steps, factors)
         move, self._state[block] = server_move(self._config.server, mean, self._state.get(block, {}))
         codec = codec_of(self._config.codec.down)
         if not codec.lossless:
@@ -889,8 +899,14 @@ class Network:
                     self._send(self._by_peer[peer], envelope)
                     if number and isinstance(envelope.message, Commit) and self._pass("amid the announcement"):
                         return
+                case events.Measure():
+                    self._check_work(effect, self.broker.measures)
+                    self._execute(lambda measure=effect: self._work(measure))
                 case events.Fold():
-                    self._fold(effect)
+                    self._check_work(effect, self.broker.folds)
+                    if self.config.measured:
+                        self._check_verdict(effect)
+                    self._execute(lambda fold=effect: self._work(fold))
                 case events.Store():
                     assert effect.round == len(self.committed), "rounds are stored in order, each once"
                     self._execute(lambda store=effect: self._keep(store))
@@ -973,7 +989,13 @@ class Network:
         closes = coordinator._collection.deadline(self.now)
         return min(latest if closes is None else [*latest, closes], default=None)
 
-    def _fold(self, fold: events.Fold) -> None:
+    def _work(self, asked: events.Measure | events.Fold) -> None:
+        answer = self.broker.make(asked)
+        if answer is not None:
+            self.handle(answer)
+
+    def _check_work(self, fold: events.Measure | events.Fold, folds: list[Any]) -> None:
+        """What the fold's thread is asked for. folds: what it was asked for before, of the same kind."""
         parts = [part_of(contribution.client, fold.round) for contribution in fold.contributions]
         assert fold.round == len(self.committed), "folding out of order"
         assert fold.block == self.block(fold.round)
@@ -994,7 +1016,6 @@ class Network:
             sent = [(m.chunks[fold.index], m.weight, m.steps) for m in made]
             counted = (bytes(contribution.payload), contribution.weight, contribution.steps)
             assert counted in sent, "a mixed contribution"
-        folds = self.broker.folds
         if folds and (folds[-1].round, folds[-1].attempt) == (fold.round, fold.attempt):
             before = folds[-1]
             assert fold.index == before.index + 1, "the chunks of an attempt are folded in order, each once"
@@ -1003,7 +1024,22 @@ class Network:
         else:
             assert fold.index == 0, "an attempt begins with the first chunk"
         folds.append(fold)
-        self._execute(lambda: self.handle(self.broker.make(fold)))
+
+    def _check_verdict(self, fold: events.Fold) -> None:
+        """Who is folded, and how much of each: by the rule, from whole vectors."""
+        last, rule = self.broker.measures[-1], self.config.robust
+        assert (last.round, last.attempt) == (fold.round, fold.attempt), "folded before it was measured"
+        deltas = self._whole(self.broker.measures, last)
+        norms = [robust_reference.norm(delta) for delta in deltas]
+        limit = rule.clip or (rule.clip_ratio * sorted(norms)[(len(norms) - 1) // 2] if rule.clip_ratio else np.inf)
+        factors = [min(1.0, limit / norm) if norm else 1.0 for norm in norms]
+        chosen = list(range(len(deltas)))
+        if rule.by_distance:
+            cut = [delta * np.float64(factor) for delta, factor in zip(deltas, factors, strict=True)]
+            chosen = robust_reference.krum(cut, rule.bad, rule.count(len(cut)))
+        names = [contribution.client for contribution in last.contributions]
+        assert [each.client for each in fold.contributions] == [names[place] for place in chosen]
+        assert [each.factor for each in fold.contributions] == pytest.approx([factors[place] for place in chosen])
 
     def _keep(self, store: events.Store) -> None:
         """On the broker's disk thread. A version that has its name is committed, as a restart finds it."""
@@ -1047,6 +1083,10 @@ class Network:
             own = list(zip(entry.contributors, entry.weights, entry.steps, strict=True))
             assert counted[: len(own)] == own
             assert tuple(client for client, *_ in counted) == entry.counted
+            assert entry.clipped == tuple(each.client for each in fold.contributions if each.factor < 1.0)
+            asked = self.broker.measures[-1].contributions if self.config.measured else fold.contributions
+            assert set(entry.left_out) == {each.client for each in asked} - set(entry.counted)
+            assert len(asked) >= self.config.robust.fewest
             self.counted.update((part_of(part, entry.round), entry.round) for part in entry.counted)
             values = self.folder.versions[entry.block, entry.round].values.tobytes()
             before = self._formula.content(entry.block)
@@ -1070,19 +1110,24 @@ class Network:
 
     def _expected(self, last: events.Fold) -> bytes:
         """What the formulas make of the contributions of an attempt, of which `last` was the last chunk."""
-        folds = self.broker.folds[-1 - last.index :]
-        layout = Layout.up(self.config, self.manifest.blocks[last.block].numel)
-        assert len(folds) == layout.count, "not all of it was folded"
-        numels = [layout.part(index).stop - layout.part(index).start for index in range(layout.count)]
-        chunks = zip(*(fold.contributions for fold in folds), strict=True)  # by client
-        deltas = [
-            np.concatenate([layout.codec.decode(c.payload, n) for c, n in zip(client, numels, strict=True)])
-            for client in chunks
-        ]
+        deltas = self._whole(self.broker.folds, last)
         decay = self.config.round.late_decay
         weights = [contribution.weight * Fraction(decay) ** contribution.missed for contribution in last.contributions]
         steps = [contribution.steps for contribution in last.contributions]
-        return self._formula.move(last.block, deltas, weights, steps)
+        factors = [contribution.factor for contribution in last.contributions]
+        return self._formula.move(last.block, deltas, weights, steps, factors)
+
+    def _whole(self, asked: list[Any], last: events.Measure | events.Fold) -> list[Vector]:
+        """What the contributions of an attempt decode to, of which `last` was the last chunk that was asked for."""
+        asked = asked[-1 - last.index :]
+        layout = Layout.up(self.config, self.manifest.blocks[last.block].numel)
+        assert len(asked) == layout.count, "not all of it was looked at"
+        numels = [layout.part(index).stop - layout.part(index).start for index in range(layout.count)]
+        chunks = zip(*(each.contributions for each in asked), strict=True)  # by client
+        return [
+            np.concatenate([layout.codec.decode(c.payload, n) for c, n in zip(client, numels, strict=True)])
+            for client in chunks
+        ]
 
     # The end
 

@@ -18,6 +18,8 @@ from parablock.coordinator_events import (
     Fold,
     Folded,
     Malformed,
+    Measure,
+    Measured,
     Note,
     Over,
     Received,
@@ -58,6 +60,7 @@ from parablock.messages import (
 )
 from parablock.sessions import ALLOWED, SessionState
 from parablock.transfer import Encoded
+from parablock.verdict import Verdict
 from parablock.wire import Envelope
 from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of, saved_of
 
@@ -84,7 +87,8 @@ class Desk:
         self.now = 100.0
         self.effects: list[Effect] = []  # of the last event
         self.notes: list[Note] = []  # of all
-        self.asked: list[Fold | Store] = []  # of the fold executor, and not answered yet
+        self.asked: list[Measure | Fold | Store] = []  # of the fold executor, and not answered yet
+        self.left_out: dict[str, str] = {}  # by the verdict on what is measured; who counts does so by half
         self.journal: list[tuple[Entry, bytes | None]] = []  # what was made durable
 
     def restart(self) -> None:
@@ -99,7 +103,7 @@ class Desk:
         self.now += after_s
         self.effects = self.coordinator.handle(event, self.now)
         self.notes += self.of(Note)
-        self.asked += [effect for effect in self.effects if isinstance(effect, Fold | Store)]
+        self.asked += [effect for effect in self.effects if isinstance(effect, Measure | Fold | Store)]
         return self.effects
 
     def say(
@@ -150,7 +154,12 @@ class Desk:
             if not self.asked:
                 break
             asked = self.asked.pop(0)
-            if isinstance(asked, Fold):
+            if isinstance(asked, Measure):
+                if asked.index + 1 == Layout.up(self.config, SIZES[asked.block]).count:
+                    names = [contribution.client for contribution in asked.contributions]
+                    factors = {name: 0.5 for name in names if name not in self.left_out}
+                    effects += self.handle(Measured(asked.round, asked.attempt, Verdict(factors, self.left_out)))
+            elif isinstance(asked, Fold):
                 layout = Layout.down(self.config, SIZES[asked.block], asked.attempt)
                 made = memoryview(bytes([fill]) * layout.chunk_nbytes(asked.index))
                 effects += self.handle(Folded(asked.round, asked.attempt, Encoded(made)))

@@ -126,6 +126,25 @@ def test_the_fold_is_the_weighted_mean_of_what_was_made() -> None:
         np.testing.assert_allclose(folded, mean, rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("rule", ["mean", "median", "trimmed-mean", "krum", "multi-krum"])
+@pytest.mark.parametrize("up", ["float32", "int8"])
+def test_by_each_rule_the_model_is_what_it_makes_of_the_contributions(rule: str, up: str) -> None:
+    """That it is, is looked at after each event. A client sends a NaN now and then, which leaves enough of the others
+    but for one round."""
+    spoils = {"a": {2, 5}, "b": {5}, "c": {5} if "krum" not in rule else set()}
+    habits = {name: Habits(seconds=(0.5, 1.5), spoils=frozenset(spoils.get(name, ()))) for name in "abcdefg"}
+    bad = int(rule != "mean") * (2 if rule in ("median", "trimmed-mean") else 1)
+    settings = {"robust": {"rule": rule, "bad": bad, "clip_ratio": 0.95}, "codec": {"up": up}}
+    network = ended(Network(config_of(7, rounds=8, **settings), habits))
+    counted = {"krum": 1, "multi-krum": 4}.get(rule, 7)
+    assert [len(names) for names in contributors(network)[:2]] == [counted] * 2
+    assert "a" not in network.committed[2].counted
+    assert len(network.committed[0].left_out) == 7 - counted
+    empty = [round for round, names in enumerate(contributors(network)) if not names]
+    assert empty == ([5] if rule in ("median", "trimmed-mean") else [])
+    assert any(entry.clipped for entry in network.committed)
+
+
 # What the broker announces
 
 

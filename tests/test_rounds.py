@@ -165,7 +165,7 @@ def test_contributions_are_those_of_the_attempt_in_its_order() -> None:
         round.begin(name, upload(chunks=1 if name == "kim" else 2, weight=weight, fill=name[:1].encode()))
     round.attempt = attempt_of("adam", "bo", "zoe")
     for index in (0, 1):
-        assert [(c.client, c.weight, bytes(c.payload[:2])) for c in round.contributions(index)] == [
+        assert [(c.client, c.weight, bytes(c.payload[:2])) for c in round.next(index).contributions] == [
             ("adam", 2, b"a" + bytes([index])),
             ("bo", 4, b"b" + bytes([index])),
             ("zoe", 1, b"z" + bytes([index])),

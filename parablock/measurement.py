@@ -1,0 +1,111 @@
+"""The measure of contributions before they are folded: their norms and inner products, and the verdict on them.
+
+Done chunk by chunk as they come, on the fold's thread, of what the codec makes of them. No more is kept of an attempt
+than the products of its contributions with each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from parablock import robust
+from parablock.aggregation import PIECE, unfit
+from parablock.coordinator_events import Measured, Unfit
+from parablock.layout import Layout
+from parablock.verdict import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from parablock.config import Config
+    from parablock.coordinator_events import Measure
+    from parablock.manifest import Manifest
+    from parablock.robust_settings import Robust
+
+    Vector = npt.NDArray[np.float32]
+    Matrix = npt.NDArray[np.float64]
+
+
+@dataclass
+class _Attempt:
+    """products: ⟨Δ_i, Δ_j⟩ over the chunks so far, of shape (n, n); only the diagonal where no more is needed.
+
+    unfit: some of it must not be counted, so that nothing comes of it, whatever else has been asked for.
+    """
+
+    round: int
+    number: int
+    products: Matrix
+    chunks: int = 0
+    unfit: bool = False
+
+
+class Measurement:
+    """Answers `Measure` effects. Not thread-safe: the fold's thread owns it."""
+
+    def __init__(self, config: Config, manifest: Manifest) -> None:
+        self._config = config
+        self._numels = [block.numel for block in manifest.blocks]
+        self._attempt: _Attempt | None = None
+
+    def take(self, measure: Measure) -> Measured | Unfit | None:
+        """The next chunk of every contribution; the verdict after a block's last one."""
+        number = len(measure.contributions)
+        attempt = self._attempt
+        if attempt is None or (attempt.round, attempt.number) != (measure.round, measure.attempt):
+            nothing = np.zeros((number, number))
+            attempt = self._attempt = _Attempt(measure.round, measure.attempt, nothing)
+        if attempt.unfit:
+            return None
+        assert attempt.chunks == measure.index, "the chunks of an attempt are measured in order, each once"
+        layout = Layout.up(self._config, self._numels[measure.block])
+        part = layout.part(measure.index)
+        names = [contribution.client for contribution in measure.contributions]
+        deltas = [layout.codec.decode(each.payload, part.stop - part.start) for each in measure.contributions]
+        found = zip(names, map(unfit, deltas), strict=True)
+        reasons = {name: reason for name, reason in found if reason is not None}
+        if reasons:
+            attempt.unfit = True
+            return Unfit(measure.round, measure.attempt, reasons)
+        attempt.products += products(deltas, pairs=self._config.robust.by_distance)
+        attempt.chunks += 1
+        if attempt.chunks < layout.count:
+            return None
+        return Measured(measure.round, measure.attempt, judge(self._config.robust, names, attempt.products))
+
+
+def products(deltas: Sequence[Vector], *, pairs: bool) -> Matrix:
+    """⟨Δ_i, Δ_j⟩ in float64, of shape (n, n). deltas: float32, of shape (numel,). pairs: else only of each with itself,
+    and 0 beside the diagonal."""
+    total = np.zeros((len(deltas), len(deltas)))
+    for start in range(0, deltas[0].size, PIECE):
+        rows = np.stack([delta[start : start + PIECE] for delta in deltas]).astype(np.float64)
+        total += rows @ rows.T if pairs else np.diag(np.einsum("ij,ij->i", rows, rows))
+    return total
+
+
+def judge(settings: Robust, names: Sequence[str], products: Matrix) -> Verdict:
+    """Whom a rule counts, and how much of each delta. names: of the contributions. products: as of `products`.
+
+    Contributions are cut first: distances are those of what is left.
+    """
+    norms = [math.sqrt(square) for square in np.diagonal(products)]
+    limit = settings.clip or math.inf
+    if settings.clip_ratio:
+        limit = settings.clip_ratio * robust.lower_median(norms)
+    factors = robust.clip_factors(norms, limit)
+    if not settings.by_distance:
+        return Verdict(dict(zip(names, factors, strict=True)))
+    scales = np.array(factors)
+    chosen = robust.krum(products * np.outer(scales, scales), settings.bad, settings.count(len(names)))
+    reason = f"{settings.rule} has chosen {len(chosen)} of {len(names)} contributions, which are nearer to the others"
+    return Verdict(
+        {names[place]: factors[place] for place in chosen},
+        {name: reason for place, name in enumerate(names) if place not in chosen},
+    )
