@@ -6,6 +6,9 @@ then, where all of each contribution must be seen before any is folded (`parablo
 committed in order, each at most once. A contribution to a later round than the next may begin to come; all of it comes
 when its turn has come, so that no more than the roster's contributions to one round are held, and a window each; with
 `round.late = "fold"` also one late contribution of each client (`parablock.late`).
+
+Where the broker adds noise (`privacy.where = "central"`), nothing of a block leaves before its round is durable: what
+is folded anew, after a change of mind or a restart, has other noise, and both together would tell more than one.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ class Collection:
         self.stirred = False
         self.hopeless = ""  # why the run cannot go on, if it cannot
         self._config = config
+        self._withheld = config.privacy.central  # a block does not leave before its round is durable
         self._manifest = manifest
         self._agenda = agenda
         self._roster = roster
@@ -242,7 +246,7 @@ class Collection:
         current.moved = moved
         shipment.payload.append(chunk)
         self.stirred = self.stirred or shipment.payload.complete
-        for session in self._roster:
+        for session in self._roster if not self._withheld else ():
             self._distribution.more(session, shipment)
 
     def unfit(self, number: int, attempt: int, reasons: dict[str, str], now: float) -> None:
@@ -358,8 +362,9 @@ class Collection:
         held = [len(round.uploads[name].pieces) for name in clients]
         missing = [sum(pieces <= index for pieces in held) for index in range(count)]
         round.attempt = Attempt(clients, late, missing, shipment, self._config.measured)
-        for session in self._roster.active():
-            self._distribution.ship(session, shipment, now)
+        if not self._withheld:
+            for session in self._roster.active():
+                self._distribution.ship(session, shipment, now)
         for index, lacking in enumerate(missing):
             if not lacking:
                 self._emit(round.next(index))
@@ -432,7 +437,11 @@ class Collection:
         self._latecomers.settle(round, self._members(round), entry.counted)
         for session in self._roster.active():
             turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)
+            if self._withheld:
+                self._distribution.ship(session, shipment, now)
             self._distribution.announce(session, shipment, entry.base, entry.counted, now, turns)
+            if self._withheld:
+                self._distribution.more(session, shipment)
         self._emit(
             Committed(
                 round.number,

@@ -446,7 +446,7 @@ class Config:
     @property
     def measured(self) -> bool:
         """Whether all of every contribution must be seen before any of it is folded (`parablock.measurement`)."""
-        return self.robust.measured
+        return self.robust.measured or self.privacy.central
 
     @property
     def announced(self) -> bool:

@@ -17,6 +17,8 @@ import numpy as np
 from parablock.aggregation import PIECE, unfit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from parablock.privacy_settings import Privacy
@@ -48,6 +50,27 @@ def norm(values: Vector) -> float:
     """‖v‖ of a finite vector, summed up in float64."""
     pieces = (values[start : start + PIECE].astype(np.float64) for start in range(0, values.size, PIECE))
     return math.sqrt(sum(float(np.dot(piece, piece)) for piece in pieces))
+
+
+def noised_mean(
+    deltas: Sequence[Vector],
+    factors: Sequence[float],
+    clients: int,
+    privacy: Privacy,
+    noise: Noise,
+    out: Vector,
+) -> None:
+    """(Σ_i c_i Δ_i + N(0, (z S)²)) / m into `out`, float32, all of shape (numel,).
+
+    factors: c_i = min(1, S / ‖Δ_i‖) of the whole block. clients: m, how many a round is meant to have. However many
+    have come, one of them more or less changes the sum by S at most, as nothing is divided by their number.
+    """
+    scaled = np.empty_like(out)
+    out[...] = 0.0
+    for delta, factor in zip(deltas, factors, strict=True):
+        out += np.multiply(delta, np.float32(factor), out=scaled)
+    noise.add(out, privacy.deviation)
+    out *= np.float32(1.0 / clients)
 
 
 def private(delta: Vector, privacy: Privacy, noise: Noise) -> Vector:

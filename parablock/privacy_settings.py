@@ -101,6 +101,11 @@ def _unlike_a_sum(config: Config) -> str | None:
             "round.late = fold does not go with privacy.where = central: a client could have two contributions in one "
             "round, and the noise hides one; set round.late to discard"
         )
+    if (robust := config.robust).rule != "mean" or robust.clip or robust.clip_ratio:
+        return (
+            "settings of robust do not go with privacy.where = central, whose noise is made for a sum of deltas, each "
+            "cut to privacy.clip; leave [robust] out, or set privacy.where to local"
+        )
     if config.round.weights == "tokens":
         return (
             "round.weights = tokens does not go with privacy.where = central, in which all clients count alike: "
