@@ -30,7 +30,8 @@ from bench.processes import ChildError
 from bench.recoveries import Act
 from bench.victims import Victim
 from parablock import config as settings
-from parablock.journal import Journal, JournalError
+from parablock.journal import Journal
+from parablock.journal_rows import JournalError
 from parablock.run_folder import ENDPOINT, RunFolder
 from parablock.verification import verify
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from broker.opening import Opened
-    from parablock.journal import Row
+    from parablock.journal_rows import Row
 
     Vector = npt.NDArray[np.float32]
 

@@ -90,13 +90,15 @@ class Simulation:
 
     def _commit(self, round: int, block: int, solved: Sequence[Solved]) -> None:
         deltas = {number: each.values.wait() for number, each in enumerate(solved) if each.values is not None}
-        deltas = {number: delta for number, delta in self._forge(round, deltas).items() if unfit(delta) is None}
-        counted = self._verdict(deltas)
+        sent = self._forge(round, deltas)
+        deltas = {number: delta for number, delta in sent.items() if unfit(delta) is None}
+        bad = self._settings.robust.still_bad(len(sent) - len(deltas))
+        counted = self._verdict(deltas, bad)
         if counted:
             steps = [solved[number].steps for number in counted]
             mean = robust.aggregate(
                 self._settings.robust.rule,
-                self._settings.robust.bad,
+                bad,
                 [deltas[number] for number in counted],
                 [solved[number].weight for number in counted],
                 steps if self._settings.round.weights == "normalised" else None,
@@ -111,15 +113,15 @@ class Simulation:
             arrived = Arrived(round, block, 1, base, len(counted), number in counted, 0.0, 0.0)
             client.take(arrived, self.blocks[block])
 
-    def _verdict(self, deltas: Mapping[int, Vector]) -> dict[int, float]:
-        """By client that counts, how much of its delta does."""
+    def _verdict(self, deltas: Mapping[int, Vector], bad: int) -> dict[int, float]:
+        """By client that counts, how much of its delta does. bad: how many of them may be."""
         rule = self._settings.robust
-        if len(deltas) < rule.fewest:
+        if len(deltas) < robust.fewest(rule.rule, bad):
             return {}
         if not rule.measured:
             return dict.fromkeys(deltas, 1.0)
         names = {str(number): number for number in deltas}
-        verdict = judge(rule, list(names), products(list(deltas.values()), pairs=rule.by_distance))
+        verdict = judge(rule, list(names), products(list(deltas.values()), pairs=rule.by_distance), bad)
         return {names[name]: factor for name, factor in verdict.factors.items()}
 
 

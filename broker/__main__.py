@@ -23,7 +23,7 @@ from parablock import config as settings
 from parablock.accountant import NoAccountantError
 from parablock.allocator import keep_freed_memory
 from parablock.budget import plan
-from parablock.journal import JournalError
+from parablock.journal_rows import JournalError
 from parablock.network import EndpointError, check_endpoint
 from parablock.run_folder import CONFIG, RunFolder, RunFolderError, how_to_go_on
 from parablock.schedule import gap_holds

@@ -22,11 +22,10 @@ from parablock.noise import Noise, noised_mean
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
-    from parablock.aggregation import Contribution
     from parablock.block_file import StoredBlock
     from parablock.config import Config
     from parablock.manifest import Manifest
@@ -118,7 +117,7 @@ class GlobalBlocks:
         values = mean = attempt.values[part]
         before = {name: vector[part] for name, vector in self._state.get(fold.block, {}).items()}
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-            self._mean(fold.contributions, deltas, mean)
+            self._mean(fold, deltas, mean)
             move, state = server_move(self._config.server, mean, before)
             if not down.codec.lossless and unfit(move) is not None:  # as it is if any contribution is
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
@@ -164,17 +163,16 @@ class GlobalBlocks:
             self._residuals[store.block] = attempt.residual
         self._attempt = None
 
-    def _mean(self, contributions: Sequence[Contribution], deltas: list[Vector], out: Vector) -> None:
+    def _mean(self, fold: Fold, deltas: list[Vector], out: Vector) -> None:
         """What stands for the deltas, by the settings' rule. Which of them count is settled, and how much of each."""
-        rule, policy, privacy = self._config.robust, self._config.round, self._config.privacy
+        policy, privacy = self._config.round, self._config.privacy
+        factors = [each.factor for each in fold.contributions]
         if privacy.central:
-            factors = [contribution.factor for contribution in contributions]
             noised_mean(deltas, factors, self._config.sampled(policy.clients), privacy, self._noise, out)
             return
-        weights = [decayed(each.weight, policy.late_decay, each.missed) for each in contributions]
-        steps = [contribution.steps for contribution in contributions] if policy.weights == "normalised" else None
-        factors = [contribution.factor for contribution in contributions]
-        robust.aggregate(rule.rule, rule.bad, deltas, weights, steps, factors, out)
+        weights = [decayed(each.weight, policy.late_decay, each.missed) for each in fold.contributions]
+        steps = [each.steps for each in fold.contributions] if policy.weights == "normalised" else None
+        robust.aggregate(self._config.robust.rule, fold.bad, deltas, weights, steps, factors, out)
 
     def _squares(self, moved: Vector) -> float:
         """Σ v², piece by piece, so that in float32 it does not lose much; 0 where the settings have no use for it."""

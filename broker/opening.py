@@ -31,7 +31,8 @@ from parablock import config as settings
 from parablock.belonging import Belonging
 from parablock.block_file import BLOCK, BlockFileError, Label, StoredBlock, file_name
 from parablock.budget import plan
-from parablock.journal import Facts, Incarnation, Journal, JournalError, Row, entry_from_json, entry_json
+from parablock.journal import Journal
+from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_from_json, entry_json
 from parablock.placement import write_text
 from parablock.run_folder import CONFIG, ENDPOINT, JOURNAL, RunFolder, RunFolderError
 from parablock.saved import spent

@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from parablock.block_file import Label
-from parablock.journal import Row, entry_json
+from parablock.journal_rows import Row, entry_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

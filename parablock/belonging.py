@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from parablock.aggregation import STATE
 from parablock.block_file import BLOCK, RESIDUAL, SERVER, BlockFileError
-from parablock.journal import Row, entry_from_json, entry_json
+from parablock.journal_rows import Row, entry_from_json, entry_json
 from parablock.layout import Layout
 
 if TYPE_CHECKING:

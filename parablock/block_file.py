@@ -8,25 +8,23 @@
 So a version and its state are there together or not at all, and the files alone can tell what the journal told. Of
 these only `block` is in every file.
 
-The format is safetensors' own (https://github.com/huggingface/safetensors#format), so that any tool reads it; it is
-written here, because a block is written while it is being made, part by part, and its checksums are known only at the
-end: XXH3-128 of each tensor and of the header itself, against torn and flipped bits, not against forgery. A version is
-written beside its place and put there when it is whole and on disk; a reader finds all of it or nothing.
+A block is written while it is being made, part by part, beside its place, and put there when it is whole and on disk;
+a reader finds all of it or nothing. Format and checksums are `parablock.checked_tensors`'.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import xxhash
 
+from parablock import checked_tensors
+from parablock.checked_tensors import UNKNOWN, Damage, checksum
 from parablock.placement import replace
 
 if TYPE_CHECKING:
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
 BLOCK, SERVER, RESIDUAL, ENTRY = "block", "server.", "residual", "entry"
 """Names of tensors; SERVER is what those of the server optimizer begin with."""
 
-_CHECKSUM = "xxh3_128"
-_UNKNOWN = "0" * 32  # stands where a checksum will be
 _LONGEST_ENTRY = 10**9
 _NAME = re.compile(r"(\d{4,})-(\d{6,})\.safetensors")
 _ADVICE = "`parablock verify` shows which versions are intact, and a resumed broker goes back to the newest of them"
@@ -125,17 +121,17 @@ class BlockWriter:
         self._written = 0  # elements of each tensor
         self._checksums = {name: xxhash.xxh3_128() for name in names}
         # The header's length must be known before what stands in it: with the longest entry there is no longer one.
-        self._header_bytes = len(_header(label, numel, dict.fromkeys([*names, ENTRY], _UNKNOWN), _LONGEST_ENTRY))
+        self._header_bytes = len(_header(label, numel, dict.fromkeys([*names, ENTRY], UNKNOWN), _LONGEST_ENTRY))
         self._temporary = partial_name(path)
         self._file = self._temporary.open("wb", buffering=0)
 
     def write(self, parts: Mapping[str, Vector]) -> None:
         """The next elements of every tensor, as many of each."""
         assert parts.keys() == self._checksums.keys(), f"parts of {list(parts)}, of {list(self._checksums)}"
-        for place, (name, checksum) in enumerate(self._checksums.items()):
+        for place, (name, so_far) in enumerate(self._checksums.items()):
             data = np.ascontiguousarray(parts[name]).astype("<f4", copy=False).data.cast("B")
             assert len(data) == 4 * parts[BLOCK].size
-            checksum.update(data)
+            so_far.update(data)
             self._write_at(self._header_bytes + 4 * (place * self._numel + self._written), data)
         self._written += parts[BLOCK].size
 
@@ -146,7 +142,7 @@ class BlockWriter:
         assert len(data) < _LONGEST_ENTRY
         if data:
             self._write_at(self._header_bytes + 4 * self._numel * len(checksums), data)
-            checksums[ENTRY] = xxhash.xxh3_128_hexdigest(data)
+            checksums[ENTRY] = checksum(data)
         self._write_at(0, _header(self._label, self._numel, checksums, len(data), self._header_bytes))
         os.fsync(self._file.fileno())
         self._file.close()
@@ -191,69 +187,19 @@ def read(path: Path) -> StoredBlock:
 
 
 def _read(path: Path, file: BinaryIO) -> StoredBlock:
-    size = os.fstat(file.fileno()).st_size
-    prefix = file.read(8)
-    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-    if length > size - 8:
-        raise BlockFileError(f"{path} is torn: {size} bytes are not even its header; {_ADVICE}")
-    text = file.read(length)
-    before, marker, after = text.partition(f'"{_CHECKSUM}":"'.encode())
-    if not marker:
-        raise BlockFileError(f"{path} was not written by parablock, or its header is damaged; {_ADVICE}")
-    if after[:32] != _header_checksum(prefix + before + marker + _UNKNOWN.encode() + after[32:]).encode():
-        raise BlockFileError(f"{path} is damaged: its header does not match its {_CHECKSUM}; {_ADVICE}")
-    tree = json.loads(text)  # what matches its checksum is what was written
-    metadata, tensors = tree.pop("__metadata__"), {}
-    if size != 8 + length + sum(_nbytes(about) for about in tree.values()):
-        raise BlockFileError(f"{path} is torn: {size} bytes are less, or more, than its header says; {_ADVICE}")
-    entry = b""
-    for name, about in tree.items():
-        data = np.empty(_nbytes(about), np.uint8)
-        _fill(file, data.data)
-        found, expected = xxhash.xxh3_128_hexdigest(data.data), metadata[f"{_CHECKSUM}.{name}"]
-        if found != expected:
-            raise BlockFileError(
-                f"{path} is damaged: {_CHECKSUM} of its {name} is {found[:16]}…, written was {expected[:16]}…; "
-                f"{_ADVICE}"
-            )
-        if name == ENTRY:
-            entry = data.tobytes()
-        else:
-            tensors[name] = data.view("<f4").astype(np.float32, copy=False)
+    try:
+        metadata, tensors = checked_tensors.read(file)
+    except Damage as damage:
+        raise BlockFileError(f"{path} {damage}; {_ADVICE}") from damage
+    if "index" not in metadata:
+        raise BlockFileError(f"{path} is no version of a block; {_ADVICE}")
+    entry = tensors.pop(ENTRY, np.empty(0, np.uint8)).tobytes()
     label = Label(int(metadata["index"]), int(metadata["version"]), metadata["manifest"], metadata.get("run", ""))
     return StoredBlock(label, tensors, entry.decode())
-
-
-def _fill(file: BinaryIO, view: memoryview) -> None:
-    """Read until it is full, or until the file ends."""
-    while view and (count := file.readinto(view)):  # type: ignore[attr-defined]
-        view = view[count:]
-
-
-def _nbytes(about: Mapping[str, Any]) -> int:
-    start, end = about["data_offsets"]
-    return int(end) - int(start)
 
 
 def _header(label: Label, numel: int, checksums: Mapping[str, str], entry_bytes: int, size: int = 0) -> bytes:
     """checksums: by name of the tensors, in their order in the file. size: bytes that it shall have, at least."""
     metadata = {"index": str(label.index), "version": str(label.version), "manifest": label.manifest, "run": label.run}
-    metadata |= {f"{_CHECKSUM}.{name}": checksum for name, checksum in checksums.items()}
-    tree: dict[str, Any] = {"__metadata__": metadata | {_CHECKSUM: _UNKNOWN}}
-    start = 0
-    for name in checksums:
-        dtype, numbers = ("U8", entry_bytes) if name == ENTRY else ("F32", numel)
-        end = start + (1 if name == ENTRY else 4) * numbers
-        tree[name] = {"dtype": dtype, "shape": [numbers], "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(tree, separators=(",", ":")).encode()
-    text += b" " * max(-len(text) % 8, size - 8 - len(text))  # the data is aligned, and so can be mapped
-    header = struct.pack("<Q", len(text)) + text
-    marker = f'"{_CHECKSUM}":"'
-    return header.replace((marker + _UNKNOWN).encode(), (marker + _header_checksum(header)).encode())
-
-
-def _header_checksum(header: bytes) -> str:
-    """Of a header with zeros in this checksum's place."""
-    checksum: str = xxhash.xxh3_128_hexdigest(header)
-    return checksum
+    tensors = {name: ("U8", entry_bytes) if name == ENTRY else ("F32", numel) for name in checksums}
+    return checked_tensors.header(tensors, checksums, metadata, size)

@@ -263,8 +263,7 @@ class Collection:
             if part in late:
                 self._latecomers.unfit(late[part], reasons[part])
                 continue
-            round.drop(part)
-            round.out.add(part)
+            round.refuse(part)
             self._emit(Note("rejected", part, f"round {round.number}: {reasons[part]}"))
             self._tell(part, Rejected(round.number, reasons[part]))
         if not round.done:
@@ -312,8 +311,8 @@ class Collection:
         round.move("close")
         round.why = decision.reason
         counted = tuple(sorted(round.done))
-        if 0 < len(counted) < self._config.robust.fewest:
-            reason = self._config.robust.too_few(len(counted))
+        reason = self._config.robust.too_few(len(counted), len(round.unfit))
+        if counted and reason is not None:
             round.why += f"; {reason}"
             round.left_out = dict.fromkeys(counted, reason)
             counted = ()
@@ -361,7 +360,8 @@ class Collection:
         count = Layout.up(self._config, self._manifest.blocks[round.block].numel).count
         held = [len(round.uploads[name].pieces) for name in clients]
         missing = [sum(pieces <= index for pieces in held) for index in range(count)]
-        round.attempt = Attempt(clients, late, missing, shipment, self._config.measured)
+        bad = self._config.robust.still_bad(len(round.unfit))
+        round.attempt = Attempt(clients, late, missing, shipment, self._config.measured, bad)
         if not self._withheld:
             for session in self._roster.active():
                 self._distribution.ship(session, shipment, now)

@@ -109,7 +109,8 @@ class Measure:
     """Look at chunk `index` of these contributions, where all of each must be seen before any of it is folded
     (`Config.measured`), and answer with `Unfit`, or with `Measured` after the block's last chunk, or else not at all.
 
-    Of one attempt the chunks come in order, and before its folds. A higher attempt begins anew.
+    Of one attempt the chunks come in order, and before its folds. A higher attempt begins anew. bad: how many of the
+    contributions may be bad, where `robust.rule` bears any.
     """
 
     round: int
@@ -117,13 +118,15 @@ class Measure:
     attempt: int
     index: int
     contributions: tuple[Contribution, ...]
+    bad: int = 0
 
 
 @dataclass(frozen=True)
 class Fold:
     """Check and fold chunk `index` of these contributions, and answer with `Folded` or `Unfit`.
 
-    Of one attempt the chunks come in order. A higher attempt begins the block anew, with other contributions.
+    Of one attempt the chunks come in order. A higher attempt begins the block anew, with other contributions. bad: as
+    in `Measure`.
     """
 
     round: int
@@ -131,6 +134,7 @@ class Fold:
     attempt: int
     index: int
     contributions: tuple[Contribution, ...]
+    bad: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
     incarnations  each broker that has served the run: its epoch (1, 2, 3, ...), settings, time and place
     entries       one row a committed round (`parablock.saved.Entry`)
 
-Each row has a digest over itself and the digest before it (XXH3-128, against damage and not against forgery), so that
-a row that was changed, lost or moved is found when the journal is opened, and named; it is never loaded in silence.
+Each row has a digest over itself and the digest before it (`parablock.journal_rows`), so that a row that was changed,
+lost or moved is found when the journal is opened, and named; it is never loaded in silence.
 What the rows before the damage and the block files still tell makes a new one: `parablock verify RUN --rebuild`.
 
 SQLite's write-ahead log with synchronous=FULL: one fsync a commit, 4 ms where a rollback journal took 20 (ext4, README,
@@ -15,25 +15,37 @@ Decisions). The broker's disk thread appends; others may read meanwhile.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import sqlite3
 from contextlib import closing, contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
-
-import xxhash
+from typing import TYPE_CHECKING, Self
 
 from parablock import witness
+from parablock.database import DAMAGE, connect, refusal, refusals, refuses
+from parablock.journal_rows import (
+    TABLES,
+    Facts,
+    Incarnation,
+    JournalError,
+    Row,
+    insert,
+    insert_epoch,
+    insert_facts,
+    origin,
+    read_facts,
+    read_incarnations,
+    read_rows,
+)
 from parablock.placement import replace
-from parablock.saved import Entry, Saved, SavedVersion
+from parablock.saved import Saved, SavedVersion
 from parablock.witness import Witness, WitnessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from parablock.saved import Entry
     from parablock.wire import Buffer
 
 log = logging.getLogger(__name__)
@@ -44,72 +56,10 @@ APPLICATION = 0x70626C6B
 FORMAT = 1
 """SQLite's user_version. There is no older one."""
 
-_TABLES = (
-    "CREATE TABLE run (facts TEXT NOT NULL, digest TEXT NOT NULL)",
-    "CREATE TABLE incarnations (epoch INTEGER PRIMARY KEY, facts TEXT NOT NULL, digest TEXT NOT NULL)",
-    "CREATE TABLE entries (round INTEGER PRIMARY KEY, version INTEGER, entry TEXT NOT NULL, digest TEXT NOT NULL)",
-)
 _NOBODY = ("",)
 """Made a version that no client's contribution did: one that a repair has put back. A version is somebody's."""
 
-_BUSY_S = 60.0
-_DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # as sqlite3 raises the latter where it quotes what it found
-_REFUSALS = {
-    sqlite3.SQLITE_FULL: errno.ENOSPC,
-    sqlite3.SQLITE_READONLY: errno.EROFS,
-    sqlite3.SQLITE_PERM: errno.EACCES,
-    sqlite3.SQLITE_BUSY: errno.EBUSY,
-    sqlite3.SQLITE_LOCKED: errno.EBUSY,
-    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
-    sqlite3.SQLITE_CANTOPEN: errno.EIO,
-    sqlite3.SQLITE_IOERR: errno.EIO,
-}
-"""What SQLite answers where the system refuses, which says nothing of what is in the file; and what we say then."""
-
-
-class JournalError(ValueError):
-    """The journal cannot be used. The message names the file, the row where it is one, and what to do."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a run is. manifest, base, tokenizer: the digests that workers must show. begun: UTC, for people."""
-
-    run: str
-    manifest: str
-    base: str
-    tokenizer: str
-    begun: str
-
-
-@dataclass(frozen=True)
-class Incarnation:
-    """One life of the broker. config: its settings as JSON. begun: UTC, pid and host are for people.
-
-    boot, clock: the machine's boot, and on that boot's monotonic clock, in seconds, the moment from which the times of
-    the run's record count; by it the record goes on in a later incarnation.
-    """
-
-    config: str
-    begun: str
-    pid: int
-    host: str
-    boot: str
-    clock: float
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """`config` as nested dictionaries."""
-        tree: dict[str, Any] = json.loads(self.config)
-        return tree
-
-
-@dataclass(frozen=True)
-class Row:
-    """A committed round. version: the one of its block that it made, by a fold or a repair; None: the block stayed."""
-
-    entry: Entry
-    version: int | None
+_REBUILD = "`parablock verify RUN --rebuild` makes it anew from what is intact"
 
 
 class Journal:
@@ -128,14 +78,14 @@ class Journal:
         self._place = there.st_dev, there.st_ino
         self.witness = told
         with _named(path):
-            self.facts = _facts(connection)
-            self.incarnations = _incarnations(connection)
+            self.facts = read_facts(connection)
+            self.incarnations = read_incarnations(connection)
             self.next_round = 0
             self.last: Entry | None = None
             self.newest: dict[int, Row] = {}
             self.folded_late: dict[str, tuple[int, int]] = {}
-            self._digest = _origin(self.facts)
-            for row, digest in _rows(connection, self._digest):
+            self._digest = origin(self.facts)
+            for row, digest in read_rows(connection, self._digest):
                 self._take(row, digest)
                 said = self.witness if self.witness is not None and row.entry.round == self.witness.round else None
                 if said is not None and said.digest not in ("", digest):
@@ -155,20 +105,19 @@ class Journal:
         temporary = path.with_name(f".{path.name}.partial")
         for each in files(temporary):
             each.unlink(missing_ok=True)
-        with _refusals(temporary), closing(_connect(temporary)) as connection:
+        with refusals(temporary), closing(connect(temporary)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")
             connection.execute("BEGIN")
-            for table in _TABLES:
+            for table in TABLES:
                 connection.execute(table)
-            text = json.dumps(asdict(facts))
-            connection.execute("INSERT INTO run VALUES (?, ?)", (text, _hash("run", text)))
+            insert_facts(connection, facts)
             for epoch, incarnation in (incarnations or {}).items():
-                _insert_epoch(connection, epoch, incarnation)
-            digest = _origin(facts)
+                insert_epoch(connection, epoch, incarnation)
+            digest = origin(facts)
             for row in rows:
-                digest = _insert(connection, row, digest)
+                digest = insert(connection, row, digest)
             connection.execute("COMMIT")
         replace(temporary, path)
         return cls.open(path)
@@ -185,7 +134,7 @@ class Journal:
         with suppress(WitnessError):  # one that is damaged witnesses nothing; `parablock verify` says so
             told = witness.read(path)  # before the rows, to which a live broker may add meanwhile
         with _named(path):
-            connection = _connect(path, read_only=read_only)
+            connection = connect(path, read_only=read_only)
             try:
                 _check_format(path, connection)
                 return cls(path, connection, told)
@@ -216,9 +165,9 @@ class Journal:
         """Make durable that another broker serves the run; its epoch. Raises OSError where the disk refuses."""
         epoch = self.epoch + 1
         with self._transaction():
-            _insert_epoch(self._connection, epoch, incarnation)
+            insert_epoch(self._connection, epoch, incarnation)
         self.incarnations[epoch] = incarnation
-        with _refusals(self.path):  # out of the log, the end of which SQLite drops in silence where it is damaged
+        with refusals(self.path):  # out of the log, the end of which SQLite drops in silence where it is damaged
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._testify()
         return epoch
@@ -227,14 +176,14 @@ class Journal:
         """Make a committed round durable. Raises OSError where the disk refuses; then it may be tried again."""
         assert row.entry.round >= self.next_round, f"round {row.entry.round} after round {self.next_round - 1}"
         with self._transaction():
-            digest = _insert(self._connection, row, self._digest)
+            digest = insert(self._connection, row, self._digest)
         self._take(row, digest)
         self._testify()
 
     def rows(self) -> Iterator[Row]:
         """Every row, by rising round. Raises JournalError where one is damaged."""
         with _named(self.path):
-            for row, _ in _rows(self._connection, _origin(self.facts)):
+            for row, _ in read_rows(self._connection, origin(self.facts)):
                 yield row
 
     def entries(self) -> Iterator[Entry]:
@@ -274,7 +223,7 @@ class Journal:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._check_place()
-        with _refusals(self.path):
+        with refusals(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -302,11 +251,11 @@ def salvage(path: Path) -> tuple[Facts | None, dict[int, Incarnation], list[Row]
     facts: Facts | None = None
     incarnations: dict[int, Incarnation] = {}
     rows: list[Row] = []
-    with suppress(JournalError), _named(path), closing(_connect(path, read_only=True)) as connection:
-        facts = _facts(connection)
+    with suppress(JournalError), _named(path), closing(connect(path, read_only=True)) as connection:
+        facts = read_facts(connection)
         with suppress(JournalError), _named(path):
-            incarnations = _incarnations(connection)
-        for row, _ in _rows(connection, _origin(facts)):
+            incarnations = read_incarnations(connection)
+        for row, _ in read_rows(connection, origin(facts)):
             rows.append(row)  # those before an error count
     return facts, incarnations, rows
 
@@ -314,36 +263,6 @@ def salvage(path: Path) -> tuple[Facts | None, dict[int, Incarnation], list[Row]
 def files(path: Path) -> tuple[Path, Path, Path]:
     """A journal, and what SQLite may keep beside it: its log, in which rows may be, and that log's index."""
     return path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
-
-
-def entry_json(entry: Entry) -> str:
-    """An entry as the journal and the block files keep it."""
-    return json.dumps(vars(entry), ensure_ascii=False, separators=(",", ":"))
-
-
-def entry_from_json(text: str) -> Entry:
-    """Raises ValueError, KeyError or TypeError for what is no entry."""
-    tree = json.loads(text)
-    younger = {field.name: field.default for field in fields(Entry) if field.default is not MISSING}  # than some runs
-    values: dict[str, Any] = {field.name: (younger | tree)[field.name] for field in fields(Entry)}
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = tuple(value)
-    return Entry(**values)
-
-
-def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    # The disk's thread appends, whichever thread has opened it. Transactions are begun and ended here, not by sqlite3.
-    place = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-    if read_only and not path.with_name(path.name + "-wal").exists():  # nobody writes: nothing need be written to read
-        place += "&immutable=1"
-    connection = sqlite3.connect(place, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
-    try:
-        connection.execute("PRAGMA synchronous = FULL")
-    except _DAMAGE:
-        connection.close()
-        raise
-    return connection
 
 
 def _check_format(path: Path, connection: sqlite3.Connection) -> None:
@@ -360,89 +279,16 @@ def _check_format(path: Path, connection: sqlite3.Connection) -> None:
         raise JournalError(f"{path} has format {found}, which no parablock ever wrote; {_REBUILD}")
 
 
-_REBUILD = "`parablock verify RUN --rebuild` makes it anew from what is intact"
-
-
-def _facts(connection: sqlite3.Connection) -> Facts:
-    found = connection.execute("SELECT facts, digest FROM run").fetchall()
-    if len(found) != 1 or _hash("run", found[0][0]) != found[0][1]:
-        raise JournalError("what it says of the run is damaged")
-    return Facts(**json.loads(found[0][0]))
-
-
-def _incarnations(connection: sqlite3.Connection) -> dict[int, Incarnation]:
-    found = {}
-    for epoch, text, digest in connection.execute("SELECT epoch, facts, digest FROM incarnations ORDER BY epoch"):
-        if _hash("epoch", epoch, text) != digest:
-            raise JournalError(f"the row of epoch {epoch} is damaged: its digest does not match")
-        found[epoch] = Incarnation(**json.loads(text))
-    return found
-
-
-def _origin(facts: Facts) -> str:
-    return _hash("run", json.dumps(asdict(facts)))
-
-
-def _rows(connection: sqlite3.Connection, digest: str) -> Iterator[tuple[Row, str]]:
-    """Every row with its digest. digest: what the first one builds on. Raises JournalError for one that is damaged."""
-    before = -1
-    for round, version, text, found in connection.execute(
-        "SELECT round, version, entry, digest FROM entries ORDER BY round"
-    ):
-        if _hash(digest, round, version, text) != found:
-            after = f", or one between it and round {before}'s is missing" if round != before + 1 else ""
-            raise JournalError(f"the row of round {round} is damaged{after}: its digest does not match")
-        yield Row(entry_from_json(text), version), found
-        before, digest = round, found
-
-
-def _insert_epoch(connection: sqlite3.Connection, epoch: int, incarnation: Incarnation) -> None:
-    text = json.dumps(asdict(incarnation))
-    connection.execute("INSERT INTO incarnations VALUES (?, ?, ?)", (epoch, text, _hash("epoch", epoch, text)))
-
-
-def _insert(connection: sqlite3.Connection, row: Row, before: str) -> str:
-    round, text = row.entry.round, entry_json(row.entry)
-    digest = _hash(before, round, row.version, text)
-    connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", (round, row.version, text, digest))
-    return digest
-
-
-def _hash(*parts: object) -> str:
-    digest: str = xxhash.xxh3_128_hexdigest("\0".join(map(str, parts)).encode())
-    return digest
-
-
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Damage becomes a JournalError that names the file and says what to do; what the system refuses an OSError."""
     try:
         yield
-    except _DAMAGE as error:
-        if isinstance(error, sqlite3.Error) and _primary(error) in _REFUSALS:
-            raise _refusal(path, error) from error
+    except DAMAGE as error:
+        if isinstance(error, sqlite3.Error) and refuses(error):
+            raise refusal(path, error) from error
         raise JournalError(f"{path} is damaged: {error}; {_REBUILD}") from error
     except JournalError as error:
         if str(path) in str(error):
             raise
         raise JournalError(f"{path} is damaged: {error}; {_REBUILD}") from error
-
-
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """What SQLite says where it cannot write becomes an OSError."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise _refusal(path, error) from error
-
-
-def _refusal(path: Path, error: sqlite3.Error) -> OSError:
-    number = _REFUSALS.get(_primary(error), errno.EIO)
-    return OSError(number, f"{os.strerror(number)} ({error})", str(path))
-
-
-def _primary(error: sqlite3.Error) -> int:
-    """SQLite's result code, without what extends it; −1 for an error of Python's own."""
-    code: int = getattr(error, "sqlite_errorcode", -1)
-    return code & 0xFF if code >= 0 else code

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Block:
     name: str  # for people: "layers 0-2", "embeddings"
     slots: tuple[Slot, ...]
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return sum(slot.numel for slot in self.slots)
 
@@ -56,7 +57,7 @@ class Manifest:
         """By block, where each of its parameters begins, in elements."""
         return [[slot.offset for slot in block.slots] for block in self.blocks]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of names, shapes, dtypes and offsets, as hexadecimal text."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

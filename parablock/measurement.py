@@ -80,7 +80,8 @@ class Measurement:
         attempt.chunks += 1
         if attempt.chunks < layout.count:
             return None
-        return Measured(measure.round, measure.attempt, judge(self._rule, names, attempt.products))
+        verdict = judge(self._rule, names, attempt.products, measure.bad)
+        return Measured(measure.round, measure.attempt, verdict)
 
 
 def products(deltas: Sequence[Vector], *, pairs: bool) -> Matrix:
@@ -93,8 +94,9 @@ def products(deltas: Sequence[Vector], *, pairs: bool) -> Matrix:
     return total
 
 
-def judge(settings: Robust, names: Sequence[str], products: Matrix) -> Verdict:
-    """Whom a rule counts, and how much of each delta. names: of the contributions. products: as of `products`.
+def judge(settings: Robust, names: Sequence[str], products: Matrix, bad: int) -> Verdict:
+    """Whom a rule counts, and how much of each delta. names: of the contributions. products: as of `products`. bad: how
+    many of them may be.
 
     Contributions are cut first: distances are those of what is left.
     """
@@ -106,7 +108,7 @@ def judge(settings: Robust, names: Sequence[str], products: Matrix) -> Verdict:
     if not settings.by_distance:
         return Verdict(dict(zip(names, factors, strict=True)))
     scales = np.array(factors)
-    chosen = robust.krum(products * np.outer(scales, scales), settings.bad, settings.count(len(names)))
+    chosen = robust.krum(products * np.outer(scales, scales), bad, settings.count(len(names), bad))
     reason = f"{settings.rule} has chosen {len(chosen)} of {len(names)} contributions, which are nearer to the others"
     return Verdict(
         {names[place]: factors[place] for place in chosen},

@@ -19,16 +19,8 @@ from typing import TYPE_CHECKING
 from parablock import witness
 from parablock.belonging import Belonging
 from parablock.block_file import BlockFileError
-from parablock.journal import (
-    Facts,
-    Incarnation,
-    Journal,
-    JournalError,
-    Row,
-    entry_from_json,
-    files,
-    salvage,
-)
+from parablock.journal import Journal, files, salvage
+from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_from_json
 from parablock.placement import replace
 from parablock.run_folder import JOURNAL, RunFolderError
 from parablock.saved import spent

@@ -55,19 +55,28 @@ class Robust:
 
     @property
     def fewest(self) -> int:
-        """Fewest contributions of which anything is made."""
+        """Fewest contributions of which anything is made, if none is refused."""
         return fewest(self.rule, self.bad)
 
-    def too_few(self, number: int) -> str:
-        """Why nothing is made of so many."""
+    def still_bad(self, refused: int) -> int:
+        """How many of a round's contributions may be bad, when so many others were refused as not finite: those were
+        the work of bad clients, or of what is as good as such."""
+        return max(self.bad - refused, 0)
+
+    def too_few(self, number: int, refused: int) -> str | None:
+        """Why nothing is made of so many contributions beside those that were refused; None if something is."""
+        needed = fewest(self.rule, self.still_bad(refused))
+        if number >= needed:
+            return None
+        beside = f" beside {refused} that are not finite" if refused else ""
         return (
-            f"robust.rule = {self.rule} with robust.bad = {self.bad} makes nothing of fewer than {self.fewest} "
-            f"contributions, and {number} came"
+            f"robust.rule = {self.rule} with robust.bad = {self.bad} makes nothing of fewer than {needed} "
+            f"contributions{beside}, and {number} came"
         )
 
-    def count(self, number: int) -> int:
-        """How many of `number` contributions a rule by distance counts."""
-        most = number - self.bad - 2
+    def count(self, number: int, bad: int) -> int:
+        """How many of `number` contributions, of which so many may be bad, a rule by distance counts."""
+        most = number - bad - 2
         return 1 if self.rule == "krum" else min(self.chosen or most, most)
 
 

@@ -69,8 +69,8 @@ class Attempt:
     """A fold of the contributions of `clients`, in roster order, chunk by chunk; what it makes leaves at once.
 
     late: complete ones of earlier rounds that count after those, in roster order too. missing: for each chunk, how many
-    of the clients have not sent it yet. measured: a verdict is to be given on them before anything is folded. moved:
-    see `coordinator_events.Folded`.
+    of the clients have not sent it yet. measured: a verdict is to be given on them before anything is folded. bad: how
+    many of them may be. moved: see `coordinator_events.Folded`.
     """
 
     clients: tuple[str, ...]
@@ -78,6 +78,7 @@ class Attempt:
     missing: list[int]
     shipment: Shipment
     measured: bool = False
+    bad: int = 0
     verdict: Verdict | None = None
     moved: float = 0.0
 
@@ -130,6 +131,7 @@ class Round:
     attempts: int = 0  # how many were begun
     attempt: Attempt | None = None  # the newest one
     why: str = ""  # the reason for which it was closed
+    unfit: set[str] = field(default_factory=set)  # of those that are out: whose contribution was refused
     left_out: Mapping[str, str] = field(default_factory=dict)  # whose complete contribution does not count, and why
     began: set[str] = field(default_factory=set)  # clients of whose contribution some has come, or was offered
     entry: Entry | None = None  # what is said of it for good, from when it is stored
@@ -152,6 +154,12 @@ class Round:
         if self.attempt is not None and client in self.attempt.clients:
             self.attempt = None
 
+    def refuse(self, client: str) -> None:
+        """What it has sent must not be counted, whatever else there is."""
+        self.drop(client)
+        self.out.add(client)
+        self.unfit.add(client)
+
     def settle_left_out(self) -> None:
         """Who is `left_out` now is for good: has answered, and is neither counted nor late."""
         for client in self.left_out:
@@ -165,8 +173,8 @@ class Round:
         assert attempt is not None
         what = self.number, self.block, attempt.number, index
         if attempt.measured and attempt.verdict is None:
-            return Measure(*what, self._contributions(attempt, index))
-        return Fold(*what, self._contributions(attempt, index))
+            return Measure(*what, self._contributions(attempt, index), attempt.bad)
+        return Fold(*what, self._contributions(attempt, index), attempt.bad)
 
     def _contributions(self, attempt: Attempt, index: int) -> tuple[Contribution, ...]:
         """Chunk `index` of every contribution that the attempt counts, in its order."""

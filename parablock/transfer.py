@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 _TELL_EVERY_S = 1.0
+_WINDOWS_BEYOND = 4
+"""So many windows may come of one transfer that were not granted, before it is no accident."""
 
 
 class TransferError(ValueError):
@@ -89,6 +91,7 @@ class Outgoing:
         self.sent = 0
         self.held = 0
         self._until = min(window_bytes, self.nbytes)
+        self._newest = 0, self._until  # the grant that came last, which may have been overtaken, or be of before
 
     @property
     def done(self) -> bool:
@@ -121,6 +124,7 @@ class Outgoing:
         if held > min(len(self._payload.chunks) * self._payload.chunk_bytes, self.nbytes):
             raise TransferError(f"credit of {held} held, of which not all was made yet")
         self._until = max(self._until, until)
+        self._newest = held, until
         if held <= self.held:
             return False
         self.held = held
@@ -132,7 +136,15 @@ class Outgoing:
         self.held = self.sent = self.nbytes
 
     def rewind(self) -> None:
-        """Send again what the receiver has not confirmed: after a loss of contact, or too long without progress."""
+        """Send again what the receiver has not confirmed: after a loss of contact, or too long without progress.
+
+        The grant that came last is believed now, though it is lower than one before: that one may have been delayed,
+        and of a transfer that an earlier session began and the receiver let go of. If it is the lower one that was
+        delayed, the receiver says so at the first chunk that it holds already. What it holds all of it keeps.
+        """
+        if not self.done:
+            held, self._until = self._newest
+            self.held = min(self.held, held)
         self.sent = self.held
 
 
@@ -150,6 +162,7 @@ class Incoming:
         self._window_bytes = window_bytes
         self._told = 0  # what `held` was in the newest grant
         self._told_at = 0.0
+        self._beyond = 0  # bytes that came beyond the credit, and were not taken
 
     @property
     def done(self) -> bool:
@@ -177,9 +190,10 @@ class Incoming:
         return self.held, max(self.held, self.until)
 
     def take(self, offset: int, payload: Buffer) -> bool:
-        """Count the next chunk; false for one that is held already or comes too early (after a loss).
+        """Count the next chunk; false for one that is held already, comes too early (after a loss), or was sent beyond
+        the credit, as happens where a grant of an earlier session was delayed.
 
-        Raises TransferError for a chunk that cannot be part of this transfer, or that was sent beyond its credit.
+        Raises TransferError for a chunk that cannot be part of this transfer, and for too many beyond the credit.
         """
         expected = min(self._chunk_bytes, self.nbytes - offset)
         if offset % self._chunk_bytes or payload.nbytes != expected:
@@ -188,7 +202,13 @@ class Incoming:
                 f"at a multiple of {self._chunk_bytes} below {self.nbytes}"
             )
         if offset + payload.nbytes > self.until:
-            raise TransferError(f"a chunk that ends at {offset + payload.nbytes}, beyond the credit of {self.until}")
+            self._beyond += payload.nbytes
+            if self._beyond > _WINDOWS_BEYOND * self._window_bytes:
+                raise TransferError(
+                    f"{self._beyond} bytes beyond the credit, the last of them up to {offset + payload.nbytes}, "
+                    f"granted are {self.until}"
+                )
+            return False
         if offset != self.held:
             return False
         self.held += payload.nbytes

@@ -14,7 +14,8 @@ from parablock import witness
 from parablock.belonging import Belonging
 from parablock.block_file import BlockFileError, file_name
 from parablock.folder_lock import holder
-from parablock.journal import Journal, JournalError
+from parablock.journal import Journal
+from parablock.journal_rows import JournalError
 from parablock.run_folder import (
     BLOCKS,
     CONFIG,

@@ -32,7 +32,7 @@ import random
 import time
 import zlib
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,7 +51,7 @@ from parablock.block_file import BLOCK, StoredBlock
 from parablock.codec import codec_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.importance import ImportanceOrder
-from parablock.journal import entry_from_json, entry_json
+from parablock.journal_rows import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
 from parablock.manifest import Block, Manifest, Slot
@@ -82,8 +82,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from parablock.aggregation import Contribution
     from parablock.block_file import Label
-    from parablock.journal import Row
+    from parablock.journal_rows import Row
 
     Vector = npt.NDArray[np.float32]
 
@@ -252,7 +253,7 @@ class Process:
     habits: Habits
     participant: Participant
     kept: worker.Kept | None = None  # by an earlier process
-    told: dict[int, Turn] = field(default_factory=dict)  # by round, what the broker has said of it to this process
+    told: dict[int, set[Turn]] = field(default_factory=dict)  # by round, what was said of it to this process
     told_through: int = 0  # the first round that it does not know to be committed
     position: int = -1  # the round that the loop is at
     given: int = -1  # the last round committed before the newest start
@@ -565,11 +566,16 @@ class Formula:
         self._residuals: dict[int, Vector] = {}
 
     def move(
-        self, block: int, deltas: list[Vector], weights: list[Fraction], steps: list[int], factors: list[float]
+        self,
+        block: int,
+        deltas: list[Vector],
+        weights: list[Fraction],
+        steps: list[int],
+        factors: list[float],
+        bad: int,
     ) -> bytes:
         """What the block becomes when these contributions are counted, in this order."""
-        rule = self._config.robust
-        mean = robust.aggregate(rule.rule, rule.bad, deltas, weights, steps, factors)
+        mean = robust.aggregate(self._config.robust.rule, bad, deltas, weights, steps, factors)
         move, self._state[block] = server_move(self._config.server, mean, self._state.get(block, {}))
         codec = codec_of(self._config.codec.down)
         if not codec.lossless:
@@ -663,6 +669,7 @@ class Network:
         return 1.8e9 + self.now + sum(by for at, by in self.faults.jumps if at <= self.now)
 
     def _run(self, until_s: float) -> None:
+        frozen = {victim for kind, victim in self._incidents if kind == "freeze"}
         while self._heap and self._heap[0][0] <= until_s:
             due, _, whose, act = heapq.heappop(self._heap)
             self.now = max(self.now, due)
@@ -674,7 +681,7 @@ class Network:
                 if self.broker.dead or (whose != "broker" and whose.dead):
                     continue
                 victim = "broker"
-            if whose is not None and (thaws := self._thaws_at(victim)) > self.now:
+            if whose is not None and victim in frozen and (thaws := self._thaws_at(victim)) > self.now:
                 self._count += 1
                 heapq.heappush(self._heap, (thaws, self._count, whose, act))
                 continue
@@ -807,7 +814,7 @@ class Network:
         assert turn is not None, "it is not known by then"
         assert turn.block == self.block(process.position)
         if self.config.announced:
-            assert turn == process.told[process.position]
+            assert turn in process.told[process.position]  # not the newest, where a Start is still on its way
         else:
             assert turn.trains
         return turn
@@ -822,7 +829,7 @@ class Network:
             # Who has been away may have to make up for somebody who was drawn and is gone. That is not in the journal.
             assert turn.trains >= told.trains or epoch < self.broker.epoch
             self.made_up += turn.trains > told.trains
-            process.told[round] = turn
+            process.told.setdefault(round, set()).add(turn)
             self.told[key] = self.broker.epoch, turn
             if turn.trains:
                 self.drawn.add(key)
@@ -872,9 +879,11 @@ class Network:
         heartbeat, of which no two are alike, all but the sender's clock, which goes across as it is."""
         message = envelope.message
         if isinstance(message, Heartbeat):
-            read = _read(wire.Envelope(envelope.run, envelope.epoch, replace(message, clock=0.0)))
-            assert isinstance(read.message, Heartbeat)
-            return wire.Envelope(read.run, read.epoch, replace(read.message, clock=message.clock))
+            timeless = Heartbeat(0.0, message.round, message.step, message.state)
+            said = _read(wire.Envelope(envelope.run, envelope.epoch, timeless)).message
+            assert isinstance(said, Heartbeat)
+            read = Heartbeat(message.clock, said.round, said.step, said.state)
+            return wire.Envelope(envelope.run, envelope.epoch, read)
         if envelope.payload is None:
             return _read(envelope)
         if id(envelope) not in self._crossed:
@@ -1025,6 +1034,14 @@ class Network:
             assert fold.index == 0, "an attempt begins with the first chunk"
         folds.append(fold)
 
+    def _check_bad(self, round: int, asked: Sequence[Contribution], bad: int) -> None:
+        """That a rule bears as many bad ones among these as there may still be: all that the settings say, but for
+        those that have shown it by a NaN."""
+        rule = self.config.robust
+        spoilt = {p.name for p in self.processes if round in p.habits.spoils} - {each.client for each in asked}
+        assert rule.bad >= bad >= max(rule.bad - len(spoilt), 0)
+        assert len(asked) >= robust.fewest(rule.rule, bad)
+
     def _check_verdict(self, fold: events.Fold) -> None:
         """Who is folded, and how much of each: by the rule, from whole vectors."""
         last, rule = self.broker.measures[-1], self.config.robust
@@ -1036,7 +1053,7 @@ class Network:
         chosen = list(range(len(deltas)))
         if rule.by_distance:
             cut = [delta * np.float64(factor) for delta, factor in zip(deltas, factors, strict=True)]
-            chosen = robust_reference.krum(cut, rule.bad, rule.count(len(cut)))
+            chosen = robust_reference.krum(cut, last.bad, rule.count(len(cut), last.bad))
         names = [contribution.client for contribution in last.contributions]
         assert [each.client for each in fold.contributions] == [names[place] for place in chosen]
         assert [each.factor for each in fold.contributions] == pytest.approx([factors[place] for place in chosen])
@@ -1086,7 +1103,7 @@ class Network:
             assert entry.clipped == tuple(each.client for each in fold.contributions if each.factor < 1.0)
             asked = self.broker.measures[-1].contributions if self.config.measured else fold.contributions
             assert set(entry.left_out) == {each.client for each in asked} - set(entry.counted)
-            assert len(asked) >= self.config.robust.fewest
+            self._check_bad(entry.round, asked, fold.bad)
             self.counted.update((part_of(part, entry.round), entry.round) for part in entry.counted)
             values = self.folder.versions[entry.block, entry.round].values.tobytes()
             before = self._formula.content(entry.block)
@@ -1115,7 +1132,7 @@ class Network:
         weights = [contribution.weight * Fraction(decay) ** contribution.missed for contribution in last.contributions]
         steps = [contribution.steps for contribution in last.contributions]
         factors = [contribution.factor for contribution in last.contributions]
-        return self._formula.move(last.block, deltas, weights, steps, factors)
+        return self._formula.move(last.block, deltas, weights, steps, factors, last.bad)
 
     def _whole(self, asked: list[Any], last: events.Measure | events.Fold) -> list[Vector]:
         """What the contributions of an attempt decode to, of which `last` was the last chunk that was asked for."""

@@ -104,7 +104,7 @@ def _double_fold_on_resend(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Incoming, "take", again)
 
 
-@bug("a contribution that has counted, and is offered again, is taken for a late one", seed=163)
+@bug("a contribution that has counted, and is offered again, is taken for a late one", seed=282)
 def _counted_late_as_well(patch: pytest.MonkeyPatch) -> None:
     settle = Latecomers.settle
 

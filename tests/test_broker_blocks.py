@@ -14,7 +14,7 @@ from parablock.aggregation import STATE, Contribution, server_move, weighted_mea
 from parablock.block_file import BLOCK, BlockWriter
 from parablock.config import Config, from_dict
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
-from parablock.journal import Row
+from parablock.journal_rows import Row
 from parablock.layout import Layout
 from parablock.manifest import Block, Manifest, Slot
 from parablock.run_folder import RunFolder

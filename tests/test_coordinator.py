@@ -478,20 +478,26 @@ def test_a_second_contribution_to_a_round_breaks_the_protocol(desk: Desk) -> Non
     assert refused == Refused("the worker broke the protocol: a second, different contribution to round 0")
 
 
-@pytest.mark.parametrize(
-    ("block", "offset", "nbytes", "says"),
-    [(3, 0, 1000, "a chunk of 1000 bytes at 0"), (3, 2048, 512, "beyond the credit of 2048")],
-    ids=["size", "credit"],
-)
-def test_an_impossible_chunk_breaks_the_protocol(block: int, offset: int, nbytes: int, says: str) -> None:
+def test_an_impossible_chunk_breaks_the_protocol() -> None:
     desk = Desk(schedule={"order": "descending"})
     desk.gather("a", "b")
-    desk.say("a", Offer(0, block, NBYTES[block], 1, 1, 0.5))
-    (refused,) = desk.chunk("a", 0, block, offset, nbytes)
+    desk.say("a", Offer(0, 3, NBYTES[3], 1, 1, 0.5))
+    (refused,) = desk.chunk("a", 0, 3, 0, 1000)
     assert isinstance(refused, Refused)
-    assert says in refused.reason
+    assert "a chunk of 1000 bytes at 0" in refused.reason
     assert desk.coordinator.clients == ["b"]
     assert desk.join("a") == [Rejoin("the broker does not know this session; say Hello again")]
+
+
+def test_a_chunk_beyond_the_credit_is_answered_by_what_is_granted_and_too_many_break_the_protocol() -> None:
+    desk = Desk(schedule={"order": "descending"})
+    desk.gather("a", "b")
+    desk.say("a", Offer(0, 3, NBYTES[3], 1, 1, 0.5))
+    for _ in range(16):  # four windows, in chunks of 512
+        assert desk.chunk("a", 0, 3, 2048, 512) == [Credit(0, 3, 0, 0, 2048)]
+    (refused,) = desk.chunk("a", 0, 3, 2048, 512)
+    assert isinstance(refused, Refused)
+    assert "beyond the credit" in refused.reason
 
 
 def test_a_lost_acknowledgement_is_repeated_and_the_update_counts_once(desk: Desk) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from parablock import witness
-from parablock.journal import Facts, Incarnation, Journal, JournalError, Row, entry_from_json, entry_json, salvage
+from parablock.journal import Journal, salvage
+from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_from_json, entry_json
 from parablock.saved import Entry, Saved, SavedVersion
 from parablock.witness import Witness, WitnessError
 

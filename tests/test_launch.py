@@ -23,7 +23,8 @@ from rich.console import Console
 
 from parablock import config as settings
 from parablock import launch, quickstart
-from parablock.journal import Facts, Journal
+from parablock.journal import Journal
+from parablock.journal_rows import Facts
 from parablock.launch import Launch
 from parablock.run_folder import RunFolder
 from tests.test_journal import row

@@ -45,7 +45,7 @@ class Desk:
     def take(self, deltas: list[Vector], index: int, attempt: int = 1) -> Measured | Unfit | None:
         encoded = [self.layout.codec.encode(delta[self.layout.part(index)]) for delta in deltas]
         contributions = [Contribution(name, 1, 1, each) for name, each in zip("abcde", encoded, strict=False)]
-        return self.measurement.take(Measure(0, 0, attempt, index, tuple(contributions)))
+        return self.measurement.take(Measure(0, 0, attempt, index, tuple(contributions), self.config.robust.bad))
 
     def verdict(self, deltas: list[Vector], attempt: int = 1) -> Verdict:
         first, second, last = (self.take(deltas, index, attempt) for index in range(self.layout.count))
@@ -112,17 +112,19 @@ def test_products_are_those_of_float64(numel: int) -> None:
 def test_huge_finite_values_are_measured_and_cut() -> None:
     """Their squares are beyond float32."""
     deltas = [np.full(10, 1e30, np.float32), np.ones(10, np.float32)]
-    factors = judge(Robust(clip=2.0), "ab", products(deltas, pairs=False)).factors
+    factors = judge(Robust(clip=2.0), "ab", products(deltas, pairs=False), 0).factors
     assert factors == pytest.approx({"a": 2.0 / (1e30 * math.sqrt(10)), "b": 2.0 / math.sqrt(10)})
 
 
 def test_the_length_of_most_is_the_measure_of_all() -> None:
     """Two of five are far too long; of an even number the smaller middle one counts; nothing is not cut."""
     deltas = [np.full(4, value, np.float32) for value in (1.0, 2.0, 3.0, 1e6, 1e9)]
-    assert list(judge(Robust(clip_ratio=2.0), "abcde", products(deltas, pairs=False)).factors.values()) == (
+    assert list(judge(Robust(clip_ratio=2.0), "abcde", products(deltas, pairs=False), 0).factors.values()) == (
         pytest.approx([1.0, 1.0, 1.0, 6.0 / 1e6, 6.0 / 1e9])
     )
-    assert judge(Robust(clip_ratio=1.0), "abcd", products(deltas[:4], pairs=False)).factors["c"] == pytest.approx(2 / 3)
+    assert judge(Robust(clip_ratio=1.0), "abcd", products(deltas[:4], pairs=False), 0).factors["c"] == pytest.approx(
+        2 / 3
+    )
     nothing = [np.zeros(4, np.float32)] * 2 + [deltas[0]]
-    factors = judge(Robust(clip_ratio=1.0), "abc", products(nothing, pairs=False)).factors
+    factors = judge(Robust(clip_ratio=1.0), "abc", products(nothing, pairs=False), 0).factors
     assert factors == {"a": 1.0, "b": 1.0, "c": 0.0}

@@ -25,7 +25,8 @@ from parablock.block_file import BlockWriter
 from parablock.config import ConfigError, from_dict, to_dict
 from parablock.coordinator_events import Fold, Store
 from parablock.folder_lock import holder
-from parablock.journal import Journal, JournalError
+from parablock.journal import Journal
+from parablock.journal_rows import JournalError
 from parablock.layout import Layout
 from parablock.manifest import Block, Manifest, Slot
 from parablock.run_folder import RunFolder, RunFolderError

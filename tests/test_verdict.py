@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from parablock.coordinator_events import Committed, Fold, Measure, Measured, Send, Store, Tick, Unfit
-from parablock.messages import Chunk, Commit, Offer, Rejected
+from parablock.messages import Abstain, Chunk, Commit, Offer, Rejected
 from parablock.verdict import Verdict
 from tests.test_coordinator import NBYTES, Desk
 
@@ -108,13 +108,13 @@ def test_what_is_found_unfit_by_its_measure_counts_as_absent() -> None:
 
 def test_too_few_for_the_rule_leave_the_block_as_it_is_and_hear_why() -> None:
     desk = desk_of(robust={"rule": "trimmed-mean", "bad": 1}, deadline_s=10.0)
-    for name in "abc":
+    for name in "ab":
         desk.upload(name)
-    desk.handle(Unfit(0, 1, {"b": "not finite"}))
-    desk.asked = [each for each in desk.asked if isinstance(each, Store)]
+    desk.say("c", Abstain(0, "the loss is not finite"))
     (store,) = desk.asked
+    assert isinstance(store, Store)
     entry = store.entry
-    assert (entry.attempt, entry.contributors, entry.left_out) == (0, (), ("a", "c"))
+    assert (entry.attempt, entry.contributors, entry.left_out) == (0, (), ("a", "b"))
     assert (entry.tardy, entry.late, entry.bytes_up) == ((), 0, 2 * NBYTES[0])
     desk.work()
     (committed,) = desk.of(Committed)
@@ -124,6 +124,26 @@ def test_too_few_for_the_rule_leave_the_block_as_it_is_and_hear_why() -> None:
     assert [m.contributors for m in desk.to("a") if isinstance(m, Commit)] == [0]
     assert committed.late == 0
     desk.commit("a", "b", "c", round=1)
+
+
+def test_who_sends_what_is_not_finite_is_one_of_the_bad_that_a_rule_bears() -> None:
+    """Else it could stop the run by it."""
+    desk = desk_of(5, robust={"rule": "krum", "bad": 1})
+    for name in "abcde":
+        desk.upload(name)
+    assert {each.bad for each in desk.asked if isinstance(each, Measure)} == {1}
+    desk.handle(Unfit(0, 1, {"b": "not finite"}))
+    again = [each for each in desk.asked if isinstance(each, Measure) and each.attempt == 2]
+    assert [(len(each.contributions), each.bad) for each in again] == [(4, 0), (4, 0)]
+    desk.asked = list(again)
+    desk.work(most=2)
+    assert {each.bad for each in desk.asked if isinstance(each, Fold)} == {0}
+    desk.handle(Unfit(0, 2, {name: "not finite" for name in "ac"}))
+    desk.asked = [each for each in desk.asked if isinstance(each, Store)]
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert committed.contributors == ()
+    assert "makes nothing of fewer than 3 contributions beside 3 that are not finite, and 2 came" in committed.reason
 
 
 def test_a_rule_needs_no_measure_where_it_looks_at_each_element_by_itself() -> None:

@@ -16,7 +16,8 @@ import pytest
 from parablock import gc_command, verify_command
 from parablock.block_file import Label, file_name
 from parablock.config import from_dict, to_dict
-from parablock.journal import Facts, Incarnation, Journal, Row, entry_json
+from parablock.journal import Journal
+from parablock.journal_rows import Facts, Incarnation, Row, entry_json
 from parablock.manifest import Block, Manifest, Slot
 from parablock.run_folder import RunFolder
 from parablock.witness import Witness

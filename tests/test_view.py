@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     import pytest
 
 MANIFEST = Manifest(tuple(Block(i, f"layer {i}", (Slot(f"w{i}", (4,), "float32", 0),)) for i in range(2)), ())
-ROW = {"kind": "round", "round": 1, "block_name": "layer 1", "loss": 1.25, "round_s": 2.0, "compute_s": None}
+ROW = {
+    "kind": "round",
+    "round": 1,
+    "block_name": "layer 1",
+    "loss": 1.25,
+    "round_s": 2.0,
+    "compute_s": None,
+    "epsilon": None,
+}
 EVALUATION = {"kind": "evaluation", "round": -1, "eval_loss": 2.5, "tokens": 10, "rows": 3, "answered": 2}
 
 
