@@ -24,6 +24,7 @@ from bench import invariants, synthetic
 from bench.chaos_plan import BROKER, Fault
 from bench.exchange import ENVIRONMENT
 from bench.invariants import Exit, Held
+from bench.keyring import Keyring
 from bench.link import Link
 from bench.listener import Ear, Line
 from bench.processes import ChildError
@@ -107,6 +108,7 @@ class _Ordeal:
         self._config = config
         self._links = {client: stack.enter_context(Link(("127.0.0.1", port))) for client in asked.linked}
         self._ears = {client: Ear(folder / f"{client}.lines") for client in asked.clients}
+        self._ring = Keyring(folder / "keys", asked.clients)
         self._broker = Victim(BROKER, self._broker_command, folder / "broker.log", ENVIRONMENT)
         self._victims = {BROKER: self._broker}
         for index, client in enumerate(asked.clients):
@@ -305,18 +307,20 @@ class _Ordeal:
     def _broker_command(self, again: bool) -> Sequence[str]:
         place = ("--resume", str(self._out)) if again else (str(self._folder / "config.toml"), "--out", str(self._out))
         if self._asked.workers == "real":
-            return (sys.executable, "-m", "broker", *place)
-        return (sys.executable, "-m", "bench.light_broker", *place, *self._model(),
+            return (sys.executable, "-m", "broker", *place, *self._ring.broker)
+        return (sys.executable, "-m", "bench.light_broker", *place, *self._ring.light, *self._model(),
                 "--report", str(self._folder / "broker.json"))  # fmt: skip
 
     def _client_command(self, index: int, client: str, bind: str, _again: bool) -> Sequence[str]:
         link = self._links.get(client)
-        broker = ("--broker", link.endpoint if link is not None else bind)
+        endpoint = link.endpoint if link is not None else bind
         log, state = str(self._folder / f"{client}.lines"), str(self._folder / "state" / client)
         if self._asked.workers == "real":
             shard = f"{index}/{len(self._asked.clients)}"
+            broker = self._ring.client(client, endpoint)
             rest = ("--name", client, "--shard", shard, "--device", "cpu", "--threads", "1", "--state", state)
             return (sys.executable, "-m", "bench.listening_worker", log, *broker, *rest)
+        broker = ("--broker", endpoint, *self._ring.light)
         way = ("--first", str(index), "--varied", "--pause-s", str(self._asked.pause_s), "--state", state)
         report = str(self._folder / f"{client}.json")
         return (sys.executable, "-m", "bench.light", *broker, *way, *self._model(), "--log", log, "--report", report)

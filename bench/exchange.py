@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bench import synthetic
 from bench.figures import FiguresError
 from bench.gate import Gate
+from bench.keyring import Keyring
 from bench.processes import Children, size
 from parablock import config
 from parablock.run_folder import ENDPOINT, METRICS, RunFolder
@@ -54,6 +55,8 @@ class Exchange:
     """Processes that the clients share evenly; 0: one each."""
     watched: bool = False
     """Whether each process writes down what it holds after each round, to FOLDER/NAME.watch, and keeps no times."""
+    plain: bool = False
+    """Whether nothing is encrypted."""
     excused: int = 0
     """The last so many processes need not come to the end of the run: a client that fell behind may be left there."""
 
@@ -130,6 +133,9 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
     settings = synthetic.settings(exchange.clients, exchange.rounds, bind, **policy)
     settings_path, out = folder / "config.toml", folder / "run"
     settings_path.write_text(config.to_toml(settings), encoding="utf-8")
+    ring = Keyring(
+        folder / "keys", [synthetic.client_name(index) for index in range(exchange.clients)], plain=exchange.plain
+    )
     python = (sys.executable, "-m")
     model = ("--blocks", str(exchange.blocks), "--block-bytes", str(exchange.block_bytes))
 
@@ -141,7 +147,7 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
         children = stack.enter_context(Children(folder))
         prefix = links.broker_prefix if links is not None else ()
         report = ("--report", str(folder / "broker.json"), *(("--discard",) if exchange.discards else ()))
-        report += watch("broker")
+        report += (*ring.light, *watch("broker"))
         command = [*prefix, *python, "bench.light_broker", str(settings_path), "--out", str(out), *model, *report]
         broker = children.start("broker", command, ENVIRONMENT)
         children.until(lambda: _endpoint(out) != "", PATIENCE_S)
@@ -152,7 +158,7 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
             endpoint = links.endpoints[index] if links is not None else _endpoint(out)
             prefix = links.client_prefixes[index] if links is not None else ()
             reports.append(folder / f"clients-{index}.json")
-            place = ("--broker", endpoint, "--first", str(first), "--count", str(end - first))
+            place = ("--broker", endpoint, "--first", str(first), "--count", str(end - first), *ring.light)
             way = ("--pause-s", str(exchange.pause_s), "--report", str(reports[-1]))
             way += ("--gate", gate.endpoint) if gate is not None else ()
             way += watch(f"clients-{index}")

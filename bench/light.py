@@ -32,13 +32,14 @@ from bench.gate import AsyncVisitor
 from bench.listener import ListeningLink
 from broker.__main__ import loop_factory
 from parablock import config as settings
-from parablock import messages
+from parablock import keys, messages
 from parablock.allocator import keep_freed_memory
 from parablock.participant_events import Contribute, Prepared, Say, SitOut, Wait
 from workers.comeback import kept
 from workers.executor import SWITCH_INTERVAL_S
 from workers.keeper import Keeper
 from workers.link import Link, SessionEnded
+from workers.socket import Credentials
 from workers.state_folder import Contribution, Identity, LandedBlock, StateFolder
 
 if TYPE_CHECKING:
@@ -259,14 +260,15 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
     manifest = synthetic.manifest(options.blocks, options.block_bytes)
     memory = usage.Memory()
     context = zmq.asyncio.Context()
-    context.set(zmq.MAX_SOCKETS, 2 * options.count + 8)  # its default is 1023
+    context.set(zmq.MAX_SOCKETS, 4 * options.count + 8)  # its default is 1023
     plain: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(context.underlying)
     links, gates, clients = [], [], []
     watch = usage.Watch(options.watch) if options.watch else None
     for index in range(options.first, options.first + options.count):
-        name = f"light-{index:04d}"
+        name = synthetic.client_name(index)
         make = partial(ListeningLink, options.log) if options.log else Link
-        link = make(options.broker, name, secrets.token_hex(16), _PATIENCE_S, lambda: None, plain)
+        credentials = _credentials(options.keys, name) if options.keys is not None else None
+        link = make(options.broker, name, secrets.token_hex(16), _PATIENCE_S, lambda: None, plain, credentials)
         links.append(link)
         gate = AsyncVisitor(context, options.gate) if options.gate else None
         if gate is not None:
@@ -297,6 +299,11 @@ async def take_part(options: argparse.Namespace) -> dict[str, Any]:
     return {"clients": [task.result() for task in tasks], "peak_bytes": memory.peak()}
 
 
+def _credentials(folder: Path, name: str) -> Credentials:
+    broker = keys.read_public(folder / f"{keys.BROKER}{keys.PUBLIC}")
+    return Credentials(keys.read_secret(folder / f"{name}{keys.SECRET}"), broker.key)
+
+
 def _same(update: Update, _round: int, numel: int) -> Update:
     """The same in every round, so that making it costs nothing."""
     return replace(update, values=update.values[:numel])
@@ -307,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.light", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--broker", required=True, metavar="ENDPOINT", help="where the broker listens")
+    add("--keys", type=Path, metavar="DIR", help="the clients' keys and the broker's public one; without: unencrypted")
     add("--first", type=int, default=0, help="number of the first client of this process")
     add("--count", type=int, default=1, help="how many clients live here")
     add("--blocks", type=int, required=True, help="blocks of the synthetic model")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import synthetic, usage
 from broker.__main__ import loop_factory, tune
+from broker.authenticator import Authenticator
 from broker.opening import begin, resume
 from broker.server import Broker
 from broker.socket import RouterSocket
@@ -107,11 +108,12 @@ def _watch(folder: RunFolder, watch: usage.Watch, forget: list[dict[str, Any]]) 
 
 def _open(options: argparse.Namespace) -> tuple[Opened, RouterSocket]:
     """A new run, or the one of --resume, at the address where it was before."""
+    door = Authenticator(options.keys) if options.keys is not None else None
     if options.resume is not None:
         opened = resume(options.resume, None, ())
-        return opened, RouterSocket(RunFolder(options.resume).endpoint() or opened.config.network.bind)
+        return opened, RouterSocket(RunFolder(options.resume).endpoint() or opened.config.network.bind, door)
     config = settings.load(options.config)
-    socket = RouterSocket(config.network.bind)
+    socket = RouterSocket(config.network.bind, door)
     return begin(config, options.out, synthetic.base(synthetic.manifest(options.blocks, options.block_bytes))), socket
 
 
@@ -128,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = parser.add_mutually_exclusive_group(required=True)
     folder.add_argument("--out", type=Path, help="the run's folder")
     folder.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="the keys folder; without one: unencrypted")
     parser.add_argument("--blocks", type=int, help="blocks of the synthetic model")
     parser.add_argument("--block-bytes", type=int, help="bytes of each of them, in float32")
     parser.add_argument("--report", type=Path, required=True, metavar="FILE", help="where to write the measures, JSON")
@@ -148,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.watch is not None:
         _watch(opened.folder, usage.Watch(options.watch), versions.stored)
     with contextlib.closing(opened):
-        opened.write_endpoint(socket.endpoint)
+        opened.write_endpoint(socket.endpoint, socket.door.public if socket.door is not None else None)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             complete = runner.run(_serve(opened, socket))
         report = {"stored": versions.stored, "peak_bytes": memory.peak()}

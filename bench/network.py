@@ -37,8 +37,6 @@ class Network:
     endpoints: tuple[str, ...]
     broker_prefix: tuple[str, ...]
     client_prefixes: tuple[tuple[str, ...], ...]
-    flags: tuple[str, ...]
-    """What broker and workers need on their command lines to agree to this network."""
 
 
 def choose(kind: Literal["kernel", "user", "auto"], delay_s: float) -> tuple[Kind, str]:
@@ -60,7 +58,7 @@ def choose(kind: Literal["kernel", "user", "auto"], delay_s: float) -> tuple[Kin
 def loopback(clients: int) -> Network:
     """No links at all: so many clients and their broker on this machine, as fast as it is."""
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    return Network("loopback", endpoint, (endpoint,) * clients, (), ((),) * clients, ())
+    return Network("loopback", endpoint, (endpoint,) * clients, (), ((),) * clients)
 
 
 @contextlib.contextmanager
@@ -79,7 +77,6 @@ def network(kind: Kind, rates: Sequence[float], delay_s: float = 0.0) -> Iterato
                 endpoints=(f"tcp://{BROKER_HOST}:{_PORT}",) * len(rates),
                 broker_prefix=tuple(links.broker_prefix),
                 client_prefixes=tuple(tuple(links.client_prefix(client)) for client in range(len(rates))),
-                flags=("--allow-plain-tcp",),
             )
         return
     port = free_port()
@@ -92,7 +89,6 @@ def network(kind: Kind, rates: Sequence[float], delay_s: float = 0.0) -> Iterato
             endpoints=tuple(link.endpoint for link in proxies),
             broker_prefix=(),
             client_prefixes=((),) * len(rates),
-            flags=(),
         )
 
 

@@ -60,7 +60,9 @@ def measure(plan: Plan, folder: Path) -> None:
 
 
 def _row(plan: Plan, clients: int, block_mb: float, folder: Path) -> dict[str, Any]:
-    asked = Exchange(clients, _BLOCKS, grid.block_bytes(block_mb), plan.grid.rounds + WARM_UP_ROUNDS, gated=True)
+    asked = Exchange(
+        clients, _BLOCKS, grid.block_bytes(block_mb), plan.grid.rounds + WARM_UP_ROUNDS, gated=True, plain=True
+    )
     found = []
     for _ in range(plan.grid.repeat):
         _console.print(f"{clients} clients, {block_mb:g} MB: parablock")

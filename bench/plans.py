@@ -9,6 +9,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from bench.keyring import Keyring
 from bench.processes import Children
 from bench.runs import ENVIRONMENT, PATIENCE_S
 from parablock import config
@@ -28,17 +29,19 @@ def plans(settings: config.Config, links: Network, folder: Path) -> list[dict[st
     folder.mkdir()
     config_path, out = folder / "config.toml", folder / "run"
     config_path.write_text(config.to_toml(settings), encoding="utf-8")
+    names = [f"planner-{index}" for index in range(len(links.endpoints))]
+    ring = Keyring(folder / "keys", names)
     python = (sys.executable, "-m")
     with Children(folder) as children:
-        broker_options = (str(config_path), "--out", str(out), *links.flags)
+        broker_options = (str(config_path), "--out", str(out), *ring.broker)
         children.start("broker", [*links.broker_prefix, *python, "broker", *broker_options], ENVIRONMENT)
         # A planner that came earlier would not wait for the broker so long.
         children.until((out / "endpoint").exists, PATIENCE_S)
         planners = []
         for index, (endpoint, prefix) in enumerate(zip(links.endpoints, links.client_prefixes, strict=True)):
-            options = (str(config_path), "--broker", endpoint, "--threads", "1", "--json", *links.flags)
+            options = (str(config_path), *ring.client(names[index], endpoint), "--threads", "1", "--json")
             command = [*prefix, *python, "parablock.cli", "plan", *options]
-            planners.append(children.start(f"planner-{index}", command, ENVIRONMENT))
+            planners.append(children.start(names[index], command, ENVIRONMENT))
 
         def progress() -> int:
             return sum(planner.log.stat().st_size for planner in planners)

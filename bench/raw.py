@@ -3,6 +3,8 @@
     python -m bench.raw serve --endpoint-file FILE              # a ROUTER that sends every chunk back to its sender
     python -m bench.raw client --server ENDPOINT --gate ENDPOINT --nbytes N --chunk-bytes N --rounds N --report FILE
 
+Encrypted as parablock's own connections are, by keys that both sides read in --keys; without it on neither side.
+
 Blocking sockets, one frame a chunk, nothing copied, no high-water marks, no headers, checks, acknowledgements or
 folds. The ROUTER returns the frame that it received, while it is in the cache: the echo is a block's worth for each
 client, and up and down overlap as much as they can.
@@ -22,7 +24,10 @@ import zmq
 
 from bench.exchange import ENVIRONMENT, Client, exchange_s, read_clients
 from bench.gate import Gate, Visitor
+from bench.keyring import Keyring
 from bench.processes import Children
+from broker.authenticator import DOMAIN, Authenticator
+from parablock import keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +35,9 @@ if TYPE_CHECKING:
 _PATIENCE_S = 60.0
 
 
-def measure(clients: int, nbytes: int, chunk_bytes: int, rounds: int, warm_up: int, folder: Path) -> list[float]:
+def measure(
+    clients: int, nbytes: int, chunk_bytes: int, rounds: int, warm_up: int, folder: Path, *, plain: bool = False
+) -> list[float]:
     """Seconds of each round after the warm-up, from the first client's first chunk to the last client's last one.
 
     folder: for sockets, logs and reports. Raises ChildError where a process fails, FiguresError as `exchange_s` does.
@@ -40,11 +47,13 @@ def measure(clients: int, nbytes: int, chunk_bytes: int, rounds: int, warm_up: i
         place = Path(temporary)
         endpoint = place / "endpoint"
         reports = [place / f"client-{index}.json" for index in range(clients)]
+        names = [report.stem for report in reports]
+        ring = Keyring(place / "keys", names, plain=plain)
         with Gate(place / "gate", clients) as gate, Children(place) as children:
-            children.start("server", [*python, "serve", "--endpoint-file", str(endpoint)], ENVIRONMENT)
+            children.start("server", [*python, "serve", "--endpoint-file", str(endpoint), *ring.light], ENVIRONMENT)
             children.until(endpoint.exists, _PATIENCE_S)
             sizes = ("--nbytes", str(nbytes), "--chunk-bytes", str(chunk_bytes), "--rounds", str(rounds))
-            where = ("--server", endpoint.read_text(encoding="utf-8"), "--gate", gate.endpoint)
+            where = ("--server", endpoint.read_text(encoding="utf-8"), "--gate", gate.endpoint, *ring.light)
             started = [
                 children.start(report.stem, [*python, "client", *where, *sizes, "--report", str(report)], ENVIRONMENT)
                 for report in reports
@@ -57,10 +66,16 @@ def measure(clients: int, nbytes: int, chunk_bytes: int, rounds: int, warm_up: i
     return exchange_s(found, warm_up)
 
 
-def serve(endpoint_file: Path) -> None:
-    """Send every frame back to where it came from, until the process is ended."""
+def serve(endpoint_file: Path, folder: Path | None) -> None:
+    """Send every frame back to where it came from, until the process is ended. folder: keys; None: unencrypted."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    door = Authenticator(folder) if folder is not None else None
     router = context.socket(zmq.ROUTER)
+    if door is not None:
+        door.open(context)
+        router.set(zmq.CURVE_SERVER, 1)
+        router.set(zmq.CURVE_SECRETKEY, door.secret.key.encode())
+        router.set(zmq.ZAP_DOMAIN, DOMAIN)
     _no_limits(router)
     router.bind("tcp://127.0.0.1:*")
     partial = endpoint_file.with_suffix(".partial")
@@ -74,6 +89,12 @@ def take_part(options: argparse.Namespace) -> None:
     """Send a block up and take one down, `rounds` times."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     dealer = context.socket(zmq.DEALER)
+    if options.keys is not None:
+        own = keys.read_secret(options.keys / f"{options.report.stem}{keys.SECRET}").key.encode()
+        broker = keys.read_public(options.keys / f"{keys.BROKER}{keys.PUBLIC}")
+        dealer.set(zmq.CURVE_SERVERKEY, broker.key.encode())
+        dealer.set(zmq.CURVE_SECRETKEY, own)
+        dealer.set(zmq.CURVE_PUBLICKEY, zmq.curve_public(own))
     _no_limits(dealer)
     dealer.connect(options.server)
     visitor = Visitor(context, options.gate)
@@ -109,9 +130,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     client.add_argument("--chunk-bytes", type=int, required=True, help="bytes of a message")
     client.add_argument("--rounds", type=int, required=True, help="how often")
     client.add_argument("--report", type=Path, required=True, metavar="FILE", help="where to write the times, JSON")
+    for role in (server, client):
+        role.add_argument("--keys", type=Path, metavar="DIR", help="keys of both sides; without: unencrypted")
     options = parser.parse_args(argv)
     if options.role == "serve":
-        serve(options.endpoint_file)
+        serve(options.endpoint_file, options.keys)
     else:
         take_part(options)
     return 0

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from bench.keyring import Keyring
 from bench.processes import POLL_S, Children, size
 from bench.results import cores
 from parablock import config
@@ -46,12 +47,15 @@ def run(
     folder: Path,
     module: Sequence[str] = ("broker",),
     clients: Sequence[Sequence[str]] | None = None,
+    *,
+    plain: bool = False,
 ) -> RunFolder:
     """Start a broker and one worker per link, wait until all have ended well, and return the run's folder.
 
     settings: with `network.bind` as `links` says; worker i has shard i of `data.train` and `data.eval`. folder: new;
     it gets the config, a log per process, and the run in `folder/run`. module: the broker's, and what comes before its
-    arguments. clients: the same of each worker; None: `workers`. Raises ChildError, with the ends of the logs, where a
+    arguments. clients: the same of each worker; None: `workers`. plain: unencrypted, which goes on this machine only.
+    Raises ChildError, with the ends of the logs, where a
     process fails or nothing moves.
     """
     clients = clients or [("workers",)] * len(links.endpoints)
@@ -60,18 +64,20 @@ def run(
     folder.mkdir()
     config_path, out = folder / "config.toml", folder / "run"
     config_path.write_text(config.to_toml(settings), encoding="utf-8")
+    names = [f"worker-{index}" for index in range(len(links.endpoints))]
+    ring = Keyring(folder / "keys", names, plain=plain)
 
     def progress() -> int:
         return size(out / METRICS)
 
     python = (sys.executable, "-m")
     with Children(folder) as children:
-        broker_options = (str(config_path), "--out", str(out), *links.flags)
+        broker_options = (str(config_path), "--out", str(out), *ring.broker)
         broker = children.start("broker", [*links.broker_prefix, *python, *module, *broker_options], ENVIRONMENT)
         workers = []
         for index, (endpoint, prefix) in enumerate(zip(links.endpoints, links.client_prefixes, strict=True)):
-            name = f"worker-{index}"
-            place = ("--broker", endpoint, "--name", name, "--threads", "1", *links.flags)
+            name = names[index]
+            place = (*ring.client(name, endpoint), "--name", name, "--threads", "1")
             shard = f"{index}/{len(links.endpoints)}"
             rows = (f"--data={settings.data.train}", f"--eval={settings.data.eval}", "--shard", shard)
             place = (*place, "--state", str(folder / f"{name}-state"))

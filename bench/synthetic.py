@@ -29,6 +29,11 @@ MOST_STEPS = 3
 """An `update` says that it took 1 to so many, so that they count in the mean."""
 
 
+def client_name(index: int) -> str:
+    """What a light client is called."""
+    return f"light-{index:04d}"
+
+
 def manifest(blocks: int, block_bytes: int) -> Manifest:
     """A model of `blocks` blocks of `block_bytes` in float32, one parameter each. block_bytes: a multiple of 4."""
     assert block_bytes % 4 == 0, f"a block is float32 values, got {block_bytes} bytes"

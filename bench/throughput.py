@@ -5,8 +5,8 @@
 
 Real processes on loopback: the broker over a synthetic model, light clients, no compute. A round's time is from the
 first client's start of upload to the last client's holding of the committed block; bytes are those of the blocks, up
-and down, over all clients. Parablock and the bare sockets take turns, so that what else the machine does hits both.
-Memory is above what a process had before it made its arrays.
+and down, over all clients. Parablock and the bare sockets take turns, so that what else the machine does hits both;
+both are encrypted (CURVE), or with --plain neither is. Memory is above what a process had before it made its arrays.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Plan:
 
     grid: Grid
     blocks: int
+    plain: bool
     out: Path | None
     where: Path | None
 
@@ -62,10 +63,10 @@ def measure(plan: Plan, folder: Path) -> None:
 def _row(plan: Plan, clients: int, block_mb: float, folder: Path) -> dict[str, Any]:
     _console.print(f"{clients} clients, blocks of {block_mb:g} MB")
     nbytes = grid.block_bytes(block_mb)
-    asked = Exchange(clients, plan.blocks, nbytes, plan.grid.rounds + WARM_UP_ROUNDS, gated=True)
+    asked = Exchange(clients, plan.blocks, nbytes, plan.grid.rounds + WARM_UP_ROUNDS, gated=True, plain=plan.plain)
     found = []
     for _ in range(plan.grid.repeat):
-        bare = raw.measure(clients, nbytes, chunk_bytes(nbytes), asked.rounds, WARM_UP_ROUNDS, folder)
+        bare = raw.measure(clients, nbytes, chunk_bytes(nbytes), asked.rounds, WARM_UP_ROUNDS, folder, plain=plan.plain)
         finished = []
         for each in (dataclasses.replace(asked, discards=True), asked):
             with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -121,7 +122,7 @@ def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
         **results.headline(worst),
         "rows": rows,
         "blocks": plan.blocks,
-        "encryption": "none on either side",
+        "encryption": "none on either side" if plan.plain else "CURVE on both sides",
         **results.conditions(plan.grid.repeat, plan.where),
     }
 
@@ -185,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     DEFAULTS.add_options(parser)
     add("--blocks", type=int, default=2, help="blocks of the model (default: 2)")
+    add("--plain", action="store_true", help="encrypt nothing, on either side")
     command.add_shm(parser)
     return parser
 
@@ -194,7 +196,7 @@ def _plan(options: argparse.Namespace, where: Path | None) -> Plan:
     asked = DEFAULTS.grid(options)
     if options.blocks < 1:
         raise ValueError(f"--blocks must be at least 1, got {options.blocks}")
-    return Plan(asked, options.blocks, options.out, where)
+    return Plan(asked, options.blocks, options.plain, options.out, where)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from broker import opening
+from broker.authenticator import Authenticator
 from broker.blocks import BaseModel
 from broker.server import Broker
 from broker.socket import BindError, RouterSocket
@@ -24,8 +25,9 @@ from parablock.accountant import NoAccountantError
 from parablock.allocator import keep_freed_memory
 from parablock.budget import plan
 from parablock.journal_rows import JournalError
+from parablock.keys import KeyFileError, fingerprint, folder_of_user
 from parablock.network import EndpointError, check_endpoint
-from parablock.run_folder import CONFIG, RunFolder, RunFolderError, how_to_go_on
+from parablock.run_folder import CONFIG, KEYS, RunFolder, RunFolderError, how_to_go_on
 from parablock.schedule import gap_holds
 
 if TYPE_CHECKING:
@@ -58,11 +60,9 @@ def parser() -> argparse.ArgumentParser:
         "with --resume: where the port of the broker before is taken, listen on any other; its workers are not told"
     )
     parser.add_argument("--any-port", action="store_true", help=any_port)
-    parser.add_argument(
-        "--allow-plain-tcp",
-        action="store_true",
-        help="listen unencrypted beyond this machine; for private test networks only",
-    )
+    where = "the keys folder (default: $XDG_CONFIG_HOME or ~/.config, /parablock; or keys/ in RUN, where that is there)"
+    parser.add_argument("--keys", type=Path, metavar="DIR", help=where)
+    parser.add_argument("--allow-plain-tcp", action="store_true", help="listen unencrypted, on this machine only")
     parser.add_argument("--verbose", action="store_true", help="log every oddity")
     return parser
 
@@ -79,15 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             opened, socket = _resume(arguments)
         else:
             opened, socket = _begin(arguments, out)
-    except (
-        settings.ConfigError,
-        EndpointError,
-        RunFolderError,
-        JournalError,
-        BindError,
-        NoAccountantError,
-        _WrongModelError,
-    ) as error:
+    except _WRONG_INPUT as error:
         print(f"parablock broker: {error}", file=sys.stderr)
         return EXIT_INPUT
     except OSError as error:
@@ -104,11 +96,17 @@ class _WrongModelError(ValueError):
     """The model cannot be loaded, or not be cut as the settings say."""
 
 
+_WRONG_INPUT = (
+    settings.ConfigError, EndpointError, KeyFileError, RunFolderError, JournalError, BindError, NoAccountantError,
+    _WrongModelError,
+)  # fmt: skip
+
+
 def _begin(arguments: argparse.Namespace, out: Path) -> tuple[Opened, RouterSocket]:
     config = _within_budget(settings.load(arguments.config, arguments.set))
-    check_endpoint(config.network.bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
+    check_endpoint(config.network.bind, plain=arguments.allow_plain_tcp, any_port=True)
     RunFolder.check_free(out)
-    socket = RouterSocket(config.network.bind)
+    socket = RouterSocket(config.network.bind, _door(arguments))
     # Imported here: torch and transformers take seconds, and a wrong setting should be told at once.
     from parablock.blocks import PartitionError
     from parablock.models import ModelError
@@ -150,21 +148,33 @@ def _bound_again(arguments: argparse.Namespace, config: Config) -> RouterSocket:
     bind = config.network.bind
     if not any(override.partition("=")[0].strip() == "network.bind" for override in arguments.set):
         bind = RunFolder(arguments.resume).endpoint() or bind
-    check_endpoint(bind, allow_plain_tcp=arguments.allow_plain_tcp, any_port=True)
+    check_endpoint(bind, plain=arguments.allow_plain_tcp, any_port=True)
     try:
-        return RouterSocket(bind)
+        return RouterSocket(bind, _door(arguments))
     except BindError:
         if not arguments.any_port:
             raise
-    socket = RouterSocket(bind.rpartition(":")[0] + ":*")
+    socket = RouterSocket(bind.rpartition(":")[0] + ":*", _door(arguments))
     print(f"parablock broker: {bind} is taken; listening on {socket.endpoint} instead", file=sys.stderr)
     return socket
+
+
+def _door(arguments: argparse.Namespace) -> Authenticator | None:
+    """Who lets clients in; None where nothing is encrypted. Raises KeyFileError."""
+    if arguments.allow_plain_tcp:
+        if arguments.keys is not None:
+            raise KeyFileError("--allow-plain-tcp is without keys: leave it or --keys out")
+        return None
+    folder = arguments.keys
+    if folder is None and arguments.resume is not None and (arguments.resume / KEYS).exists():
+        folder = arguments.resume / KEYS
+    return Authenticator(folder or folder_of_user())
 
 
 def _announced(opened: Opened, socket: RouterSocket) -> Opened:
     """Say where the broker listens; closes both where the disk refuses."""
     try:
-        opened.write_endpoint(socket.endpoint)
+        opened.write_endpoint(socket.endpoint, socket.door.public if socket.door is not None else None)
     except BaseException:
         opened.close()
         socket.close()
@@ -198,6 +208,12 @@ async def _run(opened: Opened, socket: RouterSocket) -> int:
         f"run {path} · {config.mode} · {manifest.numel:,} parameters in {len(manifest.blocks)} blocks · "
         f"listening on {socket.endpoint} for {config.round.clients} workers"
     )
+    if socket.door is None:
+        broker.say("nothing is encrypted, and anybody on this machine may take part (--allow-plain-tcp)")
+    else:
+        nobody = f"nobody yet (parablock keys allow FILE.public --keys {socket.door.folder})"
+        allowed = ", ".join(socket.door.clients) or nobody
+        broker.say(f"encrypted; the broker's key is {fingerprint(socket.door.public)}; let in: {allowed}")
     if not gap_holds(len(manifest.blocks), config.in_flight):
         broker.say(
             f"{len(manifest.blocks)} blocks are too few for {config.in_flight} rounds in flight: a block is trained "

@@ -31,10 +31,11 @@ from parablock import config as settings
 from parablock.belonging import Belonging
 from parablock.block_file import BLOCK, BlockFileError, Label, StoredBlock, file_name
 from parablock.budget import plan
+from parablock.invite import Invite
 from parablock.journal import Journal
 from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_from_json, entry_json
 from parablock.placement import write_text
-from parablock.run_folder import CONFIG, ENDPOINT, JOURNAL, RunFolder, RunFolderError
+from parablock.run_folder import CONFIG, ENDPOINT, INVITE, JOURNAL, RunFolder, RunFolderError
 from parablock.saved import spent
 
 if TYPE_CHECKING:
@@ -91,8 +92,14 @@ class Opened:
         config = json.dumps(settings.to_dict(self.config))
         return self.journal.begin_epoch(Incarnation(config, utc_now(), os.getpid(), platform.node(), boot_id(), began))
 
-    def write_endpoint(self, endpoint: str) -> None:
-        """Say where the broker listens. Raises OSError where the disk refuses."""
+    def write_endpoint(self, endpoint: str, key: str | None) -> None:
+        """Say where the broker listens, and how it is known there: an invite for workers, by its public key, Z85. None:
+        it is unencrypted. Raises OSError where the disk refuses."""
+        invite = self.folder.path / INVITE
+        if key is None:
+            invite.unlink(missing_ok=True)
+        else:
+            Invite(endpoint, key, self.journal.facts.run).write(invite)
         write_text(self.folder.path / ENDPOINT, endpoint + "\n", synced=False)
 
     def close(self) -> None:

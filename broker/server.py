@@ -38,6 +38,7 @@ from parablock.coordinator_events import (
     Over,
     Received,
     Reported,
+    Revoked,
     Send,
     Stop,
     Store,
@@ -63,7 +64,7 @@ log = logging.getLogger("broker")
 
 _DISK_RETRY_S = 5.0
 
-_ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind"})
+_ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind", "revoked"})
 """Kinds of `Note` after which a client is no longer on the roster."""
 
 _OWN = frozenset({"restarted", "repaired", "quorum"})
@@ -126,6 +127,12 @@ class Broker:
         for text in opened.said:
             self._note(Note("repaired", "", text), time.monotonic())
         socket.listen(self._on_frames)
+        if socket.door is not None:
+            socket.door.listen(
+                lambda client: call_soon(self._handle, Revoked(client)),
+                lambda text: call_soon(self.say, text),
+                lambda error: call_soon(self._fail, {"message": "the door failed", "exception": error}),
+            )
 
     def say(self, text: str) -> None:
         self._view.say(text)
@@ -168,13 +175,13 @@ class Broker:
         else:
             self._over.set_exception(error)
 
-    def _on_frames(self, peer: bytes, frames: list[memoryview]) -> None:
+    def _on_frames(self, peer: bytes, frames: list[memoryview], client: str | None) -> None:
         try:
             envelope = wire.decode(frames)
         except wire.WireError as error:
-            self._handle(Malformed(peer, str(error)))
+            self._handle(Malformed(peer, str(error), client))
         else:
-            self._handle(Received(peer, envelope))
+            self._handle(Received(peer, envelope, client))
 
     def _handle(self, event: Event) -> None:
         now = time.monotonic()

@@ -5,6 +5,9 @@ so that a burst of chunks costs one pass through the loop. Sending never blocks 
 mandatory, there is no high-water mark on the way out, and what may be under way is bounded by the credit of the
 transfers instead.
 
+With a door (`broker.authenticator`) every connection is encrypted (CURVE), and each message says which client's key it
+came by; without one nothing is, and nobody is known.
+
 Payloads are sent uncopied: whoever hands over a buffer does not write to it any more.
 
 ZeroMQ's thread is scheduled as a batch job, where that exists: it wakes for every few packets, and shall not push out
@@ -21,15 +24,23 @@ from typing import TYPE_CHECKING, cast
 
 import zmq
 
+from broker.authenticator import DOMAIN
 from parablock import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker.authenticator import Authenticator
+
+    OnFrames = Callable[[bytes, list[memoryview], str | None], None]
+
 _BURST = 64
 """Messages taken per wake-up, before other callbacks of the loop have their turn."""
 
 _MOST_FRAMES = 4
+
+HANDSHAKE_MS = 10_000
+"""Longest time that a connection may take to say who it is."""
 
 _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -40,9 +51,13 @@ class BindError(ValueError):
 
 
 class RouterSocket:
-    """Bound to `endpoint` from its making; `listen` starts the reader. What arrives before that is kept."""
+    """Bound to `endpoint` from its making; `listen` starts the reader. What arrives before that is kept.
 
-    def __init__(self, endpoint: str) -> None:
+    door: who lets clients in, closed with the socket; None: unencrypted. It stands before the socket is bound.
+    """
+
+    def __init__(self, endpoint: str, door: Authenticator | None = None) -> None:
+        self.door = door
         self._context = zmq.Context()
         if sys.platform == "linux":
             self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
@@ -55,13 +70,23 @@ class RouterSocket:
         self._socket.set(zmq.IPV6, "[" in endpoint)
         self._socket.set(zmq.TCP_KEEPALIVE, 1)
         self._socket.set(zmq.TCP_KEEPALIVE_IDLE, 60)
+        self._socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
+        self._socket.set(zmq.TCP_KEEPALIVE_CNT, 6)
+        self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        if door is not None:
+            door.open(self._context)
+            self._socket.set(zmq.CURVE_SERVER, 1)
+            self._socket.set(zmq.CURVE_SECRETKEY, door.secret.key.encode())
+            self._socket.set(zmq.ZAP_DOMAIN, DOMAIN)
+            self._socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a door nobody gets in, instead of anybody
         self._draining = False
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
+            self._socket.close(linger=0)
+            self._end()
             if error.errno == errno.EADDRINUSE:
                 raise BindError(
                     f"{endpoint} is in use, perhaps by another broker; choose another port with "
@@ -71,8 +96,11 @@ class RouterSocket:
         self.endpoint = cast("bytes", self._socket.get(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
         self._descriptor = cast("int", self._socket.get(zmq.FD))
 
-    def listen(self, on_frames: Callable[[bytes, list[memoryview]], None]) -> None:
-        """From now on call `on_frames(peer, frames)` on the running loop for each message."""
+    def listen(self, on_frames: OnFrames) -> None:
+        """From now on call `on_frames(peer, frames, client)` on the running loop for each message.
+
+        client: whose key it came by; None without a door.
+        """
         self._on_frames = on_frames
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._descriptor, self._drain)
@@ -106,7 +134,12 @@ class RouterSocket:
             if self._loop is not None:
                 self._loop.remove_reader(self._descriptor)
             self._socket.close()
-            self._context.term()
+            self._end()
+
+    def _end(self) -> None:
+        if self.door is not None:
+            self.door.close()
+        self._context.term()
 
     def _wake(self) -> None:
         """The descriptor is edge-triggered, and sending may have consumed the edge: look once more."""
@@ -120,18 +153,25 @@ class RouterSocket:
             if self._closed:
                 return
             try:
-                peer, frames = self._receive()
+                peer, frames, user = self._receive()
             except zmq.Again:
                 return
-            self._on_frames(peer, frames)
+            if self.door is None:
+                self._on_frames(peer, frames, None)
+            elif (client := self.door.client(user)) is not None:  # else its key was revoked
+                self._on_frames(peer, frames, client)
         self._wake()
 
-    def _receive(self) -> tuple[bytes, list[memoryview]]:
-        """One message; of an endless one only as many frames are kept as it takes to see that it is too long."""
+    def _receive(self) -> tuple[bytes, list[memoryview], str]:
+        """One message, and what the door has called its sender.
+
+        Of an endless one only as many frames are kept as it takes to see that it is too long.
+        """
         frames: list[memoryview] = []
         while True:
             frame = self._socket.recv(zmq.NOBLOCK, copy=False)
             if len(frames) < _MOST_FRAMES:
                 frames.append(frame.buffer)
             if not frame.more:
-                return bytes(frames[0]), frames[1:]
+                user = cast("str", frame.get("User-Id")) if self.door is not None else ""
+                return bytes(frames[0]), frames[1:], user

@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "shards": ("workers.shards_command", "which of the N workers of a run would get which rows"),
     "broker": ("broker.__main__", "serve one run (= python -m broker)"),
     "worker": ("workers.__main__", "take part in a run (= python -m workers)"),
+    "keys": ("broker.keys_command", "key pairs, and who may take part"),
+    "invite": ("broker.invite_command", "the file that a worker needs to be given"),
     "plan": ("workers.plan_command", "whether the exchange will hide: measures this machine and the link"),
     "report": ("parablock.report", "one page with plots from a run's folder"),
     "evaluate": ("workers.evaluate_command", "held-out loss, perplexity, exact match and ROUGE-L of a run or a model"),

@@ -17,6 +17,9 @@ What a session may say in which state stands in `parablock.sessions.ALLOWED`; an
 the session. One that has only greeted and speaks as if it took part is one that was forgotten: it shall join again.
 A contribution that was acknowledged stays, whatever becomes of the session that sent it.
 
+On encrypted connections a session is its key: a client is called what the broker's list calls the key, and a message
+that comes under a session's address by another key changes nothing, but is held against the key's owner.
+
 Who is there is in `parablock.roster`, what a round trains and who does in `parablock.agenda`, what comes up and is
 counted in `parablock.collection`, what goes down in `parablock.distribution`.
 """
@@ -41,6 +44,7 @@ from parablock.coordinator_events import (
     Over,
     Received,
     Reported,
+    Revoked,
     Send,
     Stop,
     Stored,
@@ -163,10 +167,14 @@ class Coordinator:
 
     def _take(self, event: Event, now: float) -> None:
         match event:
-            case Received(peer, envelope):
-                self._receive(peer, envelope, now)
-            case Malformed(peer, reason):
-                self._violation(self._roster.get(peer), peer, reason)
+            case Received(peer, envelope, client):
+                if self._is_its_own(peer, client):
+                    self._receive(peer, client, envelope, now)
+            case Malformed(peer, reason, client):
+                if self._is_its_own(peer, client):
+                    self._violation(self._roster.get(peer), peer, reason, client)
+            case Revoked(client):
+                self._revoked(client)
             case Measured(round, attempt, verdict):
                 self._collection.measured(round, attempt, verdict)
             case Folded(round, attempt, chunk, moved):
@@ -213,7 +221,19 @@ class Coordinator:
 
     # Messages
 
-    def _receive(self, peer: bytes, envelope: Envelope, now: float) -> None:
+    def _is_its_own(self, peer: bytes, client: str | None) -> bool:
+        """Whether no session of somebody else has this address. Who takes one over is dropped, and nobody is answered
+        there: that would be whoever has it by then."""
+        session = self._roster.get(peer)
+        if session is None or session.client == client:
+            return True
+        reason = f"it spoke under the routing id of {session.name}"
+        for other in self._roster.named(client) if client is not None else ():
+            self._violation(other, other.peer, reason)
+        self._note("dropped", "", f"{client or 'a stranger'} broke the protocol: {reason}")
+        return False
+
+    def _receive(self, peer: bytes, client: str | None, envelope: Envelope, now: float) -> None:
         session = self._roster.get(peer)
         message = envelope.message
         if isinstance(message, Probe):  # from anybody, and without any effect on the run
@@ -221,7 +241,7 @@ class Coordinator:
             self._effects.append(Send(peer, Envelope(self._run, self._epoch, Probed(message.sequence), answer)))
             return
         if isinstance(message, Hello):
-            self._hello(peer, message, now)
+            self._hello(peer, client, message, now)
             return
         if session is None or (envelope.run, envelope.epoch) != (self._run, self._epoch):
             if isinstance(message, Leave):
@@ -262,24 +282,25 @@ class Coordinator:
         except TransferError as error:
             self._violation(session, peer, str(error))
 
-    def _hello(self, peer: bytes, hello: Hello, now: float) -> None:
+    def _hello(self, peer: bytes, client: str | None, hello: Hello, now: float) -> None:
         if hello.protocol != PROTOCOL:
             self._send(peer, Refused(f"the broker speaks protocol {PROTOCOL}, the worker {hello.protocol}; "
                                      "install the same version of parablock on both sides"))  # fmt: skip
             return
-        for other in self._roster.named(hello.name):
+        name = hello.name if client is None else client
+        for other in self._roster.named(name):
             if other.token != hello.session:
-                self._send(other.peer, Refused(f"another worker has joined under the name {hello.name}"))
+                self._send(other.peer, Refused(f"another worker has joined under the name {name}"))
                 self._remove(other, "replaced", "another worker has joined under this name")
             elif other.peer != peer or other.state is SessionState.ACTIVE:
                 self._remove(other, "rejoining", "the worker greets again")
-        session = self._roster.greet(peer, hello.name, hello.session, now)
+        session = self._roster.greet(peer, name, hello.session, now, client)
         self._due_by(now + self._config.network.timeout_s)
-        if session.name != hello.name:
-            self._violation(session, peer, f"a Hello of {hello.name} from the session of {session.name}")
+        if session.name != name:
+            self._violation(session, peer, f"a Hello of {name} from the session of {session.name}")
             return
         session.heard_at = now
-        self._send(peer, Terms(self._terms))
+        self._send(peer, Terms(self._terms, name))
 
     def _join(self, session: Session, join: Join, now: float) -> None:
         if session.start is not None:  # repeated, because our answer was lost
@@ -438,16 +459,27 @@ class Coordinator:
                 self._send(session.peer, Rejoin("your link fell too far behind; join again for the newest blocks"))
                 self._remove(session, "behind", f"{len(session.downloads)} blocks wait for its link")
 
-    def _violation(self, session: Session | None, peer: bytes, reason: str) -> None:
+    def _revoked(self, client: str) -> None:
+        """End what this client has here: nobody waits for it, and what it sent to open rounds does not count."""
+        reason = "the broker's owner has revoked the key of this worker"
+        for session in [session for session in self._roster if session.client == client]:
+            self._send(session.peer, Refused(reason))
+            self._remove(session, "revoked", "its key was revoked")
+        if client in self._roster.expected:
+            self._roster.unexpect(client)
+            self._collection.stirred = True
+            self._note("revoked", client, "its key was revoked before it was back")
+
+    def _violation(self, session: Session | None, peer: bytes, reason: str, client: str | None = None) -> None:
         self._send(peer, Refused(f"the worker broke the protocol: {reason}"))
         if session is not None:
             self._remove(session, "dropped", f"broke the protocol: {reason}")
         else:
-            self._note("dropped", "", f"a stranger broke the protocol: {reason}")
+            self._note("dropped", "", f"{client or 'a stranger'} broke the protocol: {reason}")
 
     def _remove(self, session: Session, kind: str, text: str) -> None:
         self._roster.remove(session)
-        if kind in ("left", "refused", "dropped"):
+        if kind in ("left", "refused", "dropped", "revoked"):
             self._roster.unexpect(session.name)
         self._collection.stirred = True
         self._note(kind, session.name, text)

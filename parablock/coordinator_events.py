@@ -18,18 +18,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Received:
-    """A decoded message. `peer` is the transport's address of the sender."""
+    """A decoded message. `peer` is the transport's address of the sender, which somebody else may have taken.
+
+    client: whose key the connection has, by the broker's own list; None: it has none.
+    """
 
     peer: bytes
     envelope: Envelope
+    client: str | None = None
 
 
 @dataclass(frozen=True)
 class Malformed:
-    """Frames that are no message; `reason` says why."""
+    """Frames that are no message; `reason` says why. client: as in `Received`."""
 
     peer: bytes
     reason: str
+    client: str | None = None
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """The broker's list does not know the key of this client any more."""
+
+    client: str
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ class Stop:
     returns: bool = False
 
 
-Event = Received | Malformed | Measured | Folded | Unfit | Stored | Tick | Stop
+Event = Received | Malformed | Revoked | Measured | Folded | Unfit | Stored | Tick | Stop
 
 
 # Effects

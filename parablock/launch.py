@@ -1,6 +1,7 @@
 """`parablock run CONFIG.toml --workers N`: the broker and N workers as processes of this machine, until all have ended.
 
-The broker keeps the terminal; the workers write to `logs/` in the run's folder. Whatever ends this command ends them,
+The broker keeps the terminal; the workers write to `logs/` in the run's folder. All of them have throw-away keys, in
+`keys/` there until the run is complete. Whatever ends this command ends them,
 and `parablock run --resume RUN` goes on. Where the workers do not just take turns at the rows, who gets what is shown
 first.
 """
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,15 +22,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from parablock import allow_list, launch_file
 from parablock import config as settings
-from parablock import launch_file
 from parablock.folder_lock import holder
 from parablock.journal import Journal
+from parablock.keys import BROKER, SECRET, KeyFileError
 from parablock.launch_file import LaunchFile
 from parablock.run_folder import (
     CONFIG,
     ENDPOINT,
+    INVITE,
     JOURNAL,
+    KEYS,
     LAUNCH,
     LOGS,
     METRICS,
@@ -142,6 +148,7 @@ class Launch:
             self._check_place()
             if self._resume == () and self._is_over():
                 said = f"{self._out} is complete: each of its {self._config.rounds} rounds is committed"
+                shutil.rmtree(self._out / KEYS, ignore_errors=True)
                 print(f"{said}. {_next(self._out)}")
                 return 0
         except ValueError as error:
@@ -153,12 +160,17 @@ class Launch:
         try:
             if self._resume is None and (code := self._prepare()) != 0:
                 return code
+            if (code := self._make_keys()) != 0:
+                return code
             listens = self._start_broker()
             if listens:
                 self._start_workers()
             code = self._wait()
             if not listens and self._resume is None:
                 self._take_back()
+            if code == 0:
+                self._end()
+                shutil.rmtree(self._out / KEYS, ignore_errors=True)
             return code
         finally:
             self._end()
@@ -215,10 +227,29 @@ class Launch:
             return _refused(self._out, error)
         return 0
 
+    def _make_keys(self) -> int:
+        """A pair for the broker and each worker, and the broker's list of those; the exit code."""
+        # By name, as in `parablock.cli`: pairs are made by libzmq, of which the core knows nothing.
+        new_pair = importlib.import_module("broker.keys_command").new_pair
+        folder = self._out / KEYS
+        try:
+            if folder.exists():
+                return 0
+            new_pair(folder, BROKER)
+            for name in self._names():
+                allow_list.allow(folder, new_pair(folder, name), "the run's beginning")
+        except KeyFileError as error:
+            print(f"parablock run: {error}", file=sys.stderr)
+            return EXIT_INPUT
+        except OSError as error:
+            return _refused(self._out, error)
+        return 0
+
     def _take_back(self) -> None:
         """Leave nothing of a run that the broker has not begun."""
         if not (self._out / CONFIG).exists():
             (self._out / LAUNCH).unlink(missing_ok=True)
+            shutil.rmtree(self._out / KEYS, ignore_errors=True)
             if self._made:
                 with contextlib.suppress(OSError):  # the shards' plot is in it
                     self._out.rmdir()
@@ -246,7 +277,7 @@ class Launch:
 
     def _start_broker(self) -> bool:
         """Start it and wait until it listens; false if it ended instead (it has said why)."""
-        command = [sys.executable, "-P", "-m", "broker"]
+        command = [sys.executable, "-P", "-m", "broker", "--keys", str(self._out / KEYS)]
         if self._resume is None:
             command += ["--out", str(self._out), *_sets(self._config)]
         else:
@@ -279,13 +310,13 @@ class Launch:
         return line.strip() if line.endswith("\n") else ""
 
     def _start_workers(self) -> None:
-        endpoint = self._endpoint()
         logs = self._out / LOGS
         logs.mkdir(exist_ok=True)
         for index, name in enumerate(self._names()):
             if self._signalled:
                 return
-            command = [sys.executable, "-P", "-m", "workers", "--broker", endpoint, "--name", name]
+            command = [sys.executable, "-P", "-m", "workers", "--invite", str(self._out / INVITE), "--name", name]
+            command += ["--key", str(self._out / KEYS / f"{name}{SECRET}")]
             command += [f"--data={self._config.data.train}", f"--eval={self._config.data.eval}"]
             command += ["--shard", f"{index}/{self._count}", "--threads", str(self._threads), "--device", self._device]
             command += ["--state", str(self._out / WORKERS / name)]

@@ -32,7 +32,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of the messages. Both sides must speak the same."""
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -109,7 +109,8 @@ Reason = Annotated[str, Text(1000)]
 
 @dataclass(frozen=True)
 class Hello:
-    """First words. `session` tells one process of a name from the next."""
+    """First words. `session` tells one process of a name from the next. On an encrypted connection the name is not
+    what counts: a client is called what the broker's list says of its key."""
 
     name: Name
     session: Digest
@@ -221,9 +222,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Terms:
-    """The run's settings as JSON (without those that stay on their machine)."""
+    """The run's settings as JSON (without those that stay on their machine). name: what this worker is called here."""
 
     config: Annotated[str, Text(32_768)]
+    name: Name
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ class EndpointError(ValueError):
     """An address cannot be used; the text says what was expected and what to do."""
 
 
-def check_endpoint(endpoint: str, *, allow_plain_tcp: bool, any_port: bool = False) -> None:
-    """Raise EndpointError unless `endpoint` is tcp://HOST:PORT on this machine, or plain TCP was allowed.
+def check_endpoint(endpoint: str, *, plain: bool = False, any_port: bool = False) -> None:
+    """Raise EndpointError unless `endpoint` is tcp://HOST:PORT, and on this machine where it is `plain`: unencrypted.
 
     any_port: PORT may be *, as it may where one listens.
     """
@@ -21,10 +21,10 @@ def check_endpoint(endpoint: str, *, allow_plain_tcp: bool, any_port: bool = Fal
     port = match["port"] if match is not None else ""
     if match is None or not (any_port if port == "*" else 0 < int(port) < 65536):
         raise EndpointError(f"an endpoint is tcp://HOST:PORT with a port from 1 to 65535; got {endpoint!r}")
-    if not allow_plain_tcp and not _is_loopback(match["host"].strip("[]")):
+    if plain and not _is_loopback(match["host"].strip("[]")):
         raise EndpointError(
-            f"{endpoint} is beyond this machine, and the connection is not encrypted yet: use tcp://127.0.0.1:PORT "
-            "(through a tunnel such as ssh -L between machines), or --allow-plain-tcp on a private test network"
+            f"{endpoint} is beyond this machine, where nothing goes unencrypted: leave --allow-plain-tcp out, and use "
+            "keys (`parablock keys new`, `parablock invite`)"
         )
 
 

@@ -59,6 +59,7 @@ from parablock.messages import (
 )
 from parablock.participant_events import (
     Contribute,
+    Denied,
     Effect,
     End,
     Event,
@@ -132,10 +133,15 @@ class _Timing:
 
 
 class Participant:
-    """See the module. patience_s: silence of the broker after which the worker gives up."""
+    """See the module. patience_s: silence of the broker after which the worker gives up.
 
-    def __init__(self, name: str, session: str, patience_s: float, now: float) -> None:
+    run: the only one that it takes part in; "": whichever the broker serves.
+    """
+
+    def __init__(self, name: str, session: str, patience_s: float, now: float, run: str = "") -> None:
         self.state = State.CALLING
+        self._invited_to = run
+        self._name = ""  # what the broker calls us
         self._hello = Hello(name, session, PROTOCOL)
         self._patience_s = patience_s
         self._timing = _Timing()
@@ -212,6 +218,8 @@ class Participant:
                 self._say_waiting()
             case Finish(reason):
                 self._finish(reason, now)
+            case Denied(reason):
+                self._gone(End.REFUSED, reason)
             case Tick():
                 self._tick(now)
 
@@ -330,15 +338,28 @@ class Participant:
                 self._gone(End.DONE, "left the run")
 
     def _terms(self, envelope: Envelope, terms: Terms, now: float) -> None:
+        if self._invited_to and envelope.run != self._invited_to:
+            self._gone(
+                End.REFUSED,
+                f"the invite is to the run {self._invited_to}, and the broker serves {envelope.run}; ask its owner "
+                "for a new one (`parablock invite`)",
+            )
+            return
         if self._run and envelope.run != self._run:
             self._gone(End.LOST, f"the broker now serves another run ({envelope.run} instead of {self._run})")
             return
+        if self._name and terms.name != self._name:  # by which its rows are drawn and its state is kept
+            self._gone(End.REFUSED, f"the broker calls this worker {terms.name} now, and {self._name} before")
+            return
+        if terms.name not in (self._name, self._hello.name):
+            self._notice(f"the broker's list calls this worker {terms.name}, not {self._hello.name}")
+        self._name = terms.name
         if envelope.epoch != self._epoch:
             self._downloads.forget()
         self._run, self._epoch = envelope.run, envelope.epoch
         if self._prepared is None:
             self.state = State.PREPARING
-            self._effects.append(Prepare(terms.config))
+            self._effects.append(Prepare(terms.config, terms.name))
             return
         try:
             self._take_times(settings.from_dict(json.loads(terms.config)))

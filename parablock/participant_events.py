@@ -128,7 +128,14 @@ class Tick:
     """Time has passed."""
 
 
-Event = Received | Prepared | Contribute | Ready | Withhold | SitOut | Say | Progress | Wait | Finish | Tick
+@dataclass(frozen=True)
+class Denied:
+    """The broker lets us in no more, or never has; `reason` says why, and what to do."""
+
+    reason: str
+
+
+Event = Received | Prepared | Contribute | Ready | Withhold | SitOut | Say | Progress | Wait | Finish | Denied | Tick
 
 
 # Effects
@@ -141,9 +148,10 @@ class Send:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Load model and data by these settings (JSON), then answer with `Prepared`."""
+    """Load model and data by these settings (JSON), then answer with `Prepared`. name: what we are called there."""
 
     config: str
+    name: str
 
 
 @dataclass(frozen=True)

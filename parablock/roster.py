@@ -37,9 +37,9 @@ class Roster:
     def named(self, name: str) -> list[Session]:
         return [session for session in self if session.name == name]
 
-    def greet(self, peer: bytes, name: str, token: str, now: float) -> Session:
+    def greet(self, peer: bytes, name: str, token: str, now: float, client: str | None = None) -> Session:
         """The session of a peer: the one that there is, or a new one."""
-        return self._sessions.setdefault(peer, Session(peer, name, token, now))
+        return self._sessions.setdefault(peer, Session(peer, name, token, now, client))
 
     def expect(self, names: Iterable[str], round: int) -> None:
         """These are to come back, and take part from `round` on until they have or are not expected any more."""

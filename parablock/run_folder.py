@@ -7,7 +7,8 @@
         journal.sqlite.witness  how far the journal had come (parablock.witness)
         blocks/         versions of each block, with the server's state of them (parablock.block_versions)
         lock            which process is at work here (parablock.folder_lock)
-        endpoint        where it listens, or did
+        endpoint        where it listens, or did; invite.toml: the same for workers, with its public key
+        keys/           throw-away keys of a run that `parablock run` has begun, until it is complete
         launch.json     with which workers `parablock run` goes on; workers/ what they keep, logs/ what they say
         metrics.jsonl   one object per round or evaluation
         events.jsonl    one object per thing that happened
@@ -62,6 +63,8 @@ PARTITION_PLOT = "partition.png"
 BLOCKS = "blocks"
 JOURNAL = "journal.sqlite"
 ENDPOINT = "endpoint"
+INVITE = "invite.toml"
+KEYS = "keys"
 LAUNCH = "launch.json"
 WORKERS = "workers"
 LOGS = "logs"
@@ -253,7 +256,7 @@ class RunFolder:
         path = self.path / ENDPOINT
         try:
             endpoint = path.read_text(encoding="utf-8").strip()
-            check_endpoint(endpoint, allow_plain_tcp=True)
+            check_endpoint(endpoint)
         except FileNotFoundError:
             return None
         except ValueError as error:  # of no UTF-8 either

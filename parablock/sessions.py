@@ -115,6 +115,7 @@ class Download:
 class Session:
     """peer: the transport's address. token: tells one process of a name from the next. since: when it greeted.
 
+    client: whose key its messages come by, and no others are of this session; None: those of unencrypted connections.
     waits_for: its training stands still until this round's block is there. Times in seconds.
     """
 
@@ -122,6 +123,7 @@ class Session:
     name: str
     token: str
     heard_at: float
+    client: str | None = None
     state: SessionState = SessionState.GREETED
     start: Start | None = None  # said when it became active
     downloads: dict[int, Download] = field(default_factory=dict)  # by round

@@ -297,7 +297,7 @@ class Process:
                 case worker.Send(envelope):
                     self.speaks_to = max(self.speaks_to, envelope.epoch)
                     network.carry(self, envelope, up=True)
-                case worker.Prepare(config):
+                case worker.Prepare(config, _):
                     assert _config(config) == network.config
                     network.after(0.5, lambda: self.handle(network.prepared(self)), self)
                 case worker.Started():

@@ -119,8 +119,8 @@ def _counted_late_as_well(patch: pytest.MonkeyPatch) -> None:
 def _stale_epoch_at_the_broker(patch: pytest.MonkeyPatch) -> None:
     receive = Coordinator._receive
 
-    def any_epoch(self: Any, peer: bytes, envelope: Any, now: float) -> None:
-        receive(self, peer, replace(envelope, epoch=self._epoch), now)
+    def any_epoch(self: Any, peer: bytes, client: str | None, envelope: Any, now: float) -> None:
+        receive(self, peer, client, replace(envelope, epoch=self._epoch), now)
 
     patch.setattr(Coordinator, "_receive", any_epoch)
 

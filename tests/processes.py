@@ -16,6 +16,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
+from broker.keys_command import new_pair
+from parablock.allow_list import allow
+from parablock.invite import Invite
+from parablock.keys import BROKER, PUBLIC, read_public
 from parablock.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -100,20 +104,37 @@ def _main(module: str, arguments: list[str], log: Path) -> None:
 class Processes:
     """A broker and workers started one by one; whatever is left is killed at the end."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, keys: Path | None = None, **settings: object) -> None:
+        """keys: those of other processes; None: new ones."""
         self.folder = folder
         self.out = folder / "run"
         self.broker_log = folder / "broker.log"
         self.workers: list[Process] = []
+        self.keys = keys or folder / "keys"
+        if keys is None:
+            new_pair(self.keys, BROKER)
+            for index in range(3):
+                allow(self.keys, new_pair(self.keys, f"worker-{index}"), "the test's beginning")
+        self.invite = folder / "invite.toml"
+        broker = read_public(self.keys / f"{BROKER}{PUBLIC}")
+        Invite("tcp://127.0.0.1:9", broker.key).write(self.invite)  # where the broker listens, workers are told
         settings = {**SMALL, "network.bind": "tcp://127.0.0.1:*", **settings}
         overrides = [f"--set={key}={value}" for key, value in settings.items()]
-        self.broker = Process("broker", ["--out", str(self.out), *overrides], self.broker_log)
+        self.broker = Process("broker", ["--out", str(self.out), *self._with_keys, *overrides], self.broker_log)
 
     def resume(self, **settings: object) -> None:
         """Another broker in the place of the one that has ended."""
         assert self.broker.poll() is not None
         overrides = [f"--set={key}={value}" for key, value in settings.items()]
-        self.broker = Process("broker", ["--resume", str(self.out), *overrides], self.broker_log)
+        self.broker = Process("broker", ["--resume", str(self.out), *self._with_keys, *overrides], self.broker_log)
+
+    @property
+    def _with_keys(self) -> tuple[str, ...]:
+        return ("--keys", str(self.keys))
+
+    def contact(self, index: int) -> tuple[str, ...]:
+        """With what worker `index` is let in, wherever the broker listens."""
+        return "--invite", str(self.invite), "--key", str(self.keys / f"worker-{index}.secret")
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +151,8 @@ class Processes:
         return path.read_text(encoding="utf-8").strip()
 
     def worker(self, index: int, *more: str, data: str = "builtin", endpoint: str = "") -> Process:
-        arguments = ["--broker", endpoint or self.endpoint(), "--name", f"worker-{index}"]
-        arguments += ["--data", data, "--shard", f"{index}/2", "--threads", "1", "--device", "cpu"]
+        arguments = ["--broker", endpoint or self.endpoint(), *self.contact(index)]
+        arguments += ["--data", data, "--shard", f"{index % 2}/2", "--threads", "1", "--device", "cpu"]
         arguments += ["--state", str(self.folder / f"state-{index}"), *more]
         self.workers.append(Process("workers", arguments, self.folder / f"worker-{index}.log"))
         return self.workers[-1]

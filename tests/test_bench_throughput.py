@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pytest
 
 ASKED = Exchange(clients=2, blocks=2, block_bytes=4_000_000, rounds=5, gated=True)
-PLAN = throughput.Plan(Grid((4.0,), (2,), rounds=3, repeat=1), blocks=2, out=None, where=None)
+PLAN = throughput.Plan(Grid((4.0,), (2,), rounds=3, repeat=1), blocks=2, plain=False, out=None, where=None)
 
 
 def finished(longer: float = 1.0) -> Finished:

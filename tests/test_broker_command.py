@@ -13,11 +13,13 @@ import pytest
 from broker import server
 from broker.__main__ import _give_up, _resume, main, parser
 from broker.blocks import BaseModel
+from broker.keys_command import new_pair
 from broker.opening import resume
 from broker.server import Broker
 from broker.socket import RouterSocket
 from parablock.coordinator_events import Event, Note, Store, Stored
 from parablock.journal import Journal
+from parablock.keys import BROKER
 from parablock.run_folder import RunFolder
 from tests.test_opening import MANIFEST, begun, damage, killed, vector
 
@@ -25,6 +27,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BASE = BaseModel(MANIFEST, "weights", "tokens", [vector(0), vector(1)])
+
+
+@pytest.fixture(autouse=True)
+def _keys(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user has a key for the broker."""
+    home = tmp_path_factory.mktemp("config")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    new_pair(home / "parablock", BROKER)
 
 
 @pytest.fixture
@@ -115,8 +125,9 @@ def test_the_port_of_the_broker_before_is_asked_for(run: Path, capsys: pytest.Ca
     (run / "endpoint").write_text(other.endpoint + "\n")
     assert f"{other.endpoint} is in use" in refused(capsys, "--resume", str(run))
     other.close()
-    said = refused(capsys, "--resume", str(run), "--set", "network.bind=tcp://10.0.0.1:5557")
-    assert "tcp://10.0.0.1:5557 is beyond this machine" in said
+    bind = "network.bind=tcp://10.0.0.1:5557"
+    said = refused(capsys, "--resume", str(run), "--allow-plain-tcp", "--set", bind)
+    assert "tcp://10.0.0.1:5557 is beyond this machine, where nothing goes unencrypted" in said
     resume(run, None, []).close()  # and nobody holds it
 
 
@@ -150,6 +161,8 @@ def test_a_run_is_new_or_it_goes_on(run: Path, capsys: pytest.CaptureFixture[str
 
 class Deaf:
     """A socket that nobody is connected to."""
+
+    door = None
 
     def listen(self, _on_frames: Any) -> None: ...
 

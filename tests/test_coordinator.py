@@ -366,7 +366,7 @@ def test_a_heartbeat_while_it_prepares_is_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [Terms("{}"), Welcome(1), Start(0, 1, 0, ()), Commit(0, 0, 0, -1, 0, 0, False), Probed(1)]
+    "message", [Terms("{}", "a"), Welcome(1), Start(0, 1, 0, ()), Commit(0, 0, 0, -1, 0, 0, False), Probed(1)]
 )
 def test_what_only_a_broker_says_breaks_the_protocol(desk: Desk, message: Message) -> None:
     (refused,) = desk.say("a", message)

@@ -531,7 +531,7 @@ def test_a_lossless_block_goes_to_newcomers_as_it_went_to_all() -> None:
 def seat() -> Seat:
     """In training from round 0 on."""
     seat = Seat()
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Welcome(2), Start(0, 2, 0, ()))
     return seat
@@ -559,7 +559,7 @@ def test_what_comes_before_the_commit_is_taken_and_its_last_byte_is_confirmed_wi
 
 def test_grants_of_a_block_come_every_quarter_of_the_window_or_each_second() -> None:
     seat = Seat(network=EIGHT_CHUNKS, schedule={"order": "descending"})
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Welcome(2), Start(0, 2, 0, ()))
     assert seat.hear(Commit(0, 3, 1, -1, 2560, 2, True)) == [Credit(0, 3, 1, 0, 2560)]
@@ -635,7 +635,7 @@ def test_a_chunk_of_a_round_after_the_last_is_passed_over(seat: Seat) -> None:
 def test_a_chunk_of_what_is_no_round_is_passed_over_at_once(round: int) -> None:
     """The order at random is drawn up to the round that is asked for: for 2³¹ that would take hours."""
     seat = Seat(schedule={"order": "random"})
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Welcome(2), Start(0, 2, 0, ()))
     assert seat.chunk(round, 0, 1024) == []
@@ -648,7 +648,7 @@ def test_a_chunk_of_the_next_round_but_one_may_overtake_the_commit(seat: Seat) -
 
 def test_before_the_start_no_chunk_may_come_without_its_commit() -> None:
     seat = Seat()
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     for message in (Welcome(2), COMMIT):
         assert seat.chunk(0, 0, 1024) == []
@@ -688,7 +688,7 @@ def test_what_another_attempt_had_begun_is_dropped_after_a_new_greeting(seat: Se
 
 def test_what_the_broker_does_not_owe_any_more_is_dropped_at_the_start(seat: Seat) -> None:
     seat.chunk(0, 0, 1024)
-    seat.hear(Rejoin("who are you?"), Terms("{}"), Welcome(2))
+    seat.hear(Rejoin("who are you?"), Terms("{}", "a"), Welcome(2))
     seat.hear(Start(6, 2, 5, (4,)))  # block 0 was made again in round 4
     assert seat.of(Dropped) == [Dropped(0, 1)]
 
@@ -697,7 +697,7 @@ def test_an_attempt_of_a_broker_that_has_begun_anew_is_another_one(seat: Seat) -
     """What was not committed the next incarnation makes again, perhaps of others, and counts attempts from 1."""
     seat.chunk(0, 0, 1024, fill=1)
     seat.hear(Rejoin("who are you?"))
-    seat.hear(Terms("{}"), Welcome(2), Start(0, 2, 0, ()), epoch=2)
+    seat.hear(Terms("{}", "a"), Welcome(2), Start(0, 2, 0, ()), epoch=2)
     payload = memoryview(bytes([9]) * 1024)
     header = Chunk(0, 0, 1, 0, wire.checksum(payload))
     seat.handle(Received(Envelope(RUN, 2, header, payload)))
@@ -706,7 +706,7 @@ def test_an_attempt_of_a_broker_that_has_begun_anew_is_another_one(seat: Seat) -
 
 def test_a_lossy_codec_has_blocks_of_other_sizes_as_change_and_in_full() -> None:
     seat = Seat(codec={"down": "bfloat16"})
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.handle(Prepared(seat.config, MANIFEST, BASE, TOKENIZER, 10))
     seat.hear(Welcome(2), Start(2, 2, 2, (0, 1)))
     assert seat.hear(Commit(0, 0, 0, -1, 1200, 2, False)) == [Credit(0, 0, 0, 0, 1200)]

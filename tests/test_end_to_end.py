@@ -345,7 +345,8 @@ def test_a_worker_before_the_broker_waits_and_says_so(tmp_path: Path) -> None:
         wait_for(lambda: "does not answer yet" in idle.said(0))
         second = tmp_path / "second"
         second.mkdir()
-        with Processes(second, rounds=2, **{"network.bind": endpoint, "round.clients": 1}) as processes:
+        settings = {"network.bind": endpoint, "round.clients": 1}
+        with Processes(second, keys=idle.keys, rounds=2, **settings) as processes:
             assert processes.broker.wait(timeout=90) == 0
             assert worker.wait(timeout=30) == 0
 
@@ -363,6 +364,7 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         endpoint = processes.endpoint()
         command = [sys.executable, "-m", "broker", "--out", str(tmp_path / "b"), f"--set=network.bind={endpoint}"]
+        command += ["--keys", str(processes.keys)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 2
         assert "in use" in done.stderr

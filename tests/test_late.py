@@ -396,7 +396,7 @@ def seat() -> Seat:
     """In training from round 0 on; late ones may count."""
     seat = Seat(policy=FOLD)
     seat.handle(Due())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Welcome(2), Start(0, 2, 0, ()))
     return seat
@@ -463,7 +463,7 @@ def test_one_of_which_nobody_knows_any_more_is_offered_and_let_go_without_a_word
     """Its commit was missed with the session: it may well have counted."""
     seat.contribute(0)
     seat.hear(Rejoin("who are you?"))
-    seat.hear(Terms("{}"), Welcome(2))
+    seat.hear(Terms("{}", "a"), Welcome(2))
     assert Offer(0, 0, 1200, 7, 1, 0.5) in seat.hear(Start(3, 2, 3, ()))
     seat.hear(Rejected(0, "the round was closed before the contribution came"))
     assert not seat.of(Settled)
@@ -473,7 +473,7 @@ def test_one_of_which_nobody_knows_any_more_is_offered_and_let_go_without_a_word
 def test_without_the_policy_nothing_is_kept() -> None:
     seat = Seat()
     seat.handle(Due())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Welcome(2), Start(0, 2, 0, ()), Commit(0, 0, 0, -1, 0, 0, False))
     assert not seat.participant.wants(0)

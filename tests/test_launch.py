@@ -10,6 +10,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from parablock import config as settings
-from parablock import launch, quickstart
+from parablock import keys, launch, quickstart
+from parablock.allow_list import AllowList
 from parablock.journal import Journal
 from parablock.journal_rows import Facts
 from parablock.launch import Launch
@@ -143,13 +145,16 @@ def test_every_child_gets_its_part(place: Path) -> None:
     }
     code, run = started(place, workers=3, **overrides)
     assert code == 0
+    assert not (place / "run" / "keys").exists(), "they were throw-away keys"
 
     argv = json.loads((place / "run" / "broker.json").read_text())
     sets = [argument.removeprefix("--set=") for argument in argv if argument.startswith("--set=")]
     assert settings.load(None, sets) == run._config
+    assert option(argv, "--keys") == str(place / "run" / "keys")
     for index in range(3):
         told: dict[str, Any] = json.loads((place / "run" / f"worker-{index}.json").read_text())
-        assert option(told["argv"], "--broker") == "tcp://127.0.0.1:5557"
+        assert option(told["argv"], "--invite") == str(place / "run" / "invite.toml")
+        assert option(told["argv"], "--key") == str(place / "run" / "keys" / f"worker-{index}.secret")
         assert option(told["argv"], "--shard") == f"{index}/3"
         assert option(told["argv"], "--data") == "-häuser = 1.jsonl"
         assert option(told["argv"], "--eval") == ""
@@ -159,6 +164,18 @@ def test_every_child_gets_its_part(place: Path) -> None:
         threads = str(max((os.cpu_count() or 1) // 3, 1))
         assert [option(told["argv"], "--threads"), *told["threads"]] == [threads] * 3
         assert "--trust-remote-code" not in told["argv"]
+
+
+def test_throw_away_keys_are_nobody_elses_and_stay_as_long_as_the_run_can_go_on(place: Path) -> None:
+    fakes(place, "listen()\n(out / 'config.toml').touch()\nsys.exit(75)\n")
+    assert started(place)[0] == 75
+    folder = place / "run" / "keys"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    names = ["broker", "worker-0", "worker-1"]
+    for name in names:
+        assert keys.read_secret(folder / f"{name}.secret").name == name
+    clients = {client.name: client.key for client in AllowList.read(folder).clients}
+    assert clients == {name: keys.read_public(folder / f"{name}.public").key for name in names[1:]}
 
 
 @pytest.mark.parametrize("trust", ["true", "false"])
@@ -260,13 +277,13 @@ def test_a_broker_that_ends_at_once_gives_its_exit_code_and_starts_no_worker(pla
     assert not (place / "run").exists()
 
 
-def test_the_broker_itself_refuses_an_address_beyond_this_machine(tmp_path: Path) -> None:
+def test_the_broker_itself_refuses_an_address_that_is_none_of_this_machine(tmp_path: Path) -> None:
     # The real one, in the real command.
     command = [sys.executable, "-m", "parablock.cli", "run", "--out", str(tmp_path / "run")]
-    command.append("--set=network.bind=tcp://0.0.0.0:*")
+    command.append("--set=network.bind=tcp://192.0.2.1:*")
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "parablock broker: tcp://0.0.0.0:* is beyond this machine" in done.stderr
+    assert "parablock broker: cannot listen on tcp://192.0.2.1:*" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -442,11 +459,11 @@ def test_the_same_workers_go_on(place: Path, bind: str, any_port: list[str]) -> 
     (run / "logs" / "worker-0.log").write_text("said before\n")
     with unchanged_signals():
         assert launch.main(["--resume", "run", "--set", "round.deadline_s=3"]) == 0
-    told = ["--resume", "run", "--set=round.deadline_s=3", *any_port]
+    told = ["--keys", "run/keys", "--resume", "run", "--set=round.deadline_s=3", *any_port]
     assert json.loads((run / "broker.json").read_text()) == told
     for index in range(3):
         told = json.loads((run / f"worker-{index}.json").read_text())["argv"]
-        assert option(told, "--broker") == "tcp://127.0.0.1:5557", "where the broker listens now"
+        assert option(told, "--invite") == "run/invite.toml", "where the broker listens now"
         assert [option(told, name) for name in ("--name", "--shard", "--data", "--device", "--threads", "--state")] == [
             f"worker-{index}", f"{index}/3", "mine.jsonl", "cpu", "5", str(Path("run/workers") / f"worker-{index}")
         ]  # fmt: skip

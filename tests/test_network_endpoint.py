@@ -20,15 +20,15 @@ from parablock.network import EndpointError, check_endpoint
         "tcp://[::1]:5557",
     ],
 )
-@pytest.mark.parametrize("allow_plain_tcp", [False, True])
-def test_this_machine_may_always_be_used(endpoint: str, allow_plain_tcp: bool) -> None:
-    check_endpoint(endpoint, allow_plain_tcp=allow_plain_tcp)
+@pytest.mark.parametrize("plain", [False, True])
+def test_this_machine_may_always_be_used(endpoint: str, plain: bool) -> None:
+    check_endpoint(endpoint, plain=plain)
 
 
 def test_any_port_only_where_one_listens() -> None:
-    check_endpoint("tcp://127.0.0.1:*", allow_plain_tcp=False, any_port=True)
+    check_endpoint("tcp://127.0.0.1:*", any_port=True)
     with pytest.raises(EndpointError, match="port from 1 to 65535"):
-        check_endpoint("tcp://127.0.0.1:*", allow_plain_tcp=False)
+        check_endpoint("tcp://127.0.0.1:*")
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,12 @@ def test_any_port_only_where_one_listens() -> None:
         "tcp://[2001:db8::1]:5557",
     ],
 )
-def test_beyond_this_machine_only_where_plain_tcp_was_allowed(endpoint: str) -> None:
-    check_endpoint(endpoint, allow_plain_tcp=True)
+def test_plain_tcp_off_loopback_is_refused(endpoint: str) -> None:
+    check_endpoint(endpoint)
     with pytest.raises(EndpointError) as caught:
-        check_endpoint(endpoint, allow_plain_tcp=False)
-    assert str(caught.value).startswith(f"{endpoint} is beyond this machine")
-    assert "ssh -L" in str(caught.value)
-    assert "--allow-plain-tcp" in str(caught.value)
+        check_endpoint(endpoint, plain=True)
+    assert str(caught.value).startswith(f"{endpoint} is beyond this machine, where nothing goes unencrypted")
+    assert "parablock invite" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +79,12 @@ def test_beyond_this_machine_only_where_plain_tcp_was_allowed(endpoint: str) -> 
         "tcp://127.0.0.1:5557/path",
     ],
 )
-@pytest.mark.parametrize("allow_plain_tcp", [False, True])
-def test_what_is_no_endpoint_is_refused_with_its_form(endpoint: str, allow_plain_tcp: bool) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_is_no_endpoint_is_refused_with_its_form(endpoint: str, plain: bool) -> None:
     with pytest.raises(
         EndpointError, match=r"an endpoint is tcp://HOST:PORT with a port from 1 to 65535; got "
     ) as caught:
-        check_endpoint(endpoint, allow_plain_tcp=allow_plain_tcp)
+        check_endpoint(endpoint, plain=plain)
     assert repr(endpoint) in str(caught.value)
 
 
@@ -93,7 +92,7 @@ def test_what_is_no_endpoint_is_refused_with_its_form(endpoint: str, allow_plain
 def test_whatever_comes_is_taken_or_is_an_endpoint_error(endpoint: str) -> None:
     here = endpoint.startswith(("tcp://127.", "tcp://localhost:", "tcp://["))
     try:
-        check_endpoint(endpoint, allow_plain_tcp=False)
+        check_endpoint(endpoint, plain=True)
     except EndpointError:
         return
     assert here

@@ -681,7 +681,7 @@ def test_a_record_without_a_time_is_named(tmp_path: Path) -> None:
 def test_where_the_broker_listened_is_kept(tmp_path: Path) -> None:
     desk = begun(tmp_path / "run")
     assert RunFolder(tmp_path / "run").endpoint() is None
-    desk.opened.write_endpoint("tcp://127.0.0.1:5558")
+    desk.opened.write_endpoint("tcp://127.0.0.1:5558", None)
     assert RunFolder(tmp_path / "run").endpoint() == "tcp://127.0.0.1:5558"
     for garbage in (b"\xff\xfe", b"here", b"tcp://127.0.0.1:*", b""):
         (tmp_path / "run" / "endpoint").write_bytes(garbage)

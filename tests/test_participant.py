@@ -142,7 +142,7 @@ class Seat:
 
     def greet(self, start: Start) -> None:
         """From calling to training."""
-        self.hear(Terms("{}"), Welcome(2), start)
+        self.hear(Terms("{}", "a"), Welcome(2), start)
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def seat() -> Seat:
     """In training from round 0 on."""
     seat = Seat()
     seat.handle(Tick())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Welcome(2), Start(0, 2, 0, ()))
     assert seat.participant.state is State.TRAINING
@@ -168,8 +168,8 @@ def test_the_conversation_up_to_the_start() -> None:
     seat = Seat()
     participant = seat.participant
     assert seat.handle(Tick()) == [Hello("a", "5e55", PROTOCOL)]
-    assert seat.hear(Terms('{"rounds": 8}')) == []
-    assert seat.of(Prepare) == [Prepare('{"rounds": 8}')]
+    assert seat.hear(Terms('{"rounds": 8}', "a")) == []
+    assert seat.of(Prepare) == [Prepare('{"rounds": 8}', "a")]
     assert participant.state is State.PREPARING
     assert seat.prepared() == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (0, 0, 0, 0), -1)]
     assert participant.state is State.JOINING
@@ -197,7 +197,7 @@ def test_a_call_is_repeated_until_it_is_answered_and_the_user_is_told_once() -> 
     at, told = calls(seat, 20.0)
     assert len(at) >= 4
     assert told == ["the broker does not answer yet; waiting for it"]
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     assert seat.of(Notice) == [Notice("the broker is back")]
 
 
@@ -213,7 +213,7 @@ def test_calls_become_rare_each_worker_at_its_own_times_and_quick_again_when_the
     assert len({round(wait, 3) for wait in waits[5:]}) > 20
     assert calls(other, 1000.0)[0] != at
     seat.now += 1.0
-    assert kinds(seat.hear(Terms("{}"), Rejoin("who are you?"))) == [Hello]
+    assert kinds(seat.hear(Terms("{}", "a"), Rejoin("who are you?"))) == [Hello]
     assert calls(seat, 1.0)[0] != []
 
 
@@ -229,7 +229,7 @@ def test_a_call_that_nobody_answers_is_given_up_when_the_patience_ends() -> None
 
 def test_a_join_is_repeated_until_it_is_answered() -> None:
     seat = Seat()
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     assert kinds(seat.handle(Tick(), after_s=1.0)) == [Join, Heartbeat]
     assert kinds(seat.handle(Tick(), after_s=1.0)) == [Join, Heartbeat]
@@ -245,14 +245,14 @@ def test_heartbeats_say_where_training_is(seat: Seat) -> None:
 
 def test_a_heartbeat_while_preparing_keeps_the_session() -> None:
     seat = Seat()
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     assert seat.handle(Tick(), after_s=2.0) == [Heartbeat(seat.now, -1, 0, "preparing")]
 
 
 @pytest.mark.parametrize("state", list(State))
 def test_what_is_not_expected_is_passed_over(state: State) -> None:
     messages = [
-        Terms("{}"), Welcome(1), Start(0, 2, 0, ()), Commit(0, 0, 0, -1, 0, 0, False), Credit(0, 0, 0, 0, 0),
+        Terms("{}", "a"), Welcome(1), Start(0, 2, 0, ()), Commit(0, 0, 0, -1, 0, 0, False), Credit(0, 0, 0, 0, 0),
         Rejected(0, ""), Heartbeat(0.0, 0, 0, "running"), Rejoin(""), Goodbye(""), Refused(""), Stopped("", False),
         Hello("b", "b0", PROTOCOL),
     ]  # fmt: skip
@@ -328,7 +328,7 @@ def test_who_trains_does_not_wait(seat: Seat) -> None:
 def test_that_training_stands_still_a_new_session_hears_of(seat: Seat) -> None:
     seat.hear(Rejoin("who are you?"))
     assert seat.handle(Wait(1)) == [], "nobody listens"
-    seat.hear(Terms("{}"), Welcome(2))
+    seat.hear(Terms("{}", "a"), Welcome(2))
     assert Waiting(1) in seat.hear(Start(0, 2, 0, ()))
 
 
@@ -343,7 +343,7 @@ def test_what_is_said_again_of_an_empty_round_before_the_start_of_another_sessio
     empty = Commit(1, 1, 0, -1, 0, 0, False)
     seat.hear(empty)
     assert [arrived.round for arrived in seat.of(Arrived)] == [1]
-    seat.hear(Rejoin("say Hello again"), Terms("{}"), Welcome(2))
+    seat.hear(Rejoin("say Hello again"), Terms("{}", "a"), Welcome(2))
     assert seat.hear(empty) == [Credit(1, 1, 0, 0, 0)]
     assert seat.of(Arrived) == []
     seat.hear(Start(0, 2, 2, (0,)))
@@ -449,7 +449,7 @@ def test_a_chunk_that_does_not_fit_ends_the_session(seat: Seat) -> None:
 def test_training_waits_for_all_but_the_rounds_in_flight(in_flight: int) -> None:
     mode = {"mode": "parablock", "pipeline": {"max_in_flight": in_flight}} if in_flight else {"mode": "fedbcd"}
     seat = Seat(**mode)
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Start(0, 2, 0, ()))
     participant = seat.participant
@@ -467,7 +467,7 @@ def test_training_waits_for_all_but_the_rounds_in_flight(in_flight: int) -> None
 
 def test_a_late_worker_waits_for_the_blocks_that_it_lacks() -> None:
     seat = Seat()
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.land(4)
     assert len(seat.of(Arrived)) == 1, "before the start"
@@ -485,7 +485,7 @@ def test_a_late_worker_waits_for_the_blocks_that_it_lacks() -> None:
 
 def test_a_commit_that_overtakes_the_start_is_not_forgotten() -> None:
     seat = Seat()
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.land(0)
     seat.land(1)
@@ -505,7 +505,7 @@ def test_joining_again_says_what_is_held_and_needs_no_preparation(seat: Seat) ->
     assert seat.hear(Rejoin("who are you?")) == [Hello("a", "5e55", PROTOCOL)]
     assert seat.of(Notice) == [Notice("joining again: who are you?")]
     assert not seat.participant.may_train(0)
-    assert seat.hear(Terms("{}"), epoch=2) == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (1, 2, 0, 0), 0)]
+    assert seat.hear(Terms("{}", "a"), epoch=2) == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (1, 2, 0, 0), 0)]
     assert seat.hear(Start(4, 2, 2, ()), epoch=1) == [], "of the old epoch"
     seat.hear(Welcome(2), Start(4, 2, 3, (2,)), epoch=2)
     assert seat.of(Started) == [Started(4, 2, 3, pending=(2,))]
@@ -517,28 +517,28 @@ def test_told_to_join_again_and_again_it_calls_once_a_second(seat: Seat) -> None
     for _ in range(3):
         assert seat.hear(Rejoin("who are you?")) == [Hello("a", "5e55", PROTOCOL)]
         for _ in range(3):
-            assert kinds(seat.hear(Terms("{}"))) == [Join]
+            assert kinds(seat.hear(Terms("{}", "a"))) == [Join]
             assert seat.hear(Rejoin("who are you?")) == []
             assert seat.participant.deadline() == seat.now + 1.0
-        seat.hear(Terms("{}"), Welcome(2), Start(0, 2, 0, ()))
+        seat.hear(Terms("{}", "a"), Welcome(2), Start(0, 2, 0, ()))
         assert seat.hear(Rejoin("who are you?")) == []
         assert seat.handle(Tick(), after_s=0.9) == []
         assert seat.handle(Tick(), after_s=0.1) == [Hello("a", "5e55", PROTOCOL)]
-        seat.hear(Terms("{}"), Welcome(2), Start(0, 2, 0, ()))
+        seat.hear(Terms("{}", "a"), Welcome(2), Start(0, 2, 0, ()))
         seat.now += 1.0
 
 
 def test_a_rejoin_while_it_prepares_loses_nothing() -> None:
     seat = Seat()
-    seat.hear(Terms("{}"), Rejoin("who are you?"))
+    seat.hear(Terms("{}", "a"), Rejoin("who are you?"))
     assert seat.participant.state is State.CALLING
     assert seat.prepared() == [], "after the terms"
-    assert kinds(seat.hear(Terms("{}"))) == [Join]
+    assert kinds(seat.hear(Terms("{}", "a"))) == [Join]
 
 
 def test_another_run_is_not_joined(seat: Seat) -> None:
     seat.hear(Rejoin("who are you?"))
-    seat.hear(Terms("{}"), run="run-2")
+    seat.hear(Terms("{}", "a"), run="run-2")
     assert seat.of(Gone) == [Gone(End.LOST, f"the broker now serves another run (run-2 instead of {RUN})")]
 
 
@@ -550,7 +550,7 @@ def test_contributions_are_offered_again_after_a_new_start(seat: Seat) -> None:
     assert seat.contribute(2) == [], "when it was ready nobody was there"
     assert seat.handle(Withhold(3, "diverged")) == []
     assert kinds(seat.handle(Tick(), after_s=3.0)) == [Hello]
-    seat.hear(Terms("{}"), Welcome(2))
+    seat.hear(Terms("{}", "a"), Welcome(2))
     assert kinds(seat.handle(Tick(), after_s=3.0)) == [Heartbeat]
     said = seat.hear(Start(4, 2, 1, (0,)))
     assert said[:3] == [Offer(1, 1, NBYTES[1], 7, 1, 0.5), Offer(2, 2, NBYTES[2], 7, 1, 0.5), Abstain(3, "diverged")]
@@ -566,7 +566,7 @@ def test_contributions_are_offered_again_after_a_new_start(seat: Seat) -> None:
 def test_one_answer_after_a_new_start_sets_free_no_other_contribution() -> None:
     seat = Seat(window=8192)
     seat.handle(Tick())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Welcome(2), Start(0, 2, 0, ()))
     seat.contribute(0)
@@ -593,7 +593,7 @@ def test_rounds_that_will_not_be_trained_are_given_up(seat: Seat) -> None:
     seat.contribute(0)
     seat.hear(Rejected(0, "not finite"))
     seat.contribute(1)
-    seat.hear(Rejoin("who are you?"), Terms("{}"), Welcome(2))
+    seat.hear(Rejoin("who are you?"), Terms("{}", "a"), Welcome(2))
     said = seat.hear(Start(0, 2, 0, ()))
     assert Abstain(0, "the worker had gone on to later rounds") in said
     assert [message.round for message in said if isinstance(message, Offer)] == [1]
@@ -602,7 +602,7 @@ def test_rounds_that_will_not_be_trained_are_given_up(seat: Seat) -> None:
 def test_a_start_that_was_taken_holds_also_after_an_earlier_one(seat: Seat) -> None:
     seat.hear(Rejoin("who are you?"))
     seat.greet(Start(2, 2, 0, ()))
-    seat.hear(Rejoin("who are you?"), Terms("{}"), Welcome(2))
+    seat.hear(Rejoin("who are you?"), Terms("{}", "a"), Welcome(2))
     assert [m for m in seat.hear(Start(1, 2, 0, ())) if isinstance(m, Abstain)] == [
         Abstain(1, "the worker had gone on to later rounds")
     ]
@@ -611,7 +611,7 @@ def test_a_start_that_was_taken_holds_also_after_an_earlier_one(seat: Seat) -> N
 def test_the_times_are_those_of_the_present_broker(seat: Seat) -> None:
     """They may change when a run is resumed; a client that said too little to the new one was lost, time and again."""
     seat.hear(Rejoin("who are you?"), epoch=2)
-    seat.hear(Terms('{"network": {"heartbeat_s": 0.5, "timeout_s": 2.0, "resend_s": 0.75}}'), Welcome(2), epoch=2)
+    seat.hear(Terms('{"network": {"heartbeat_s": 0.5, "timeout_s": 2.0, "resend_s": 0.75}}', "a"), Welcome(2), epoch=2)
     seat.hear(Start(0, 2, 0, ()), epoch=2)
     assert seat.participant.deadline() == seat.now + 0.5
     seat.contribute(0)
@@ -622,7 +622,7 @@ def test_the_times_are_those_of_the_present_broker(seat: Seat) -> None:
 
 @pytest.mark.parametrize("terms", ["{", "[]", '{"rounds": 0}'])
 def test_a_broker_with_impossible_settings_is_left(seat: Seat, terms: str) -> None:
-    seat.hear(Rejoin("who are you?"), Terms(terms))
+    seat.hear(Rejoin("who are you?"), Terms(terms, "a"))
     (gone,) = seat.of(Gone)
     assert gone.end is End.REFUSED
     assert "the broker's settings cannot be: " in gone.reason
@@ -646,7 +646,7 @@ def test_a_download_is_resumed_in_a_new_session(seat: Seat) -> None:
 
 def test_a_block_that_is_held_does_not_arrive_again(seat: Seat) -> None:
     seat.land(0)
-    seat.hear(Rejoin("who are you?"), Terms("{}"), Welcome(2))
+    seat.hear(Rejoin("who are you?"), Terms("{}", "a"), Welcome(2))
     said = seat.hear(Commit(0, 0, 1, -1, 1200, 2, True))
     assert said == [Credit(0, 0, 1, 1200, 1200)], "the broker had an older join of us"
     assert not seat.of(Arrived)
@@ -667,7 +667,7 @@ def test_a_start_of_another_session_makes_it_join_again(seat: Seat) -> None:
 
 def test_a_late_start_of_an_earlier_session_is_passed_over(seat: Seat) -> None:
     seat.land(0)
-    seat.hear(Rejoin("who are you?"), Terms("{}"))
+    seat.hear(Rejoin("who are you?"), Terms("{}", "a"))
     assert seat.hear(Start(0, 2, 0, ())) == []
     assert seat.participant.state is State.JOINING, "it would leave out what round 0 has changed"
     seat.hear(Start(3, 2, 1, ()))
@@ -680,7 +680,7 @@ def test_a_broker_with_an_older_journal_is_not_waited_for(seat: Seat) -> None:
     for round in range(3):
         seat.land(round)
     seat.hear(Rejoin("who are you?"))
-    seat.hear(Terms("{}"), Welcome(2), Start(2, 2, 2, ()), epoch=2)
+    seat.hear(Terms("{}", "a"), Welcome(2), Start(2, 2, 2, ()), epoch=2)
     (gone,) = seat.of(Gone)
     assert gone.end is End.REFUSED
     assert "goes on with round 2, but round 2 was announced" in gone.reason
@@ -692,7 +692,9 @@ def test_a_late_start_is_passed_over_though_the_broker_was_started_anew_before(s
     """The new broker itself has said what that start leaves out."""
     seat.land(0)
     seat.hear(Rejoin("who are you?"))
-    seat.hear(Terms("{}"), Commit(1, 1, 1, -1, NBYTES[1], 2, False), Rejoin("who are you?"), Terms("{}"), epoch=2)
+    seat.hear(
+        Terms("{}", "a"), Commit(1, 1, 1, -1, NBYTES[1], 2, False), Rejoin("who are you?"), Terms("{}", "a"), epoch=2
+    )
     assert seat.hear(Start(1, 2, 1, ()), epoch=2) == []
     assert seat.participant.state is State.JOINING
     seat.hear(Start(2, 2, 2, (1,)), epoch=2)
@@ -702,7 +704,7 @@ def test_a_late_start_is_passed_over_though_the_broker_was_started_anew_before(s
 def test_what_an_earlier_session_has_begun_goes_with_the_start_that_does_not_want_it(seat: Seat) -> None:
     """It comes before the start, when nobody can say whether it will be completed."""
     seat.land(0)
-    seat.hear(Rejoin("who are you?"), Terms("{}"))
+    seat.hear(Rejoin("who are you?"), Terms("{}", "a"))
     seat.hear(Commit(1, 1, 1, -1, NBYTES[1], 2, False))
     seat.chunk(1, 0, 1024, block=1)
     seat.hear(Start(6, 2, 6, (5,)))
@@ -712,7 +714,7 @@ def test_what_an_earlier_session_has_begun_goes_with_the_start_that_does_not_wan
 def test_a_late_start_that_is_repeated_has_it_greet_again(seat: Seat) -> None:
     """It came upon old Terms, so that to the broker the earlier session goes on; nothing else would end that."""
     seat.land(0)
-    seat.hear(Rejoin("who are you?"), Terms("{}"))
+    seat.hear(Rejoin("who are you?"), Terms("{}", "a"))
     assert seat.hear(Start(0, 2, 0, ())) == []
     seat.handle(Tick(), after_s=15.0)  # resend_s, by those Terms
     seat.hear(Start(0, 2, 0, ()))
@@ -724,7 +726,7 @@ def test_a_commit_from_an_older_journal_does_not_hide_that_it_is_older(seat: Sea
     for round in range(3):
         seat.land(round)
     seat.hear(Rejoin("who are you?"))
-    seat.hear(Terms("{}"), Commit(1, 1, 1, -1, NBYTES[1], 2, False), Start(1, 2, 1, ()), epoch=2)
+    seat.hear(Terms("{}", "a"), Commit(1, 1, 1, -1, NBYTES[1], 2, False), Start(1, 2, 1, ()), epoch=2)
     assert [gone.end for gone in seat.of(Gone)] == [End.REFUSED]
 
 
@@ -781,7 +783,7 @@ def test_nobody_to_leave() -> None:
     ],
 )
 def test_the_broker_may_end_it_in_any_state(message: Message, gone: Gone) -> None:
-    for said in ([], [Terms("{}")], [Terms("{}"), Rejoin("who?")]):
+    for said in ([], [Terms("{}", "a")], [Terms("{}", "a"), Rejoin("who?")]):
         seat = Seat()
         seat.hear(*said)
         seat.hear(message, run="", epoch=0)
@@ -859,7 +861,7 @@ def announced() -> Seat:
     """In training from round 0 on, told of rounds 0 and 1."""
     seat = Seat(**ANNOUNCED)
     seat.handle(Tick())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Welcome(2), Start(0, 2, 0, (), (3, 2), (True, False)))
     return seat
@@ -899,7 +901,7 @@ def test_before_its_commit_only_the_announced_block_of_a_round_is_taken() -> Non
 def test_an_announcement_that_cannot_be_ends_the_session(blocks: tuple[int, ...], trains: tuple[bool, ...]) -> None:
     seat = Seat(**ANNOUNCED)
     seat.handle(Tick())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Welcome(2), Start(0, 2, 0, (), blocks, trains))
     (gone,) = seat.of(Gone)

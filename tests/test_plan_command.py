@@ -18,6 +18,7 @@ from workers.plan_command import main
 if TYPE_CHECKING:
     from pathlib import Path
 
+PLAIN = ("--allow-plain-tcp", "--broker")
 SMALL = ("--threads", "1", "--set", "solver.steps=2", "--set", "solver.batch_size=1")
 
 
@@ -45,7 +46,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) 
 
 def test_this_machine_and_the_link_to_a_real_broker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Processes(tmp_path) as processes:
-        result, shown = planned(capsys, "--broker", processes.endpoint())
+        result, shown = planned(capsys, "--broker", processes.endpoint(), *processes.contact(0))
         assert processes.broker.poll() is None
         assert "stranger" not in processes.broker_log.read_text()
     assert result["link"]["measured"]
@@ -143,20 +144,21 @@ def test_a_mode_whose_rounds_it_does_not_tell_is_refused(
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(plan_command, "_PATIENCE_S", 0.2)
     # Port 9 is discard: nobody listens there.
-    assert "no broker answers at tcp://127.0.0.1:9" in refusal(capsys, "--broker", "tcp://127.0.0.1:9", code=75)
+    assert "no broker answers at tcp://127.0.0.1:9" in refusal(capsys, *PLAIN, "tcp://127.0.0.1:9", code=75)
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "name the link: --broker"),
-        (["--broker", "tcp://127.0.0.1:1", "--rate", "1mbit"], "name the link: --broker"),
+        ([], "name the link: --invite"),
+        (["--broker", "tcp://127.0.0.1:1", "--rate", "1mbit"], "name the link: --invite"),
         (["--rate", "0mbit"], "a rate must be above zero, got '0mbit'"),
         (["--rate", "fast"], "'fast' is not a rate"),
         (["--rate", "1mbit", "--delay", "soon"], "'soon' is not a time"),
         (["--broker", "tcp://127.0.0.1:1", "--delay", "5ms"], "--delay goes with --rate"),
-        (["--broker", "127.0.0.1:5557"], "an endpoint is tcp://HOST:PORT"),
-        (["--broker", "tcp://192.0.2.1:5557"], "beyond this machine"),
+        ([*PLAIN, "127.0.0.1:5557"], "an endpoint is tcp://HOST:PORT"),
+        ([*PLAIN, "tcp://192.0.2.1:5557"], "beyond this machine"),
+        (["--broker", "tcp://127.0.0.1:5557"], "--invite is missing"),
         (["--rate", "1mbit", "--clients", "0"], "--clients is a whole number above zero, got 0"),
         (["--rate", "1mbit", "--threads=-1"], "--threads is a whole number"),
         (["--rate", "1mbit", "--set", "solver.stepz=1"], "solver.step"),

@@ -40,7 +40,7 @@ def probed(
     async def scenario() -> Link:
         router = RouterSocket("tcp://127.0.0.1:*")
 
-        def on_frames(peer: bytes, frames: list[memoryview]) -> None:
+        def on_frames(peer: bytes, frames: list[memoryview], _client: str | None) -> None:
             for send in answer(peer, wire.decode(frames)):
                 router.send(send.peer, wire.encode(send.envelope))
 
@@ -128,7 +128,7 @@ def test_one_that_speaks_another_protocol_is_told(monkeypatch: pytest.MonkeyPatc
 
 async def heard_by_an_echo() -> None:
     router = RouterSocket("tcp://127.0.0.1:*")
-    router.listen(lambda peer, frames: router.send(peer, frames) and None)
+    router.listen(lambda peer, frames, _client: router.send(peer, frames) and None)
     try:
         await Prober(router.endpoint, 1 << 16, 1 << 20, 5.0).measure(lambda _what: None)
     finally:

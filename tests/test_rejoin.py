@@ -24,6 +24,7 @@ from parablock.run_folder import RunFolder
 from tests.test_trainable import adapters
 from workers import setup
 from workers.__main__ import Worker
+from workers.contact import Contact
 from workers.setup import Local, Setup
 from workers.trainer import Solved, Stopped, Trainer
 
@@ -54,7 +55,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @contextlib.asynccontextmanager
 async def working(local: Local, endpoint: str) -> AsyncIterator[tuple[Worker, asyncio.Task[int]]]:
     """A worker without its process: nothing of it takes signals."""
-    worker = Worker(local, endpoint, 30.0)
+    worker = Worker(local, Contact(endpoint), 30.0)
     task = asyncio.get_running_loop().create_task(worker._take_part())
     try:
         yield worker, task

@@ -405,7 +405,7 @@ def held(round: int) -> Held:
 def resumed(kept: Kept) -> Seat:
     seat = Seat()
     seat.handle(Due())
-    seat.hear(Terms("{}"), epoch=3)
+    seat.hear(Terms("{}", "a"), epoch=3)
     seat.handle(Prepared(seat.config, MANIFEST, BASE, TOKENIZER, 10, kept))
     return seat
 
@@ -416,7 +416,7 @@ KEPT = Kept(RUN, (5, 2, 3, 4), 7, (held(6), held(5)))
 def test_a_worker_goes_on_from_what_it_has_kept() -> None:
     seat = Seat()
     seat.handle(Due())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     said = seat.handle(Prepared(seat.config, MANIFEST, BASE, TOKENIZER, 10, KEPT))
     assert said == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (5, 2, 3, 4), 7)]
     said = seat.hear(Welcome(2)) + seat.hear(Start(5, 2, 5, ()))
@@ -436,7 +436,7 @@ def test_a_worker_goes_on_from_what_it_has_kept() -> None:
 def test_what_was_kept_of_closed_rounds_is_let_go() -> None:
     seat = Seat()
     seat.handle(Due())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.handle(Prepared(seat.config, MANIFEST, BASE, TOKENIZER, 10, KEPT))
     seat.hear(Welcome(2))
     said = seat.hear(Start(6, 2, 6, (5,)))
@@ -447,7 +447,7 @@ def test_what_was_kept_of_closed_rounds_is_let_go() -> None:
 def test_a_round_that_was_passed_and_of_which_nothing_was_kept_is_abstained_from() -> None:
     seat = Seat()
     seat.handle(Due())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     kept = Kept(RUN, (5, 2, 3, 4), 7, (held(6),))
     seat.handle(Prepared(seat.config, MANIFEST, BASE, TOKENIZER, 10, kept))
     seat.hear(Welcome(2))
@@ -465,7 +465,7 @@ def test_what_was_kept_of_rounds_that_the_journal_lacks_ends_the_session() -> No
 def test_what_was_kept_of_another_run_is_passed_over() -> None:
     seat = Seat()
     seat.handle(Due())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     kept = Kept("run-0", (5, 2, 3, 4), 7, (held(6),))
     said = seat.handle(Prepared(seat.config, MANIFEST, BASE, TOKENIZER, 10, kept))
     assert said == [Join(MANIFEST.digest, BASE, TOKENIZER, 10, (0, 0, 0, 0), -1)]
@@ -486,7 +486,7 @@ def test_what_the_broker_said_before_its_restart_is_passed_over() -> None:
     seat = resumed(KEPT)
     seat.hear(Welcome(2), Start(5, 2, 5, ()), epoch=3)
     assert seat.participant.state is State.TRAINING
-    for stale in (Rejoin("who are you?"), Terms("{}"), Rejected(6, "closed"), Commit(5, 1, 0, -1, 0, 0, False)):
+    for stale in (Rejoin("who are you?"), Terms("{}", "a"), Rejected(6, "closed"), Commit(5, 1, 0, -1, 0, 0, False)):
         assert seat.hear(stale, epoch=2) == []
     assert seat.participant.state is State.TRAINING
     assert seat.participant.told == 5
@@ -504,14 +504,14 @@ def test_what_is_in_hand_is_not_waited_for_though_the_start_says_that_it_comes()
 def test_a_contribution_outlives_the_brokers_restart() -> None:
     seat = Seat()
     seat.handle(Due())
-    seat.hear(Terms("{}"))
+    seat.hear(Terms("{}", "a"))
     seat.prepared()
     seat.hear(Welcome(2), Start(0, 2, 0, ()))
     seat.contribute(0)
     seat.confirm(0)
     seat.hear(Rejoin("who are you?"), epoch=2)
     seat.handle(Ready(1, Encoded(memoryview(b""))))
-    said = seat.hear(Terms("{}"), epoch=2)
+    said = seat.hear(Terms("{}", "a"), epoch=2)
     assert [m.position for m in said if isinstance(m, Join)] == [1]
     said = seat.hear(Welcome(2), Start(0, 2, 0, ()), epoch=2)
     assert [m.round for m in said if isinstance(m, Offer)] == [0], "that the broker had it all is of no use now"

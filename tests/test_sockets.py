@@ -32,7 +32,7 @@ def test_a_burst_of_chunks_arrives_in_order_both_ways() -> None:
         up: list[tuple[bytes, list[bytes]]] = []
         down: list[list[bytes]] = []
         router = RouterSocket(HERE)
-        router.listen(lambda peer, frames: up.append((peer, [bytes(frame) for frame in frames])))
+        router.listen(lambda peer, frames, _client: up.append((peer, [bytes(frame) for frame in frames])))
         dealer = DealerSocket(router.endpoint, b"worker", lambda frames: down.append([bytes(f) for f in frames]))
         payloads = [bytes([number]) * (1 << 20) for number in range(100)]  # more than one wake-up takes
         for number, payload in enumerate(payloads):
@@ -55,7 +55,7 @@ def test_answers_that_nobody_reads_share_their_payload() -> None:
     async def scenario() -> int:
         router = RouterSocket(HERE)
         greeted: list[bytes] = []
-        router.listen(lambda peer, _frames: greeted.append(peer))
+        router.listen(lambda peer, _frames, _client: greeted.append(peer))
         with zmq.Context() as context, context.socket(zmq.DEALER) as lazy:
             lazy.set(zmq.LINGER, 0)
             lazy.set(zmq.RCVHWM, 1)
@@ -82,7 +82,7 @@ def test_the_threads_that_move_bytes_do_not_push_out_those_that_compute() -> Non
     async def scenario() -> list[int]:
         before = policies().keys()  # of other contexts in this process
         router = RouterSocket(HERE)
-        router.listen(lambda _peer, _frames: None)
+        router.listen(lambda _peer, _frames, _client: None)
         dealer = DealerSocket(router.endpoint, b"worker", lambda _frames: None)
         # Two sockets, each with a thread that moves bytes and one that closes; they name themselves when they run.
         await until(lambda: len(policies().keys() - before) == 4)
@@ -106,7 +106,7 @@ def test_what_came_before_the_broker_listened_is_not_lost() -> None:
         dealer = DealerSocket(router.endpoint, b"early", lambda _frames: None)
         dealer.send([b"hello"])
         await asyncio.sleep(0)
-        router.listen(lambda _peer, frames: got.append([bytes(frame) for frame in frames]))
+        router.listen(lambda _peer, frames, _client: got.append([bytes(frame) for frame in frames]))
         await until(lambda: got == [[b"hello"]])
         dealer.close(0)
         router.close()
@@ -118,7 +118,7 @@ def test_workers_of_one_process_may_share_a_context() -> None:
     async def scenario() -> None:
         got: list[tuple[bytes, bytes]] = []
         router = RouterSocket(HERE)
-        router.listen(lambda peer, frames: got.append((peer, bytes(frames[0]))))
+        router.listen(lambda peer, frames, _client: got.append((peer, bytes(frames[0]))))
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         names = [b"one", b"two"]
         dealers = [DealerSocket(router.endpoint, name, lambda _frames: None, context) for name in names]
@@ -138,7 +138,7 @@ def test_workers_of_one_process_may_share_a_context() -> None:
 def test_a_peer_that_is_not_there_is_told_apart() -> None:
     async def scenario() -> None:
         router = RouterSocket(HERE)
-        router.listen(lambda _peer, _frames: None)
+        router.listen(lambda _peer, _frames, _client: None)
         assert not router.send(b"nobody", [b"x"])
         router.close()
 
@@ -149,7 +149,7 @@ def test_of_an_endless_message_only_the_first_frames_are_kept() -> None:
     async def scenario() -> None:
         got: list[int] = []
         router = RouterSocket(HERE)
-        router.listen(lambda _peer, frames: got.append(len(frames)))
+        router.listen(lambda _peer, frames, _client: got.append(len(frames)))
         context = zmq.Context()
         raw = context.socket(zmq.DEALER)
         raw.connect(router.endpoint)

@@ -252,7 +252,7 @@ def test_two_workers_do_not_share_a_folder(path: Path) -> None:
 
 
 def test_anothers_folder_is_refused(kept: Path) -> None:
-    with pytest.raises(StateError, match=r"the worker 'us', not of 'them'.*--name us"):
+    with pytest.raises(StateError, match=r"the worker 'us', not of 'them'.*take part under that name"):
         again(kept, Identity("them", "run-1", "d1"))
     assert sorted(left(kept).contributions) == [2, 3], "it is as it was"
 

@@ -20,6 +20,7 @@ from parablock import messages, wire
 from parablock.messages import (
     COLUMNS,
     PAYLOADS,
+    PROTOCOL,
     Chunk,
     Commit,
     Evaluated,
@@ -216,7 +217,7 @@ def test_the_largest_messages_fit_into_a_header() -> None:
     ahead = messages.MAX_IN_FLIGHT + 1
     last = messages.MAX_BLOCKS - 1
     start = Start(most, most, most, (most,) * messages.MAX_BLOCKS, (last,) * ahead, (True,) * ahead)
-    terms = Terms("x" * 32_768)
+    terms = Terms("x" * 32_768, "a")
     leave = Leave("\U0001f984" * 1000)
     counts = (2**53,) * messages.MAX_TASKS
     labels = ("\U0001f984" * messages.MAX_LABEL,) * messages.MAX_TASKS
@@ -270,9 +271,9 @@ def test_what_we_send_ourselves_is_asserted() -> None:
     with pytest.raises(AssertionError, match="Chunk has a payload"):
         encode(Envelope("run", 1, Chunk(0, 0, 0, 0, 0)))
     with pytest.raises(AssertionError, match=r"our own Terms\.config is text of at most 32768"):
-        encode(Envelope("run", 1, Terms("x" * wire.MAX_HEADER_BYTES)))
+        encode(Envelope("run", 1, Terms("x" * wire.MAX_HEADER_BYTES, "a")))
     with pytest.raises(AssertionError, match="our own header has"):
-        encode(Envelope("run", 1, Terms("€" * 32_768)))
+        encode(Envelope("run", 1, Terms("€" * 32_768, "a")))
     with pytest.raises(AssertionError, match=r"Evaluated\.loss_sums is a finite number"):
         encode(Envelope("run", 1, Evaluated(0, ("",), (1,), (float("nan"),), (1,), (0,), (0,))))
 
@@ -338,7 +339,7 @@ def test_a_header_is_a_map() -> None:
     for other in (1, "text", None, [1], ["v", 1], 1.5, True):
         refused([msgpack.packb(other)], "the header is not a map in valid msgpack")
     refused([b""], "the header is not a map in valid msgpack")
-    refused([msgpack.packb({})], "expected protocol version 4, got None")
+    refused([msgpack.packb({})], f"expected protocol version {PROTOCOL}, got None")
 
 
 @every_kind
@@ -355,7 +356,7 @@ def test_a_header_with_something_behind_it_is_refused(kind: type[Any]) -> None:
 
 
 def test_a_long_header_with_something_behind_it_is_refused() -> None:
-    (header,) = encode(Envelope("run", 1, Terms("x" * 1000)))
+    (header,) = encode(Envelope("run", 1, Terms("x" * 1000, "a")))
     refused([bytes(header) + b"\xc0"], f"the header ends after {len(header)} of {len(header) + 1} bytes")
 
 
@@ -540,9 +541,9 @@ def test_forms_of_msgpack_that_no_field_has_are_refused(where: str, value: bytes
 # Malformed frames: the frame's own fields, and each field of each message
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 5, True, 4.0, "4", None, [4]])
+@pytest.mark.parametrize("version", [0, 1, 4, 6, True, 5.0, "5", None, [5]])
 def test_another_version_is_refused(version: Any) -> None:
-    refused(with_field(Leave, "v", version), "expected protocol version 4, got ")
+    refused(with_field(Leave, "v", version), "expected protocol version 5, got ")
 
 
 @pytest.mark.parametrize("kind", ["", "leave", "Envelope", "Whole", "object", 1, None, True, ["Leave"]])

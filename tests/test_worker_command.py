@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from workers.__main__ import Keeping
+    from workers.contact import Contact
     from workers.setup import Local
 
-BROKER = ("--broker", "tcp://127.0.0.1:9")
+BROKER = ("--allow-plain-tcp", "--broker", "tcp://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Local, Keeping | None]]
     """With what workers would take part."""
     found: list[tuple[Local, Keeping | None]] = []
 
-    async def take_part(local: Local, _endpoint: str, _patience_s: float, keeping: Keeping | None) -> int:
+    async def take_part(local: Local, _there: Contact, _patience_s: float, keeping: Keeping | None) -> int:
         found.append((local, keeping))
         if keeping is not None and keeping.folder is not None:
             keeping.folder.close()

@@ -1,4 +1,4 @@
-"""`python -m workers --broker tcp://HOST:PORT --data FILE`: take part in a run with this machine's rows."""
+"""`python -m workers --invite FILE --data FILE`: take part in a run with this machine's rows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 from parablock.accountant import NoAccountantError
 from parablock.allocator import keep_freed_memory
 from parablock.config import ConfigError
+from parablock.keys import KeyFileError
 from parablock.messages import MAX_NAME, NAME
-from parablock.network import EndpointError, check_endpoint
+from parablock.network import EndpointError
 from parablock.participant_events import End, Finish, Gone, Prepared
+from workers.contact import add_arguments, contact
 from workers.executor import TorchExecutor
 from workers.link import Interrupted, Link, SessionEnded
 from workers.state_folder import DiskError, Identity, StateError, StateFolder
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
+    from workers.contact import Contact
     from workers.keeper import Keeper
     from workers.releases import Releases
     from workers.setup import Local, Setup
@@ -44,7 +47,7 @@ _EXITS = {End.DONE: EXIT_DONE, End.REFUSED: EXIT_REFUSED, End.LOST: EXIT_LATER}
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="parablock worker", description=__doc__)
-    parser.add_argument("--broker", required=True, metavar="ENDPOINT", help="where the broker listens: tcp://HOST:PORT")
+    add_arguments(parser)
     parser.add_argument("--data", default="builtin", help="this worker's training rows; they never leave it")
     parser.add_argument("--eval", default="", help="held-out rows")
     parser.add_argument(
@@ -53,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
         help="tell the broker the labels in the held-out rows' field that eval.task names, for scores by task",
     )
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="part I of N (from 0) of the rows")
-    parser.add_argument("--name", help="this worker's name in the run (default: host and process)")
+    name = "without keys, this worker's name in the run (default: host and process); else the broker's list says it"
+    parser.add_argument("--name", help=name)
     parser.add_argument("--model", default="", help="where the run's model lies on this machine, if elsewhere")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     parser.add_argument(
@@ -76,7 +80,6 @@ def parser() -> argparse.ArgumentParser:
         help="take part only where this worker adds its own noise (privacy.where = local) and the run costs it no more",
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    parser.add_argument("--allow-plain-tcp", action="store_true", help="connect unencrypted beyond this machine")
     parser.add_argument("--verbose", action="store_true", help="log every oddity")
     return parser
 
@@ -91,17 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _give_up)
     folder = None
     try:
-        check_endpoint(arguments.broker, allow_plain_tcp=arguments.allow_plain_tcp)
+        there = contact(arguments)
         if arguments.state not in (None, "none"):
             folder = StateFolder(Path(arguments.state))  # locked before anybody hears of this process
         earlier = None if folder is None else folder.identity
-        name = arguments.name or (earlier.name if earlier is not None else _default_name())
+        own = there.credentials.secret.name if there.credentials is not None else _default_name()
+        name = arguments.name or (earlier.name if earlier is not None else own)
         if not re.fullmatch(NAME, name) or len(name) > MAX_NAME:
             raise EndpointError(
                 f"--name has 1 to {MAX_NAME} letters, digits, dots, dashes or underscores, and begins with a letter or "
                 f"a digit; got {name!r}"
             )
-    except (EndpointError, StateError) as error:
+    except (EndpointError, KeyFileError, StateError) as error:
         return _complain(error)
     except DiskError as error:
         return _come_back(error)
@@ -120,10 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell_tasks=arguments.tell_tasks,
         max_epsilon=arguments.max_epsilon,
     )
-    again = "" if arguments.name or folder is not None else f" --name {name}"
+    named = arguments.name or folder is not None or there.credentials is not None
+    again = "" if named else f" --name {name}"
     keeping = None if arguments.state == "none" else Keeping(folder, again)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_take_part(local, arguments.broker, arguments.patience, keeping))
+        return runner.run(_take_part(local, there, arguments.patience, keeping))
 
 
 def _give_up(number: int, _frame: FrameType | None) -> None:
@@ -159,8 +164,8 @@ class Keeping:
         return StateFolder(place / _as_name(run, "run") / name, within=place)
 
 
-async def _take_part(local: Local, endpoint: str, patience_s: float, keeping: Keeping | None) -> int:
-    return await Worker(local, endpoint, patience_s, keeping).run()
+async def _take_part(local: Local, there: Contact, patience_s: float, keeping: Keeping | None) -> int:
+    return await Worker(local, there, patience_s, keeping).run()
 
 
 class Worker:
@@ -169,13 +174,21 @@ class Worker:
     keeping: None: nothing is kept.
     """
 
-    def __init__(self, local: Local, endpoint: str, patience_s: float, keeping: Keeping | None = None) -> None:
+    def __init__(self, local: Local, there: Contact, patience_s: float, keeping: Keeping | None = None) -> None:
         self._local = local
         self._keeping = keeping
         self._folder: StateFolder | None = None
         self._keeper: Keeper | None = None
         self._releases: Releases | None = None  # where this worker adds its own noise
-        self._link = Link(endpoint, local.name, secrets.token_hex(16), patience_s, on_gone=self._stop_training)
+        self._link = Link(
+            there.endpoint,
+            local.name,
+            secrets.token_hex(16),
+            patience_s,
+            on_gone=self._stop_training,
+            credentials=there.credentials,
+            run=there.run,
+        )
         self._torch = TorchExecutor(local.threads)
         self._loop = asyncio.get_running_loop()
         self._trainer: Trainer | None = None
@@ -216,7 +229,7 @@ class Worker:
         try:
             await self._link.until(lambda: self._link.terms is not None)
             assert self._link.terms is not None
-            setup = await self._torch(prepare, self._link.terms, self._local)
+            setup = await self._torch(prepare, self._link.terms, replace(self._local, name=self._link.name))
             self._trainer, left = await self._join(setup)
             keeper, releases = self._keeper, self._releases
             await RoundLoop(setup, self._link, self._torch, self._trainer, lag, keeper, left, releases).run()

@@ -23,6 +23,7 @@ from parablock.participant_events import (
     Arrived,
     Contribute,
     Deferred,
+    Denied,
     Dismissed,
     Dropped,
     End,
@@ -42,6 +43,7 @@ from parablock.participant_events import (
     Took,
     Uploaded,
 )
+from workers.handshakes import Handshake, denied, failed
 from workers.inbox import Delivery, Inbox
 from workers.outbox import Outbox
 from workers.socket import DealerSocket
@@ -55,8 +57,12 @@ if TYPE_CHECKING:
     from parablock.transfer import Encoded
     from workers.inbox import Staging, Vector
     from workers.outbox import Encoding, Leaving
+    from workers.socket import Credentials
 
 log = logging.getLogger("worker")
+
+_TELLING_FAILURES = 3
+"""So many handshakes in a row that fail are no accident of the link, and the user hears of them."""
 
 
 class Interrupted(Exception):
@@ -72,7 +78,10 @@ class SessionEnded(Exception):
 
 
 class Link:
-    """One session with one broker. on_gone: called once, when the session has ended. context: see `DealerSocket`."""
+    """One session with one broker. on_gone: called once, when the session has ended.
+
+    context, credentials: see `DealerSocket`. run: see `Participant`.
+    """
 
     def __init__(
         self,
@@ -82,11 +91,17 @@ class Link:
         patience_s: float,
         on_gone: Callable[[], None],
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        credentials: Credentials | None = None,
+        run: str = "",
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_gone = on_gone
-        self.participant = Participant(name, session, patience_s, time.monotonic())
+        self._endpoint = endpoint
+        self._credentials = credentials
+        self._failed_handshakes = 0  # since the last one that was done
+        self.participant = Participant(name, session, patience_s, time.monotonic(), run)
         self.terms: str | None = None
+        self.name = name  # from the terms on, what the broker calls us
         self.started: Started | None = None  # the newest start; taken by the round loop
         self.arrivals: deque[Delivery] = deque()  # appended here, taken by the round loop or the torch thread
         self.uploads: dict[int, tuple[float, float]] = {}  # round → began, ended
@@ -100,7 +115,8 @@ class Link:
         self._inbox: Inbox | None = None  # these two from `prepared` on
         self._outbox: Outbox | None = None
         # Routing ids that begin with a zero byte are ZeroMQ's own.
-        self._socket = DealerSocket(endpoint, b"w" + bytes.fromhex(session), self._on_frames, context)
+        identity = b"w" + bytes.fromhex(session)
+        self._socket = DealerSocket(endpoint, identity, self._on_frames, context, credentials, self._on_handshake)
         log.info("calling the broker at %s as %s", endpoint, name)
         self.handle(Tick())
 
@@ -131,8 +147,8 @@ class Link:
             match effect:
                 case Send(envelope):
                     self._socket.send(envelope.frames)
-                case Prepare(config):
-                    self.terms = config
+                case Prepare(config, name):
+                    self.terms, self.name = config, name
                 case Started():
                     self.started = effect
                     self.clients = effect.clients
@@ -226,6 +242,17 @@ class Link:
             log.error("the broker sent something that is no message: %s", error)
             return
         self.handle(Received(envelope))
+
+    def _on_handshake(self, handshake: Handshake) -> None:
+        assert self._credentials is not None
+        if handshake is Handshake.DENIED:
+            self.handle(Denied(denied(self._endpoint, self._credentials)))
+        elif handshake is Handshake.DONE:
+            self._failed_handshakes = 0
+        else:
+            self._failed_handshakes += 1
+            if self._failed_handshakes == _TELLING_FAILURES:
+                log.warning("%s; trying on", failed(self._endpoint, self._credentials))
 
     def _set_timer(self, now: float) -> None:
         due = self.participant.deadline()

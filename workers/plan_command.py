@@ -24,11 +24,13 @@ from rich.table import Table
 from parablock import advice, plan
 from parablock import config as settings
 from parablock.config import ConfigError
-from parablock.network import EndpointError, check_endpoint
+from parablock.keys import KeyFileError
+from parablock.network import EndpointError
 from parablock.plan import Link
 from parablock.schedule import Schedule
 from parablock.units import UnitError, format_rate, parse_duration, parse_rate
 from workers.__main__ import EXIT_DONE, EXIT_INPUT, EXIT_LATER, EXIT_REFUSED, loop_factory
+from workers.contact import add_arguments, contact
 from workers.prober import Prober, Refusal, Unanswered
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
     from parablock.plan import Cost, Exchange
+    from workers.contact import Contact
     from workers.setup import Setup
 
 _PATIENCE_S = 8.0
@@ -59,13 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 f"plan does not tell how long rounds of mode = {config.mode} take: {_UNPLANNED[config.mode]}"
             )
+        there = contact(arguments) if arguments.rate is None else None
         link = _link(arguments, config)
         with _Live() as live:
             if link is None:
+                assert there is not None
                 with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                    link = runner.run(_probed(arguments.broker, config, live.tell))
+                    link = runner.run(_probed(there, config, live.tell))
             result = _measured(arguments, config, link, live)
-    except (ConfigError, EndpointError, UnitError) as error:
+    except (ConfigError, EndpointError, KeyFileError, UnitError) as error:
         return _complain(error, EXIT_INPUT)
     except _WrongInput as error:
         return _complain(error, EXIT_INPUT)
@@ -96,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("config", metavar="CONFIG.toml", nargs="?", type=Path, help="the run's settings (default: the built-in ones)")
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting, as solver.steps=4")
-    add("--broker", metavar="ENDPOINT", help="measure the link to the broker at tcp://HOST:PORT")
-    add("--rate", help="or take a link of this rate each way, as 100mbit or 5MB/s")
+    add_arguments(parser)
+    add("--rate", help="instead of a broker that is measured: a link of this rate each way, as 100mbit or 5MB/s")
     add("--delay", help="with --rate: the link's delay each way, as 20ms (default: none)")
     add("--data", metavar="FILE", help="training rows (default: data.train of the settings)")
     add("--model", default="", help="where the model lies on this machine, if elsewhere")
@@ -105,23 +110,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=0, help="torch threads on the CPU (default: one for each core)")
     add("--clients", type=int, help="how many will take part (default: round.clients of the settings)")
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    add("--allow-plain-tcp", action="store_true", help="connect unencrypted beyond this machine")
     add("--json", action="store_true", help="also print one JSON object, the last line")
     return parser
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raises UnitError or EndpointError."""
-    if (arguments.broker is None) == (arguments.rate is None):
-        raise UnitError("name the link: --broker tcp://HOST:PORT to measure it, or --rate 100mbit to assume one")
+    """Raises UnitError."""
+    measures = arguments.invite is not None or arguments.broker is not None
+    if measures == (arguments.rate is not None):
+        raise UnitError("name the link: --invite FILE to measure that to a broker, or --rate 100mbit to assume one")
     if arguments.delay is not None and arguments.rate is None:
-        raise UnitError("--delay goes with --rate; the delay to a --broker is measured")
+        raise UnitError("--delay goes with --rate; the delay to a broker is measured")
     for option in ("threads", "clients"):
         value = getattr(arguments, option)
         if value is not None and not (0 if option == "threads" else 1) <= value <= 100_000:
             raise UnitError(f"--{option} is a whole number above zero, got {value}")
-    if arguments.broker is not None:
-        check_endpoint(arguments.broker, allow_plain_tcp=arguments.allow_plain_tcp)
 
 
 def _link(arguments: argparse.Namespace, config: Config) -> Link | None:
@@ -132,9 +135,10 @@ def _link(arguments: argparse.Namespace, config: Config) -> Link | None:
     return Link.given(parse_rate(arguments.rate), delay_s, config.network.window_bytes)
 
 
-async def _probed(endpoint: str, config: Config, told: Callable[[str], None]) -> Link:
-    prober = Prober(endpoint, config.network.chunk_bytes, config.network.window_bytes, _PATIENCE_S)
-    return await prober.measure(lambda what: told(f"the link to {endpoint}: {what}"))
+async def _probed(there: Contact, config: Config, told: Callable[[str], None]) -> Link:
+    network = config.network
+    prober = Prober(there.endpoint, network.chunk_bytes, network.window_bytes, _PATIENCE_S, there.credentials)
+    return await prober.measure(lambda what: told(f"the link to {there.endpoint}: {what}"))
 
 
 def _measured(arguments: argparse.Namespace, config: Config, link: Link, live: _Live) -> dict[str, Any]:
@@ -188,7 +192,7 @@ def _measured(arguments: argparse.Namespace, config: Config, link: Link, live: _
         "threads": torch.get_num_threads(),
         "clients": clients,
         "sampled": config.sampled(clients),
-        "link": {**dataclasses.asdict(link), "measured": arguments.broker is not None},
+        "link": {**dataclasses.asdict(link), "measured": arguments.rate is None},
         **result,
     }
 

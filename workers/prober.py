@@ -28,10 +28,13 @@ from parablock.messages import MAX_PROBE_BYTES, Probe, Probed, Refused
 from parablock.network import EndpointError
 from parablock.plan import Link
 from parablock.wire import Envelope
+from workers.handshakes import Handshake, denied, failed
 from workers.socket import DealerSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from workers.socket import Credentials
 
 Way = Literal["up", "down", "both"]
 
@@ -59,11 +62,23 @@ class Refusal(ValueError):
 
 
 class Prober:
-    """One link. most_piece: `network.chunk_bytes`; window_bytes: of a transfer; patience_s: longest silence."""
+    """One link. most_piece: `network.chunk_bytes`; window_bytes: of a transfer; patience_s: longest silence.
 
-    def __init__(self, endpoint: str, most_piece: int, window_bytes: int, patience_s: float) -> None:
+    credentials: see `DealerSocket`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        most_piece: int,
+        window_bytes: int,
+        patience_s: float,
+        credentials: Credentials | None = None,
+    ) -> None:
         """Raises EndpointError where ZeroMQ cannot make anything of `endpoint`."""
         self._endpoint = endpoint
+        self._credentials = credentials
+        self._handshake = Handshake.DONE
         self._most_piece = min(most_piece, MAX_PROBE_BYTES)
         self._window_bytes = window_bytes
         self._patience_s = patience_s
@@ -75,7 +90,10 @@ class Prober:
         self._ever = False
         self._buffer = memoryview(bytes(self._most_piece))
         try:
-            self._socket = DealerSocket(endpoint, b"probe-" + secrets.token_hex(8).encode(), self._on_frames)
+            identity = b"probe-" + secrets.token_hex(8).encode()
+            self._socket = DealerSocket(
+                endpoint, identity, self._on_frames, credentials=credentials, on_handshake=self._on_handshake
+            )
         except zmq.ZMQError as error:
             raise EndpointError(f"cannot connect to {endpoint}: {error.strerror}; expected tcp://HOST:PORT") from error
 
@@ -166,10 +184,20 @@ class Prober:
     def _silence(self) -> str:
         if self._ever:
             return f"the broker at {self._endpoint} has stopped answering for {self._patience_s:g} s; try again"
+        if self._handshake is Handshake.FAILED:
+            assert self._credentials is not None
+            return failed(self._endpoint, self._credentials)
         return (
             f"no broker answers at {self._endpoint} within {self._patience_s:g} s; start it (parablock broker "
-            "CONFIG.toml), or give the link's --rate instead of --broker"
+            "CONFIG.toml), or give the link's --rate instead"
         )
+
+    def _on_handshake(self, handshake: Handshake) -> None:
+        self._handshake = handshake
+        if handshake is Handshake.DENIED:
+            assert self._credentials is not None
+            self._refusal = denied(self._endpoint, self._credentials)
+            self._changed.set()
 
     def _on_frames(self, frames: list[memoryview]) -> None:
         now = time.monotonic()

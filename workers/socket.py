@@ -15,17 +15,25 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import zmq
 
 from parablock import wire
+from workers.handshakes import Handshakes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from parablock.keys import SecretKey
+    from workers.handshakes import OnHandshake
+
 _BURST = 64
 """Messages taken per wake-up, before other callbacks of the loop have their turn."""
+
+_HANDSHAKE_MS = 10_000
+"""Longest time that the broker may take to show its key, and to answer for ours."""
 
 _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -38,10 +46,24 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
     return context
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """What both sides of an encrypted connection show. secret: our own. broker: its public key, Z85."""
+
+    secret: SecretKey
+    broker: str
+
+    @property
+    def public(self) -> str:
+        """Of our own secret key, Z85."""
+        return zmq.curve_public(self.secret.key.encode()).decode()
+
+
 class DealerSocket:
     """Connected to `endpoint` under the routing id `identity`; `on_frames(frames)` is called on the loop.
 
     context: shared with other sockets of the process, and left to whoever made it; without one, the socket's own.
+    credentials: None: unencrypted. on_handshake: see `workers.handshakes`; of an encrypted connection only.
     Raises zmq.ZMQError where `endpoint` is no address.
     """
 
@@ -51,6 +73,8 @@ class DealerSocket:
         identity: bytes,
         on_frames: Callable[[list[memoryview]], None],
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        credentials: Credentials | None = None,
+        on_handshake: OnHandshake | None = None,
     ) -> None:
         self._on_frames = on_frames
         self._context_is_shared = context is not None
@@ -65,9 +89,20 @@ class DealerSocket:
         self._socket.set(zmq.RECONNECT_IVL_MAX, 1000)  # or a broker that is back after 10 s is found after 5 more
         self._socket.set(zmq.TCP_KEEPALIVE, 1)
         self._socket.set(zmq.TCP_KEEPALIVE_IDLE, 60)
+        self._socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
+        self._socket.set(zmq.TCP_KEEPALIVE_CNT, 6)
+        self._socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        self._handshakes: Handshakes | None = None
+        if credentials is not None:
+            self._socket.set(zmq.CURVE_SERVERKEY, credentials.broker.encode())
+            self._socket.set(zmq.CURVE_PUBLICKEY, credentials.public.encode())
+            self._socket.set(zmq.CURVE_SECRETKEY, credentials.secret.key.encode())
+            if on_handshake is not None:
+                self._handshakes = Handshakes(self._socket, on_handshake)
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError:
+            self._unwatch()
             self._socket.close(linger=0)
             if not self._context_is_shared:
                 self._context.term()
@@ -90,9 +125,14 @@ class DealerSocket:
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._descriptor)
+            self._unwatch()
             self._socket.close(linger=linger_ms)
             if not self._context_is_shared:
                 self._context.term()
+
+    def _unwatch(self) -> None:
+        if self._handshakes is not None:
+            self._handshakes.close()
 
     def _wake(self) -> None:
         """The descriptor is edge-triggered, and sending may have consumed the edge: look once more."""

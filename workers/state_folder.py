@@ -202,7 +202,7 @@ class StateFolder:
         if found is not None and found.name != identity.name:
             raise StateError(
                 f"{self.path} is the state of the worker {found.name!r}, not of {identity.name!r}; "
-                f"take part as --name {found.name}, or choose another --state"
+                "take part under that name, or choose another --state"
             )
         if holds and found != identity:
             self._put_aside(found)

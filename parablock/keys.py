@@ -1,0 +1,184 @@
+"""Keys: who a broker or a worker is. The files that hold them, their text, and the fingerprint that people compare.
+
+    NAME.secret    kind = "secret", name, key: stays with its owner, mode 0600, refused where others may read it
+    NAME.public    kind = "public", name, key: given to whoever shall know NAME
+
+A key is a CURVE25519 key of 32 bytes, written as 40 characters of Z85 (ZeroMQ RFC 32). Pairs are made by libzmq
+(`broker.keys_command`); nothing is encrypted here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import stat
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from parablock.messages import MAX_NAME, NAME
+
+BROKER = "broker"
+"""The name of the broker's own key in a keys folder; no client's."""
+SECRET, PUBLIC = ".secret", ".public"
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+_VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
+_CHARACTERS = 40
+
+
+class KeyFileError(ValueError):
+    """A key, its file or a list of keys cannot be used. The message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class SecretKey:
+    """name: of its owner, as the owner calls himself. key: Z85."""
+
+    name: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """name: of its owner, as the owner calls himself. key: Z85."""
+
+    name: str
+    key: str
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.key)
+
+
+def folder_of_user() -> Path:
+    """$XDG_CONFIG_HOME/parablock, or ~/.config/parablock."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "parablock"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for keys, nobody else's to look into. Raises KeyFileError where it cannot be."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise KeyFileError(f"cannot make the keys folder {folder}: {error.strerror}; choose another --keys") from error
+
+
+def check_name(name: str) -> str:
+    """The name. Raises KeyFileError unless it can be one of `parablock.messages.NAME`."""
+    if not re.fullmatch(NAME, name) or len(name) > MAX_NAME:
+        raise KeyFileError(
+            f"a name has 1 to {MAX_NAME} letters, digits, dots, dashes or underscores, and begins with a letter or a "
+            f"digit; got {name!r}"
+        )
+    return name
+
+
+def raw(key: str) -> bytes:
+    """The 32 bytes of a key. Raises KeyFileError where the text is none."""
+    if len(key) != _CHARACTERS or not _VALUES.keys() >= set(key):
+        raise KeyFileError(f"a key is {_CHARACTERS} characters of Z85, as `parablock keys new` writes them")
+    found = b""
+    for start in range(0, _CHARACTERS, 5):
+        value = 0
+        for digit in key[start : start + 5]:
+            value = value * 85 + _VALUES[digit]
+        if value >= 1 << 32:
+            raise KeyFileError(f"{key[start : start + 5]!r} is no Z85, so this is no key; copy it once more")
+        found += value.to_bytes(4, "big")
+    return found
+
+
+def fingerprint(key: str) -> str:
+    """Of a public key: the first 160 bits of its SHA-256 in base32, in groups of four, to be compared by people."""
+    text = base64.b32encode(hashlib.sha256(raw(key)).digest()[:20]).decode()
+    return "-".join(text[start : start + 4] for start in range(0, len(text), 4))
+
+
+def write_secret(folder: Path, secret: SecretKey) -> Path:
+    """A new file that only its owner can read. Raises KeyFileError where there is one already, or none can be."""
+    return _write_new(folder / f"{secret.name}{SECRET}", "secret", secret.name, secret.key, 0o600)
+
+
+def write_public(folder: Path, public: PublicKey) -> Path:
+    """A new file. Raises KeyFileError where there is one already, or none can be."""
+    return _write_new(folder / f"{public.name}{PUBLIC}", "public", public.name, public.key, 0o644)
+
+
+def read_secret(path: Path) -> SecretKey:
+    """Raises KeyFileError where the file is no secret key, or anybody but its owner may read or change it."""
+    try:
+        with path.open("rb") as file:
+            mode, text = os.fstat(file.fileno()).st_mode, file.read()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    name, key = _parsed(path, text, "secret")
+    if stat.S_IMODE(mode) & 0o077:
+        raise KeyFileError(
+            f"{path} may be read or changed by others (mode {stat.S_IMODE(mode):04o}), so it keeps no secret: "
+            f"chmod 600 {path} if you are sure that nobody has, or make a new pair with `parablock keys new NAME`"
+        )
+    return SecretKey(name, key)
+
+
+def read_public(path: Path) -> PublicKey:
+    """Raises KeyFileError where the file is no public key."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    name, key = _parsed(path, text, "public")
+    return PublicKey(name, key)
+
+
+def _write_new(path: Path, kind: str, name: str, key: str, mode: int) -> Path:
+    text = f'kind = "{kind}"\nname = "{check_name(name)}"\nkey = "{key}"\n'
+    raw(key)
+    try:
+        # Exclusive, so that nobody's key is written over, and never for a moment readable by others.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError as error:
+        raise KeyFileError(
+            f"{path} is there already; choose another name, or another --keys, or move it away first"
+        ) from error
+    except OSError as error:
+        raise KeyFileError(f"cannot write {path}: {error.strerror}; choose another --keys") from error
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def _parsed(path: Path, text: bytes, kind: str) -> tuple[str, str]:
+    try:
+        tree = tomllib.loads(text.decode("utf-8"))
+        found, name, key = tree["kind"], tree["name"], tree["key"]
+        if not all(isinstance(value, str) for value in (found, name, key)):
+            raise TypeError("expected text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise KeyFileError(
+            f"{path} is no key file ({type(error).__name__}); `parablock keys new NAME` makes one, with a kind, a "
+            "name and a key"
+        ) from error
+    if found != kind:
+        wanted = {
+            "secret": "here a secret key is needed: NAME.secret, of the same pair, which its owner has",
+            "public": "here a public key is needed: NAME.public, of the same pair. Never give a secret key to anybody; "
+            "one that you were given, or have sent, is to be made anew",
+        }
+        raise KeyFileError(f"{path} holds a {found} key, and {wanted[kind]}")
+    try:
+        check_name(name)
+        raw(key)
+    except KeyFileError as error:
+        raise KeyFileError(f"{path} holds no usable key: {error}") from error
+    return name, key
+
+
+def _unreadable(path: Path, error: OSError) -> KeyFileError:
+    if isinstance(error, FileNotFoundError):
+        return KeyFileError(f"there is no key file {path}; make a pair with `parablock keys new {path.stem}`")
+    return KeyFileError(f"cannot read the key file {path}: {error.strerror}")
