@@ -7,7 +7,8 @@ For each number of clients, a short synchronous run over a link of a guessed rat
 gives C and M; from them comes the rate at which M is the asked multiple of C. Then both modes run over links of that
 rate, as real processes: one broker, and workers with one compute thread each. With --plan, `parablock plan` predicts
 the round times first, over links of the same rate. With --journal, parablock runs as often again under a broker that
-keeps nothing on disk, in turn, which says what the journal costs. What is trained is `bench.workload`,
+keeps nothing on disk, in turn, which says what the journal costs; with --encryption, over connections that are not
+encrypted, which says what that costs. What is trained is `bench.workload`,
 the arithmetic is `bench.figures`; this module starts things, prints a table and draws the round times.
 """
 
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
     from bench.figures import Averages
     from bench.workload import Workload
 
-JOURNAL_BAR = 1.05
-"""A journaled round may take so many times what one does that is kept nowhere."""
+COST_BAR = 1.05
+"""A round with a journal, or with encryption, may take so many times what one takes without."""
 
-_BROKERS = {"fedbcd": ("broker",), "parablock": ("broker",), "journaled": ("bench.store_broker", "timed"),
-            "bare": ("bench.store_broker", "nowhere")}  # fmt: skip
-"""By kind of run: the broker's module, and what comes before its arguments."""
+_BROKERS = {"journaled": ("bench.store_broker", "timed"), "bare": ("bench.store_broker", "nowhere")}
+"""By kind of run: the broker's module, and what comes before its arguments, where that is not the broker itself."""
+
+_COSTS = {"journal": ("journaled", "bare"), "encryption": ("encrypted", "plain")}
+"""What may be left out, to see what it costs, and the kinds of run with it and without it."""
 
 _GUESS_S = 0.5  # in which the calibration's link moves a block up and down
 
@@ -65,7 +68,8 @@ class Plan:
     sweeps: int
     repeat: int
     predict: bool
-    journal: bool
+    cost: str
+    """What is also left out, of `_COSTS`; "": nothing."""
     overrides: tuple[str, ...]
     keep: Path | None
     """A new folder for the runs and their logs, in place of a temporary one."""
@@ -81,11 +85,13 @@ class Bench:
     folder: Path
 
     def run(self, name: str, mode: str, clients: int, rate: float, sweeps: int, kind: str = "fedbcd") -> Averages:
-        """One run of real processes. kind: see `_BROKERS`. Raises ChildError, LinkError, FiguresError, ConfigError."""
+        """One run of real processes. kind: see `_BROKERS` and `_COSTS`. Raises ChildError, LinkError, FiguresError and
+        ConfigError."""
         rounds = figures.rounds_for(sweeps, self.workload.blocks)
         with network(self.plan.kind, [rate] * clients, self.plan.delay_s) as links:
             settings = self._settings(name, mode, rounds, clients, links.bind)
-            finished = runs.run(settings, links, self.folder / name, _BROKERS[kind])
+            broker = _BROKERS.get(kind, ("broker",))
+            finished = runs.run(settings, links, self.folder / name, broker, plain=kind == "plain")
         return figures.averages(finished.read_metrics(), blocks=len(finished.manifest().blocks), clients=clients)
 
     def predict(self, name: str, clients: int, rate: float) -> list[dict[str, Any]]:
@@ -116,11 +122,12 @@ class Bench:
         if self.plan.predict:
             _console.print(f"{_clients(clients)}: planning at {format_rate(rate)}")
             predicted = self.predict(f"{clients}-{ratio or 'given'}-plan", clients, rate)
-        found, bare, stored = [], [], []
+        found, without_s, stored = [], [], []
+        whole, lacking = _COSTS.get(self.plan.cost, ("parablock", ""))
         for turn in range(self.plan.repeat):
-            kinds = ["fedbcd", "parablock"]
-            if self.plan.journal:  # now the one and now the other first, so that what drifts is in neither's favour
-                kinds = ["fedbcd", *(("journaled", "bare") if turn % 2 else ("bare", "journaled"))]
+            kinds = ["fedbcd", whole]
+            if lacking:  # now the one and now the other first, so that what drifts is in neither's favour
+                kinds = ["fedbcd", *((whole, lacking) if turn % 2 else (lacking, whole))]
             measured = {}
             for kind in kinds:
                 mode = "fedbcd" if kind == "fedbcd" else "parablock"
@@ -128,15 +135,18 @@ class Bench:
                 name = f"{clients}-{ratio or 'given'}-{turn}-{kind}"
                 measured[kind] = self.run(name, mode, clients, rate, self.plan.sweeps, kind)
                 stored += self.stored_s(name) if kind == "journaled" else []
-            parablock = measured["journaled" if self.plan.journal else "parablock"]
-            found.append(row(clients, rate, ratio, measured["fedbcd"], parablock))
-            bare += [measured["bare"].round_s] if self.plan.journal else []
+            found.append(row(clients, rate, ratio, measured["fedbcd"], measured[whole]))
+            without_s += [measured[lacking].round_s] if lacking else []
         merged = figures.medians(found)
-        merged |= journal_cost([each["parablock_round_s"] for each in found], bare, stored) if bare else {}
+        if lacking:
+            merged |= paired_cost(self.plan.cost, [each["parablock_round_s"] for each in found], without_s)
+        if stored:
+            merged |= {"store_p50_s": statistics.median(stored), "store_max_s": max(stored)}
         return merged if predicted is None else {**merged, **prediction(merged, predicted)}
 
     def stored_s(self, name: str) -> list[float]:
-        """What each round of a journaled run took to become durable."""
+        """What each round of a journaled run took to become durable once its last chunk was folded, which is all that
+        a journal can add where nothing hides it."""
         return store_broker.read_times(self.folder / name / "run")
 
 
@@ -171,18 +181,13 @@ def row(clients: int, rate: float, ratio: float | None, fedbcd: Averages, parabl
     }
 
 
-def journal_cost(journaled_s: Sequence[float], bare_s: Sequence[float], stored_s: Sequence[float]) -> dict[str, Any]:
-    """What the journal adds to parablock's round, from runs with it and without it, in pairs.
-
-    stored_s: what rounds took to become durable once their last chunk was folded, which is all that it can add where
-    nothing hides it: its median and its longest.
-    """
+def paired_cost(cost: str, with_s: Sequence[float], without_s: Sequence[float]) -> dict[str, Any]:
+    """What one of `_COSTS` adds to parablock's round, from runs with it and without it, in pairs."""
+    whole, lacking = _COSTS[cost]
     return {
-        "unjournaled_rounds_s": list(bare_s),
-        "journaled_rounds_s": list(journaled_s),
-        "journal": Paired(tuple(log_ratios(journaled_s, bare_s))).told(math.log(JOURNAL_BAR)),
-        "store_p50_s": statistics.median(stored_s),
-        "store_max_s": max(stored_s),
+        f"{whole}_rounds_s": list(with_s),
+        f"{lacking}_rounds_s": list(without_s),
+        cost: Paired(tuple(log_ratios(with_s, without_s))).told(math.log(COST_BAR)),
     }
 
 
@@ -233,10 +238,13 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     if all("planned_fedbcd_s" in row for row in rows):
         columns["plan %"] = lambda row: f"{row['plan_error_fedbcd_pct']:+.1f} {row['plan_error_parablock_pct']:+.1f}"
         caption += "; plan: how far off its round times were, fedbcd and parablock"
-    if all("journal" in row for row in rows):
-        columns["journal %"] = lambda row: text(row["journal"])
+    for cost in _COSTS:
+        if all(cost in row for row in rows):
+            columns[f"{cost} %"] = lambda row, cost=cost: text(row[cost])  # type: ignore[misc]
+            caption += f"; {cost}: what it adds to a round of parablock, and its 95 % interval"
+    if all("store_p50_s" in row for row in rows):
         columns["store ms"] = lambda row: f"{1e3 * row['store_p50_s']:.1f}"
-        caption += "; journal: what it adds to a round of parablock, and its 95 % interval; store: of it, until durable"
+        caption += "; store: of it, until durable"
     return results.table(columns, rows, caption)
 
 
@@ -274,7 +282,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--sweeps", type=int, help="sweeps over all blocks that are measured (default: 5; quick: 2)")
     add("--repeat", type=int, default=1, help="pairs of runs, of which the medians are given (default: 1)")
     add("--plan", action="store_true", help="have `parablock plan` predict each row first, and say how far off it was")
-    add("--journal", action="store_true", help="run parablock without its journal as often, and say what that costs")
+    costs = parser.add_mutually_exclusive_group()
+    for cost in _COSTS:
+        told = f"run parablock without its {cost} as often, and say what that costs"
+        costs.add_argument(f"--{cost}", dest="cost", action="store_const", const=cost, default="", help=told)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
     add("--keep", type=Path, metavar="DIR", help="keep the runs' folders and logs in this new folder")
     return parser
@@ -289,11 +300,15 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     for name, value in (("--steps", steps), ("--sweeps", sweeps), ("--repeat", options.repeat)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if options.quick and (len(clients) > 1 or len(ratios) > 1 or options.repeat > 1 or options.journal):
+    if options.quick and (len(clients) > 1 or len(ratios) > 1 or options.repeat > 1 or options.cost):
         raise ValueError(
-            "--quick is one row within 60 s; leave it out for several clients, regimes or repetitions, or the journal"
+            "--quick is one row within 60 s; leave it out for several clients, regimes or repetitions, or a cost"
         )
     delay_s = parse_duration(options.delay)
+    if options.cost == "encryption" and options.link != "user":
+        raise ValueError(
+            "--encryption goes with --link user: unencrypted connections do not leave the machine's loopback"
+        )
     kind, reason = choose(options.link, delay_s)
     _console.print(reason)
     config.load(None, options.set)  # a typing mistake is told now
@@ -312,7 +327,7 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
         sweeps=sweeps,
         repeat=options.repeat,
         predict=options.plan,
-        journal=options.journal,
+        cost=options.cost,
         overrides=tuple(options.set),
         keep=options.keep,
         out=options.out,

@@ -120,7 +120,7 @@ class Record:
                 self._offsets[reported.client] = min(offset, self._offsets.get(reported.client, math.inf))
             case Landed() as landed:
                 row = self._rows.get(landed.round)
-                if row is not None:
+                if row is not None and reported.client not in row.landed:
                     landed = row.landed[reported.client] = self._mapped(reported.client, landed)
                     for number in [number for number in self._rows if number < landed.round]:
                         # A report that was lost with a connection must not hold up all that come after it.

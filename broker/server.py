@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from broker import guard
 from broker.blocks import GlobalBlocks, Made
 from broker.record import Record
 from broker.store import BlockStore
@@ -29,6 +30,7 @@ from parablock.conveyor import Conveyor
 from parablock.coordinator import Coordinator
 from parablock.coordinator_events import (
     Committed,
+    Drop,
     Event,
     Fold,
     Malformed,
@@ -126,7 +128,11 @@ class Broker:
             self._note(Note("restarted", "", f"as epoch {epoch}, from round {journal.next_round}"), time.monotonic())
         for text in opened.said:
             self._note(Note("repaired", "", text), time.monotonic())
-        socket.listen(self._on_frames)
+        socket.listen(self._on_frames, self._on_broken, config.network.window_bytes)
+        if not guard.WATCHES:
+            self.say(
+                "this system does not tell how much has come of a connection: messages without an end go unnoticed"
+            )
         if socket.door is not None:
             socket.door.listen(
                 lambda client: call_soon(self._handle, Revoked(client)),
@@ -183,6 +189,9 @@ class Broker:
         else:
             self._handle(Received(peer, envelope, client))
 
+    def _on_broken(self, peer: bytes, reason: str, client: str | None) -> None:
+        self._handle(Malformed(peer, reason, client))
+
     def _handle(self, event: Event) -> None:
         now = time.monotonic()
         for effect in self._coordinator.handle(event, now):
@@ -208,6 +217,11 @@ class Broker:
                     self._show()
                 case Note():
                     self._note(effect, now)
+                case Drop(peer, _, client, seconds):
+                    self._socket.drop(peer, client)
+                    if client is not None and seconds:
+                        assert self._socket.door is not None
+                        self._socket.door.bar(client, now + seconds)
                 case Over():
                     if not self._over.done():
                         self._over.set_result(effect)

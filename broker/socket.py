@@ -2,8 +2,9 @@
 
 One reader for the life of the socket, driven by readiness and never cancelled; it drains many messages per wake-up,
 so that a burst of chunks costs one pass through the loop. Sending never blocks and never drops in silence: ROUTER is
-mandatory, there is no high-water mark on the way out, and what may be under way is bounded by the credit of the
-transfers instead.
+mandatory, and what may be under way is bounded by the credit of the transfers, not by the high-water marks: only a peer
+that reads nothing at all reaches the one on the way out, and is cut off; the one on the way in makes a flood wait in
+its sender. Connections that must go are `broker.guard`'s business.
 
 With a door (`broker.authenticator`) every connection is encrypted (CURVE), and each message says which client's key it
 came by; without one nothing is, and nobody is known.
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, cast
 import zmq
 
 from broker.authenticator import DOMAIN
+from broker.guard import Guard
 from parablock import wire
 
 if TYPE_CHECKING:
@@ -33,11 +35,22 @@ if TYPE_CHECKING:
     from broker.authenticator import Authenticator
 
     OnFrames = Callable[[bytes, list[memoryview], str | None], None]
+    OnBroken = Callable[[bytes, str, str | None], None]
 
 _BURST = 64
 """Messages taken per wake-up, before other callbacks of the loop have their turn."""
 
 _MOST_FRAMES = 4
+
+_MOST_MESSAGE_BYTES = wire.MAX_PAYLOAD_BYTES + wire.MAX_HEADER_BYTES
+
+_MOST_UNREAD = 1 << 16
+"""Messages that wait for one peer to read them. A window of the smallest chunks is a quarter of that."""
+
+_MOST_WAITING = 256
+"""Messages of one connection that wait for us; what comes beyond them stays with the sender."""
+
+_WINDOW_BYTES = 16 << 20  # the default of network.window_bytes
 
 HANDSHAKE_MS = 10_000
 """Longest time that a connection may take to say who it is."""
@@ -64,8 +77,9 @@ class RouterSocket:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.ROUTER_HANDOVER, 1)
-        self._socket.set(zmq.SNDHWM, 0)
-        self._socket.set(zmq.MAXMSGSIZE, wire.MAX_PAYLOAD_BYTES + wire.MAX_HEADER_BYTES)
+        self._socket.set(zmq.SNDHWM, _MOST_UNREAD)
+        self._socket.set(zmq.RCVHWM, _MOST_WAITING)
+        self._socket.set(zmq.MAXMSGSIZE, _MOST_MESSAGE_BYTES)
         self._socket.set(zmq.LINGER, 3000)
         self._socket.set(zmq.IPV6, "[" in endpoint)
         self._socket.set(zmq.TCP_KEEPALIVE, 1)
@@ -73,6 +87,7 @@ class RouterSocket:
         self._socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
         self._socket.set(zmq.TCP_KEEPALIVE_CNT, 6)
         self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self._guard = Guard(self._context, self._socket, encrypted=door is not None)
         if door is not None:
             door.open(self._context)
             self._socket.set(zmq.CURVE_SERVER, 1)
@@ -85,6 +100,7 @@ class RouterSocket:
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
+            self._guard.close()
             self._socket.close(linger=0)
             self._end()
             if error.errno == errno.EADDRINUSE:
@@ -96,13 +112,20 @@ class RouterSocket:
         self.endpoint = cast("bytes", self._socket.get(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
         self._descriptor = cast("int", self._socket.get(zmq.FD))
 
-    def listen(self, on_frames: OnFrames) -> None:
-        """From now on call `on_frames(peer, frames, client)` on the running loop for each message.
+    def listen(
+        self,
+        on_frames: OnFrames,
+        on_broken: OnBroken = lambda *_: None,
+        window_bytes: int = _WINDOW_BYTES,
+    ) -> None:
+        """From now on call `on_frames(peer, frames, client)` on the running loop for each message, and
+        `on_broken(peer, reason, client)` for each connection that was cut off (see `Guard.listen`).
 
         client: whose key it came by; None without a door.
         """
         self._on_frames = on_frames
         self._loop = asyncio.get_running_loop()
+        self._guard.listen(self._loop, window_bytes, _MOST_MESSAGE_BYTES, on_broken)
         self._loop.add_reader(self._descriptor, self._drain)
         self._wake()
 
@@ -120,12 +143,19 @@ class RouterSocket:
             for frame in payload:
                 self._socket.send(frame, _LAST, copy=False)
         except zmq.ZMQError as error:
-            if error.errno == errno.EHOSTUNREACH:
-                return False
-            raise
+            if error.errno == errno.EAGAIN:
+                self._guard.full(peer)
+            elif error.errno != errno.EHOSTUNREACH:
+                raise
+            return False
         finally:
             self._wake()
         return True
+
+    def drop(self, peer: bytes, client: str | None) -> None:
+        """Take nothing more from `peer`, nor from any connection with the key of `client`, and close them after what
+        was sent to them."""
+        self._guard.drop(peer, client)
 
     def close(self) -> None:
         """Stop reading, let what was sent leave (for at most LINGER), and free the port."""
@@ -133,6 +163,7 @@ class RouterSocket:
             self._closed = True
             if self._loop is not None:
                 self._loop.remove_reader(self._descriptor)
+            self._guard.close()
             self._socket.close()
             self._end()
 
@@ -153,25 +184,28 @@ class RouterSocket:
             if self._closed:
                 return
             try:
-                peer, frames, user = self._receive()
+                peer, frames, client, passed = self._receive()
             except zmq.Again:
                 return
-            if self.door is None:
-                self._on_frames(peer, frames, None)
-            elif (client := self.door.client(user)) is not None:  # else its key was revoked
+            if passed:
                 self._on_frames(peer, frames, client)
         self._wake()
 
-    def _receive(self) -> tuple[bytes, list[memoryview], str]:
-        """One message, and what the door has called its sender.
+    def _receive(self) -> tuple[bytes, list[memoryview], str | None, bool]:
+        """One message, whose it is, and whether anybody is to see it: not if its key was revoked, or it was dropped.
 
         Of an endless one only as many frames are kept as it takes to see that it is too long.
         """
         frames: list[memoryview] = []
+        lengths = []
         while True:
             frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            lengths.append(frame.buffer.nbytes)
             if len(frames) < _MOST_FRAMES:
                 frames.append(frame.buffer)
             if not frame.more:
-                user = cast("str", frame.get("User-Id")) if self.door is not None else ""
-                return bytes(frames[0]), frames[1:], user
+                peer, client = bytes(frames[0]), None
+                if self.door is not None:
+                    client = self.door.client(cast("str", frame.get("User-Id")))
+                passed = self._guard.took(frame.get(zmq.SRCFD), peer, client, lengths[1:])
+                return peer, frames[1:], client, passed and (self.door is None or client is not None)

@@ -156,17 +156,18 @@ class Collection:
             raise TransferError(f"a round takes {fewest} to {most} optimizer steps; got {offer.steps}")
         return layout
 
-    def chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> None:
-        """Raises TransferError for one that cannot be."""
+    def chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> bool:
+        """Whether it is the next one of a contribution. Raises TransferError for one that cannot be."""
         if chunk.round < self.next_round:
-            self.stirred = self._latecomers.chunk(session, chunk, payload, now) or self.stirred
-            return
+            taken, complete = self._latecomers.chunk(session, chunk, payload, now)
+            self.stirred = self.stirred or complete
+            return taken
         round = self._rounds.get(chunk.round)
         upload = round.uploads.get(session.name) if round is not None else None
         if round is None or upload is None or upload.session != session.token or chunk.block != round.block:
-            return  # of a closed round, or its offer was lost: the sender hears of the one and repeats the other
+            return False  # of a closed round, or its offer was lost: the sender hears of the one, repeats the other
         if round.state is not RoundState.OPEN:
-            return  # who counts is settled
+            return False  # who counts is settled
         taken = upload.incoming.take(chunk.offset, payload)
         if taken:
             upload.pieces.append(payload)
@@ -177,6 +178,7 @@ class Collection:
                 self._emit(round.next(len(upload.pieces) - 1))
         if not taken or upload.incoming.owes_grant(now):
             self._grant(session.peer, upload, now)
+        return taken
 
     def abstain(self, session: Session, abstain: Abstain) -> None:
         last = min(self.next_round + self._config.in_flight, self._config.rounds - 1)

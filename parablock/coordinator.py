@@ -13,9 +13,11 @@ DRAINING, and those who took part are expected back. They count as members of th
 again. Where no round was committed the run is GATHERING once more; if a worker says that it had begun, no longer than
 that, once the quorum is there.
 
-What a session may say in which state stands in `parablock.sessions.ALLOWED`; anything else breaks the protocol and ends
-the session. One that has only greeted and speaks as if it took part is one that was forgotten: it shall join again.
-A contribution that was acknowledged stays, whatever becomes of the session that sent it.
+What a session may say in which state stands in `parablock.sessions.ALLOWED`; anything else breaks the protocol, and so
+does who says more than its quota (`parablock.quota`). That ends the session and closes its connection; it is counted,
+and a client whose key proves its name is not let in for a while (`parablock.offences`). One that has only greeted and
+speaks as if it took part is one that was forgotten: it shall join again. A contribution that was acknowledged stays,
+whatever becomes of the session that sent it.
 
 On encrypted connections a session is its key: a client is called what the broker's list calls the key, and a message
 that comes under a session's address by another key changes nothing, but is held against the key's owner.
@@ -35,6 +37,9 @@ from parablock import config as settings
 from parablock.agenda import Agenda
 from parablock.collection import Collection
 from parablock.coordinator_events import (
+    NOBODY,
+    Committed,
+    Drop,
     Effect,
     Event,
     Folded,
@@ -77,6 +82,8 @@ from parablock.messages import (
     Waiting,
     Welcome,
 )
+from parablock.offences import Offences
+from parablock.quota import Quotas
 from parablock.roster import Roster
 from parablock.sessions import ALLOWED, Session, SessionState, takes_part
 from parablock.transfer import TransferError
@@ -85,7 +92,9 @@ from parablock.wire import Envelope
 if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
+    from parablock.quota import Holder
     from parablock.saved import Saved
+    from parablock.wire import Buffer
 
 
 class Phase(Enum):
@@ -97,6 +106,9 @@ class Phase(Enum):
 
 _PROBE_ANSWER = memoryview(bytes(MAX_PROBE_BYTES))
 """Every answer to a probe is a view of this: whoever asks for many and reads none makes us hold no payload."""
+
+_LONGEST_REASON = 1000
+"""Characters; see `parablock.messages.Reason`. A reason may quote what came."""
 
 _UNKNOWN = "the broker does not know this session; say Hello again"
 
@@ -131,6 +143,8 @@ class Coordinator:
         self._looked_behind_at = 0  # the round at which `_leave_behind` was last called
         self._agenda = Agenda(config, len(manifest.blocks))
         self._roster = Roster()
+        self._quotas = Quotas(config, manifest)
+        self._offences = Offences()
         self._distribution = Distribution(config, manifest, run, epoch, self._emit, self._due_by)
         self._collection = Collection(
             config, manifest, self._agenda, self._roster, self._distribution, self._send, self._emit, self._due_by
@@ -167,12 +181,16 @@ class Coordinator:
 
     def _take(self, event: Event, now: float) -> None:
         match event:
+            case Received(peer, _, client) | Malformed(peer, _, client) if self._offences.barred_s(client, now):
+                self._emit(Drop(peer, "not let in yet", client, self._offences.barred_s(client, now)))
+            case Received(peer, _, client) | Malformed(peer, _, client) if not self._is_its_own(peer, client):
+                session = self._roster.get(peer)
+                assert session is not None
+                self._violation(peer, client, f"it spoke under the routing id of {session.name}", now)
             case Received(peer, envelope, client):
-                if self._is_its_own(peer, client):
-                    self._receive(peer, client, envelope, now)
+                self._receive(peer, client, envelope, now)
             case Malformed(peer, reason, client):
-                if self._is_its_own(peer, client):
-                    self._violation(self._roster.get(peer), peer, reason, client)
+                self._violation(peer, client, reason, now)
             case Revoked(client):
                 self._revoked(client)
             case Measured(round, attempt, verdict):
@@ -222,23 +240,19 @@ class Coordinator:
     # Messages
 
     def _is_its_own(self, peer: bytes, client: str | None) -> bool:
-        """Whether no session of somebody else has this address. Who takes one over is dropped, and nobody is answered
-        there: that would be whoever has it by then."""
+        """Whether no session of somebody else has this address."""
         session = self._roster.get(peer)
-        if session is None or session.client == client:
-            return True
-        reason = f"it spoke under the routing id of {session.name}"
-        for other in self._roster.named(client) if client is not None else ():
-            self._violation(other, other.peer, reason)
-        self._note("dropped", "", f"{client or 'a stranger'} broke the protocol: {reason}")
-        return False
+        return session is None or session.client == client
 
     def _receive(self, peer: bytes, client: str | None, envelope: Envelope, now: float) -> None:
         session = self._roster.get(peer)
-        message = envelope.message
+        message, holder = envelope.message, _holder(peer, client)
         if isinstance(message, Probe):  # from anybody, and without any effect on the run
-            answer = _PROBE_ANSWER[: message.answer] if message.answer else None
-            self._effects.append(Send(peer, Envelope(self._run, self._epoch, Probed(message.sequence), answer)))
+            self._probe(peer, client, message, envelope.payload, now)
+            return
+        over = self._quotas.spend(holder, message, now)
+        if over is not None:
+            self._violation(peer, client, over, now)
             return
         if isinstance(message, Hello):
             self._hello(peer, client, message, now)
@@ -254,7 +268,8 @@ class Coordinator:
             self._send(peer, Rejoin(_UNKNOWN))
             return
         if allowed is None or session.state not in allowed:
-            self._violation(session, peer, f"{type(message).__name__} from a session that is {session.state.value}")
+            reason = f"{type(message).__name__} from a session that is {session.state.value}"
+            self._violation(peer, client, reason, now)
             return
         session.heard_at = now
         try:
@@ -267,7 +282,8 @@ class Coordinator:
                     self._collection.offer(session, message, now)
                 case Chunk():
                     assert envelope.payload is not None
-                    self._collection.chunk(session, message, envelope.payload, now)
+                    if self._collection.chunk(session, message, envelope.payload, now):
+                        self._quotas.took_chunk(holder)
                 case Credit():
                     self._distribution.credit(session, message, now)
                 case Abstain():
@@ -280,7 +296,19 @@ class Coordinator:
                     self._send(peer, Goodbye("until the next time"))
                     self._remove(session, "left", message.reason)
         except TransferError as error:
-            self._violation(session, peer, str(error))
+            self._violation(peer, client, str(error), now)
+
+    def _probe(self, peer: bytes, client: str | None, probe: Probe, payload: Buffer | None, now: float) -> None:
+        holder = _holder(peer, client)
+        nbytes = probe.answer + (payload.nbytes if payload is not None else 0)
+        over = self._quotas.spend_probe(holder, nbytes, now)
+        if over is None:
+            answer = _PROBE_ANSWER[: probe.answer] if probe.answer else None
+            self._emit(Send(peer, Envelope(self._run, self._epoch, Probed(probe.sequence), answer)))
+        elif (flood := self._quotas.spend(holder, probe, now)) is None:
+            self._send(peer, Refused(over))
+        else:
+            self._violation(peer, client, flood, now)
 
     def _hello(self, peer: bytes, client: str | None, hello: Hello, now: float) -> None:
         if hello.protocol != PROTOCOL:
@@ -297,7 +325,7 @@ class Coordinator:
         session = self._roster.greet(peer, name, hello.session, now, client)
         self._due_by(now + self._config.network.timeout_s)
         if session.name != name:
-            self._violation(session, peer, f"a Hello of {name} from the session of {session.name}")
+            self._violation(peer, client, f"a Hello of {name} from the session of {session.name}", now)
             return
         session.heard_at = now
         self._send(peer, Terms(self._terms, name))
@@ -460,7 +488,7 @@ class Coordinator:
                 self._remove(session, "behind", f"{len(session.downloads)} blocks wait for its link")
 
     def _revoked(self, client: str) -> None:
-        """End what this client has here: nobody waits for it, and what it sent to open rounds does not count."""
+        """End what this client has here: nobody waits for it, and what it has not sent to its end does not count."""
         reason = "the broker's owner has revoked the key of this worker"
         for session in [session for session in self._roster if session.client == client]:
             self._send(session.peer, Refused(reason))
@@ -469,13 +497,30 @@ class Coordinator:
             self._roster.unexpect(client)
             self._collection.stirred = True
             self._note("revoked", client, "its key was revoked before it was back")
+        self._emit(Drop(NOBODY, reason, client))
 
-    def _violation(self, session: Session | None, peer: bytes, reason: str, client: str | None = None) -> None:
-        self._send(peer, Refused(f"the worker broke the protocol: {reason}"))
-        if session is not None:
-            self._remove(session, "dropped", f"broke the protocol: {reason}")
-        else:
-            self._note("dropped", "", f"{client or 'a stranger'} broke the protocol: {reason}")
+    def _violation(self, peer: bytes, client: str | None, reason: str, now: float) -> None:
+        """The peer has broken the protocol, or the client whose key its connection has.
+
+        Where it has taken over another's address nobody is answered there: that would be whoever has it by then.
+        """
+        stolen = not self._is_its_own(peer, client)
+        session = None if stolen else self._roster.get(peer)
+        offender = client if client is not None else session.name if session is not None else ""
+        offence = self._offences.add(offender, now, proven=client is not None)
+        text = f"broke the protocol: {reason}"
+        if offence.number > 1:
+            text += f"; its offence number {offence.number}"
+        if offence.barred_s:
+            text += f"; not let in for {offence.barred_s:g} s"
+        ended = [each for each in self._roster if (each is session if client is None else each.client == client)]
+        for address in {each.peer for each in ended} | (set() if stolen else {peer}):
+            self._send(address, Refused(f"the worker {text}"[:_LONGEST_REASON]))
+        for each in ended:
+            self._remove(each, "dropped", text)
+        if not ended and offence.told:
+            self._note("dropped", offender, text if offender else f"a stranger {text}")
+        self._emit(Drop(peer, reason, client, offence.barred_s))
 
     def _remove(self, session: Session, kind: str, text: str) -> None:
         self._roster.remove(session)
@@ -503,3 +548,16 @@ class Coordinator:
 
     def _emit(self, effect: Effect) -> None:
         self._effects.append(effect)
+        match effect:
+            case Send(peer, Envelope(message=Chunk())):
+                session = self._roster.get(peer)
+                assert session is not None
+                self._quotas.sent_chunk(_holder(peer, session.client))
+            case Committed():
+                for session in self._roster.active():
+                    self._quotas.sent_commit(_holder(session.peer, session.client))
+
+
+def _holder(peer: bytes, client: str | None) -> Holder:
+    """Whose quota it is."""
+    return peer if client is None else client

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from parablock.verdict import Verdict
     from parablock.wire import Buffer, Envelope
 
+NOBODY = b""
+"""No peer's address."""
+
 # Events
 
 
@@ -30,7 +33,10 @@ class Received:
 
 @dataclass(frozen=True)
 class Malformed:
-    """Frames that are no message; `reason` says why. client: as in `Received`."""
+    """Frames that are no message, or a connection that breaks rules below those of messages; `reason` says why.
+
+    peer: `NOBODY` where it has said nothing yet. client: as in `Received`.
+    """
 
     peer: bytes
     reason: str
@@ -205,6 +211,21 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Close the connection on which this peer has just spoken, after what was sent to it, and take nothing more of it.
+    NOBODY: only those of the client.
+
+    client: whose key it is; None: nobody's. seconds: for so long no connection with that key is let in, nor one that
+    there is kept; 0: nothing is barred.
+    """
+
+    peer: bytes
+    reason: str
+    client: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Over:
     """The run has ended; the broker may go."""
 
@@ -212,4 +233,4 @@ class Over:
     reason: str
 
 
-Effect = Send | Measure | Fold | Store | Committed | Reported | Note | Over
+Effect = Send | Measure | Fold | Store | Committed | Reported | Note | Drop | Over

@@ -126,24 +126,24 @@ class Latecomers:
         self._emit(Note("late", client, f"round {offer.round}: {then}"))
         return reason
 
-    def chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> bool:
-        """Of a round that is closed; true if with it a contribution is complete.
+    def chunk(self, session: Session, chunk: Chunk, payload: Buffer, now: float) -> tuple[bool, bool]:
+        """Of a round that is closed. Whether it is the next one of a contribution, and whether that is complete now.
 
         Raises TransferError for one that cannot be.
         """
         held = self._late.held(session.name)
         if held is None or held.upload.session != session.token:
-            return False
+            return False, False
         upload = held.upload
         if (held.round, upload.offer.block) != (chunk.round, chunk.block):
-            return False
+            return False, False
         taken = upload.incoming.take(chunk.offset, payload)
         if taken:
             upload.pieces.append(payload)
             self._bytes += payload.nbytes
         if not taken or upload.incoming.owes_grant(now):
             self._grant(session.peer, upload, now)
-        return taken and upload.incoming.done
+        return taken, taken and upload.incoming.done
 
     def settle(self, round: Round, members: AbstractSet[str], parts: tuple[str, ...]) -> None:
         """A round is closed: what counted late in it has counted, what else there is late of its block goes, and those

@@ -228,16 +228,24 @@ class Launch:
         return 0
 
     def _make_keys(self) -> int:
-        """A pair for the broker and each worker, and the broker's list of those; the exit code."""
+        """A pair for the broker and each worker, and the broker's list of those; the exit code.
+
+        A run that goes on has them, whole or not at all.
+        """
         # By name, as in `parablock.cli`: pairs are made by libzmq, of which the core knows nothing.
         new_pair = importlib.import_module("broker.keys_command").new_pair
         folder = self._out / KEYS
+        partial = folder.with_name(f".{KEYS}.partial")
         try:
-            if folder.exists():
+            if self._resume is not None and folder.exists():
                 return 0
-            new_pair(folder, BROKER)
+            for old in (partial, folder):
+                if old.exists():
+                    shutil.rmtree(old)
+            new_pair(partial, BROKER)
             for name in self._names():
-                allow_list.allow(folder, new_pair(folder, name), "the run's beginning")
+                allow_list.allow(partial, new_pair(partial, name), "the run's beginning")
+            partial.rename(folder)
         except KeyFileError as error:
             print(f"parablock run: {error}", file=sys.stderr)
             return EXIT_INPUT

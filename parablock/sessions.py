@@ -115,7 +115,7 @@ class Download:
 class Session:
     """peer: the transport's address. token: tells one process of a name from the next. since: when it greeted.
 
-    client: whose key its messages come by, and no others are of this session; None: those of unencrypted connections.
+    client: whose key its messages come by, and no others are of this session; None: unencrypted connections'.
     waits_for: its training stands still until this round's block is there. Times in seconds.
     """
 

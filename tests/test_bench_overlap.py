@@ -133,14 +133,14 @@ def test_repetitions_become_their_medians() -> None:
 class Imagined(overlap.Bench):
     """Its runs take one second of compute and move 8 MB at the rate, with or without overlap as the mode says.
 
-    A journal makes a round 2 % longer.
+    A journal makes a round 2 % longer, encryption 4 %.
     """
 
     def run(self, name: str, mode: str, clients: int, rate: float, sweeps: int, kind: str = "fedbcd") -> Averages:
         del name, clients, sweeps
         comm_s = 8e6 / rate
         whole_s = 1.0 + comm_s if mode == "fedbcd" else max(1.0, comm_s)
-        return run_of(1.0, comm_s, whole_s / 1.02 if kind == "bare" else whole_s)
+        return run_of(1.0, comm_s, whole_s / {"bare": 1.02, "plain": 1.04}.get(kind, 1.0))
 
     def stored_s(self, name: str) -> list[float]:
         assert name.endswith("journaled")
@@ -154,7 +154,7 @@ class Imagined(overlap.Bench):
 
 PLAN = overlap.Plan(
     clients=(1, 2), ratios=(0.5, 1.0, 2.0), rate=None, delay_s=0.0, kind="user", steps=2, sweeps=2, repeat=2,
-    predict=False, journal=False, overrides=(), keep=None, out=None,
+    predict=False, cost="", overrides=(), keep=None, out=None,
 )  # fmt: skip
 
 
@@ -168,13 +168,26 @@ def imagined_rows(plan: overlap.Plan) -> list[dict[str, Any]]:
 
 
 def test_the_journal_costs_what_its_absence_saves() -> None:
-    (row,) = imagined_rows(dataclasses.replace(PLAN, clients=(1,), ratios=(1.0,), journal=True, repeat=3))
+    (row,) = imagined_rows(dataclasses.replace(PLAN, clients=(1,), ratios=(1.0,), cost="journal", repeat=3))
     cost = row["journal"]
     assert cost["gap_pct_by_pair"] == [pytest.approx(2.0)] * 3
     assert (cost["gap_pct"], cost["bar_pct"], cost["verdict"]) == (pytest.approx(2.0), pytest.approx(5.0), "within")
     assert "+2.00 (+2.00 to +2.00)" in shown(overlap.table([row]))
     assert (row["store_p50_s"], row["store_max_s"]) == (0.02, 0.06)
     assert "journal" not in imagined_rows(dataclasses.replace(PLAN, clients=(1,), ratios=(1.0,)))[0]
+
+
+def test_encryption_costs_what_its_absence_saves() -> None:
+    (row,) = imagined_rows(dataclasses.replace(PLAN, clients=(1,), ratios=(1.0,), cost="encryption", repeat=3))
+    assert row["encryption"]["gap_pct_by_pair"] == [pytest.approx(4.0)] * 3
+    assert row["encryption"]["verdict"] == "within"
+    assert "+4.00 (+4.00 to +4.00)" in shown(overlap.table([row]))
+    assert "store_p50_s" not in row
+
+
+def test_unencrypted_runs_stay_on_loopback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert overlap.main(["--encryption", "--link", "kernel"]) == 2
+    assert "--encryption goes with --link user" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [Timed, Nowhere])

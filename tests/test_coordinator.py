@@ -13,6 +13,7 @@ from parablock.agenda import in_turn as in_turn_of
 from parablock.coordinator import Coordinator, Phase
 from parablock.coordinator_events import (
     Committed,
+    Drop,
     Effect,
     Event,
     Fold,
@@ -58,6 +59,7 @@ from parablock.messages import (
     Waiting,
     Welcome,
 )
+from parablock.quota import Quotas
 from parablock.sessions import ALLOWED, SessionState
 from parablock.transfer import Encoded
 from parablock.verdict import Verdict
@@ -1192,3 +1194,136 @@ def test_a_client_that_was_late_is_late_until_it_is_drawn_again() -> None:
     other = next(name for name in names if name != drawn[1])
     desk.upload(other, round)
     assert desk.counting == [other]
+
+
+# Hostile clients
+
+
+def flood(desk: Desk, peer: bytes, message: Message, times: int, payload: memoryview | None = None) -> int:
+    """Say a message again and again, at once; after how many the connection was dropped."""
+    for count in range(1, times + 1):
+        desk.handle(Received(peer, Envelope(RUN, 1, message, payload)))
+        if desk.of(Drop):
+            return count
+    raise AssertionError(f"{times} times {message} are taken")
+
+
+def known(desk: Desk, name: str) -> None:
+    """A client joins over a connection that proves its name."""
+    join = Join(MANIFEST.digest, BASE, TOKENIZER, 10, (0, 0, 0, 0), -1)
+    for message in (Hello(name, f"{ord(name[0]):x}", PROTOCOL), join):
+        desk.handle(Received(peer_of(name), Envelope(RUN, 1, message), name))
+
+
+def test_who_breaks_the_protocol_is_dropped_counted_and_named(desk: Desk) -> None:
+    desk.handle(Malformed(peer_of("a"), "no"))
+    assert desk.to("a") == [Refused("the worker broke the protocol: no")]
+    assert desk.of(Drop) == [Drop(peer_of("a"), "no")]
+    desk.hello("a")
+    desk.handle(Malformed(peer_of("a"), "nor this"))
+    assert desk.of(Note) == [Note("dropped", "a", "broke the protocol: nor this; its offence number 2")]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Heartbeat(0.0, 0, 0, "training"),
+        Offer(0, 0, 1200, 10, 1, 0.5),
+        Abstain(0, "no"),
+        Waiting(0),
+        EVALUATED,
+        Credit(0, 0, 1, 0, 0),
+        Hello("a", "61", PROTOCOL),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_a_flood_of_any_message_is_dropped(desk: Desk, message: Message) -> None:
+    quotas = Quotas(desk.config, MANIFEST)
+    taken = flood(desk, peer_of("a"), message, 2000)
+    assert taken >= quotas.burst / (quotas.window + 8) / 2
+    assert "that nothing asked for" in desk.of(Drop)[0].reason
+    desk.say("b", Heartbeat(0.0, 0, 0, "training"))
+    assert not desk.of(Drop), "what one says is not held against the others"
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+def test_a_flood_of_chunks_that_nobody_granted_is_dropped(desk: Desk, greeted: bool) -> None:
+    payload = memoryview(bytes(1024))
+    chunk = Chunk(0, 0, 0, 0, wire.checksum(payload))
+    peer = peer_of("c" if not greeted else "a")
+    assert flood(desk, peer, chunk, 2000, payload=payload) > 100
+
+
+def test_chunks_within_the_credit_cost_nothing() -> None:
+    def desk() -> Desk:
+        desk = Desk(2)
+        desk.gather("a", "b")
+        desk.say("a", Offer(0, 0, 1200, 10, 1, 0.5))
+        return desk
+
+    beat, payload = Heartbeat(0.0, 0, 0, "training"), bytes(1024)
+    allowed = flood(desk(), peer_of("a"), beat, 2000) - 1
+    exhausted = desk()
+    for _ in range(allowed - 1):
+        exhausted.say("a", beat)
+    exhausted.say("a", Chunk(0, 0, 0, 0, wire.checksum(memoryview(payload))), payload)
+    exhausted.say("a", beat)
+    assert not exhausted.of(Drop)
+    exhausted.say("a", beat)
+    assert exhausted.of(Drop)
+
+
+def test_a_probe_too_many_is_refused_and_a_flood_of_them_dropped() -> None:
+    desk = Desk()
+    probe = Probe(1, MAX_PROBE_BYTES)
+    taken = 0
+    while isinstance(desk.say("p", probe)[0], Probed):
+        taken += 1
+    assert taken == pytest.approx((2 << 30) / (MAX_PROBE_BYTES + 4096), abs=1)
+    assert desk.to("p") == [Refused("more probes than 2 GiB, or 16 MiB a second; try again later")]
+    assert not desk.of(Drop)
+    flood(desk, peer_of("p"), probe, 2000)
+
+
+def test_a_client_is_not_let_in_again_for_a_while_and_longer_each_time() -> None:
+    desk = Desk()
+    known(desk, "a")
+    known(desk, "b")
+    for offence, seconds in enumerate((10.0, 20.0, 40.0), 1):
+        desk.handle(Malformed(peer_of("a"), "no", "a"))
+        assert desk.of(Drop) == [Drop(peer_of("a"), "no", "a", seconds)]
+        assert f"not let in for {seconds:g} s" in desk.of(Note)[0].text
+        assert (f"offence number {offence}" in desk.of(Note)[0].text) == (offence > 1)
+        desk.handle(Received(b"another", Envelope("", 0, Hello("a", "62", PROTOCOL)), "a"), after_s=1.0)
+        assert desk.effects == [Drop(b"another", "not let in yet", "a", seconds - 1.0)], "nor by another connection"
+        desk.handle(Malformed(b"another", "no", "a"))
+        assert desk.effects == [Drop(b"another", "not let in yet", "a", seconds - 1.0)], "which is not counted"
+        desk.now += seconds
+        known(desk, "a")
+        assert desk.coordinator.clients == ["a", "b"]
+        known(desk, "b")
+
+
+def test_with_one_connection_of_a_client_all_its_sessions_end() -> None:
+    desk = Desk()
+    known(desk, "a")
+    known(desk, "b")
+    desk.handle(Malformed(b"another", "no", "a"))
+    assert desk.of(Drop) == [Drop(b"another", "no", "a", 10.0)]
+    assert [note.client for note in desk.of(Note) if note.kind == "dropped"] == ["a"]
+    assert desk.coordinator.clients == ["b"]
+
+
+def test_the_names_of_strangers_do_not_fill_the_record() -> None:
+    desk = Desk()
+    for number in range(3000):
+        desk.handle(Malformed(b"%d" % number, "no"))
+        assert desk.of(Drop)
+    assert len(desk.notes) < 30
+    assert desk.notes[-1].text == "a stranger broke the protocol: no; its offence number 2048"
+
+
+def test_a_reason_that_quotes_what_came_still_fits_into_a_message() -> None:
+    desk = Desk()
+    desk.handle(Malformed(b"a", "x" * 5000))
+    assert wire.decode([bytes(frame) for frame in desk.of(Send)[0].envelope.frames])

@@ -232,6 +232,7 @@ WALL_CLOCK = {"time", "time_ns", "now", "utcnow", "today"}
 
 NAMES_AND_STAMPS = {
     "broker/__main__.py": "names a run's folder",
+    "broker/keys_command.py": "says when a client was let in",
     "broker/opening.py": "says when a run was opened",
     "parablock/launch.py": "names a run's folder",
     "parablock/quickstart.py": "names a run's folder",

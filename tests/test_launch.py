@@ -168,7 +168,8 @@ def test_every_child_gets_its_part(place: Path) -> None:
 
 def test_throw_away_keys_are_nobody_elses_and_stay_as_long_as_the_run_can_go_on(place: Path) -> None:
     fakes(place, "listen()\n(out / 'config.toml').touch()\nsys.exit(75)\n")
-    assert started(place)[0] == 75
+    code, run = started(place)
+    assert code == 75
     folder = place / "run" / "keys"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     names = ["broker", "worker-0", "worker-1"]
@@ -176,6 +177,23 @@ def test_throw_away_keys_are_nobody_elses_and_stay_as_long_as_the_run_can_go_on(
         assert keys.read_secret(folder / f"{name}.secret").name == name
     clients = {client.name: client.key for client in AllowList.read(folder).clients}
     assert clients == {name: keys.read_public(folder / f"{name}.public").key for name in names[1:]}
+    assert Launch(run._config, place / "run", 2, "cpu", resume=())._make_keys() == 0
+    assert {client.name: client.key for client in AllowList.read(folder).clients} == clients, "the run has them still"
+
+
+def test_keys_of_a_run_that_was_not_begun_are_made_anew(place: Path) -> None:
+    fakes(place, "listen()\nuntil(lambda: marks() == 2)\nsys.exit(75)\n")
+    for left in (".keys.partial", "keys"):  # as a kill may leave them
+        keys.write_public(keys_folder(place / "run" / left), keys.PublicKey("worker-7", "0" * 40))
+    assert started(place)[0] == 75
+    assert sorted(AllowList.read(place / "run" / "keys").names.values()) == ["worker-0", "worker-1"]
+    assert not (place / "run" / "keys" / "worker-7.public").exists()
+    assert not (place / "run" / ".keys.partial").exists()
+
+
+def keys_folder(folder: Path) -> Path:
+    keys.make_folder(folder)
+    return folder
 
 
 @pytest.mark.parametrize("trust", ["true", "false"])

@@ -9,8 +9,11 @@ import pytest
 
 from bench.link import Link as ShapedLink
 from bench.shaping import Shape
+from broker.authenticator import Authenticator
+from broker.keys_command import new_pair
 from broker.socket import RouterSocket
-from parablock import wire
+from parablock import keys, wire
+from parablock.allow_list import allow
 from parablock.coordinator_events import Received, Send
 from parablock.messages import Probe, Probed, Refused, Rejoin
 from parablock.network import EndpointError
@@ -18,9 +21,11 @@ from parablock.wire import Envelope
 from tests.test_coordinator import Desk
 from workers import prober
 from workers.prober import Prober, Refusal, Unanswered, rate
+from workers.socket import Credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from parablock.messages import Message
     from parablock.plan import Link
@@ -160,3 +165,36 @@ def test_windows_that_come_all_at_once_are_taken_whole() -> None:
     assert rate(answers, 1000, 16, 16) == pytest.approx(16_000)
     # And all of a short stream in one wake-up of the loop, the last piece excepted.
     assert rate([0.0] * 11 + [1.0], 1000, 0, 16) == pytest.approx(5000)
+
+
+@pytest.mark.parametrize("who", ["us", "stranger", "misled"])
+def test_a_probe_shows_its_key(tmp_path: Path, who: str) -> None:
+    broker, us, stranger = (new_pair(tmp_path, name) for name in ("broker", "us", "stranger"))
+    allow(tmp_path, us, "noon")
+    secret = keys.read_secret(tmp_path / f"{'stranger' if who == 'stranger' else 'us'}.secret")
+    credentials = Credentials(secret, stranger.key if who == "misled" else broker.key)
+    desk = a_broker()
+
+    async def scenario() -> Link:
+        router = RouterSocket("tcp://127.0.0.1:*", Authenticator(tmp_path))
+
+        def on_frames(peer: bytes, frames: list[memoryview], client: str | None) -> None:
+            assert client == "us"
+            for send in desk(peer, wire.decode(frames)):
+                router.send(send.peer, wire.encode(send.envelope))
+
+        router.listen(on_frames)
+        try:
+            patience_s = 0.5 if who == "misled" else 5.0
+            return await Prober(router.endpoint, 1 << 16, 1 << 20, patience_s, credentials).measure(lambda _what: None)
+        finally:
+            router.close()
+
+    if who == "us":
+        assert asyncio.run(scenario()).up_bytes_s > 0
+    elif who == "stranger":
+        with pytest.raises(Refusal, match=rf"does not let our key in \(fingerprint {stranger.fingerprint}\)"):
+            asyncio.run(scenario())
+    else:
+        with pytest.raises(Unanswered, match="the broker has another key than the invite says"):
+            asyncio.run(scenario())

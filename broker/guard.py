@@ -1,0 +1,293 @@
+"""The guard of the broker's socket: which connections there are, what has come on each, and which of them must go.
+
+What is here is below messages: libzmq closes no single connection of a socket, keeps what it has of a message until the
+last frame is there, however many there are, and takes as many connections as come. So each connection's own descriptor
+is looked at (libzmq's monitor and `zmq.SRCFD` name it), and shut down where
+
+    the coordinator says so                           `drop`; half a second later, so that the reason still arrives
+    far more has come of it than was taken from it    endless messages; all of a client's connections together
+    too many have said nothing yet                    the oldest of the address that has most of them
+    one client has too many                           its oldest
+    another one speaks under its routing id           which libzmq hands over, and leaves the first one mute: so its
+                                                      owner comes again, and takes back what was stolen
+    nothing is read there of what is sent             by the socket, which finds its queue full
+
+libzmq finds such a connection closed by its peer. Who had it is told (`on_broken`) and may be held to account; this
+module knows neither messages nor quotas. A descriptor may be closed and its number given to another at any moment by
+libzmq's thread, so none is kept: it is duplicated when it is needed, and used only if it is still the same socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import socket
+import struct
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from parablock.coordinator_events import NOBODY
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+
+LOOK_S = 0.1
+"""Between two looks at what has come."""
+
+WINDOWS = 4
+"""Times what an honest worker may have under way may be waiting to be taken from all connections of a client."""
+
+MOST_SILENT = 256
+"""So many connections may have said nothing yet."""
+
+MOST_OF_CLIENT = 8
+"""So many connections may a client have: its worker's, one that is half open since it came back, `parablock plan`."""
+
+_LAST_WORDS_S = 0.5
+_OTHER_FILES = 128  # descriptors that are no connections
+_GREETING_BYTES = 2048  # a handshake has fewer
+_ENDPOINT = "inproc://guard"
+_BYTES_RECEIVED = struct.Struct("=Q")
+_BYTES_RECEIVED_AT = 128  # tcpi_bytes_received in Linux's struct tcp_info
+_info = ctypes.create_string_buffer(_BYTES_RECEIVED_AT + _BYTES_RECEIVED.size)
+
+
+def _watches() -> bool:
+    if sys.platform != "linux":
+        return False
+    with socket.socket() as probe:
+        return len(probe.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, len(_info))) == len(_info)
+
+
+WATCHES = _watches()
+"""Whether it can be seen how much has come of a connection: by TCP_INFO of Linux 4.1 or newer."""
+
+_getsockopt = ctypes.CDLL(None).getsockopt if WATCHES else None
+
+
+@dataclass
+class Connection:
+    """descriptor: libzmq's, which may be closed, and be another's by now; socket: device and inode tell. since: when it
+    was accepted, and condemned: when it was dropped, in seconds. taken: bytes that were read of it, as they travel.
+
+    client: whose key it has. peer: the routing id of what it said last; None: it has said nothing.
+    """
+
+    descriptor: int
+    socket: tuple[int, int]
+    address: str
+    since: float
+    taken: int = _GREETING_BYTES
+    client: str | None = None
+    peer: bytes | None = None
+    condemned: float | None = None
+
+
+class Guard:
+    """Of one socket that is not bound yet; `listen` begins the looking. encrypted: whether connections have keys."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], watched: zmq.Socket[bytes], *, encrypted: bool) -> None:
+        self._encrypted = encrypted
+        self._watched = watched
+        watched.monitor(_ENDPOINT, int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED))
+        self._monitor = context.socket(zmq.PAIR)
+        self._monitor.set(zmq.RCVHWM, 0)  # libzmq's thread would wait for us
+        self._monitor.set(zmq.LINGER, 0)
+        self._monitor.connect(_ENDPOINT)
+        self._events = cast("int", self._monitor.get(zmq.FD))
+        self._connections: dict[int, Connection] = {}  # by descriptor
+        self._speaking: dict[bytes, Connection] = {}  # by routing id: where it was heard last
+        self._most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES, 8)
+        self._most_behind = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def listen(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        window_bytes: int,
+        most_message_bytes: int,
+        on_broken: Callable[[bytes, str, str | None], None],
+    ) -> None:
+        """From now on look, and call `on_broken(peer, reason, client)` for each connection that must go; peer: NOBODY
+        for one that has said nothing. window_bytes: what an honest worker may have under way."""
+        self._on_broken = on_broken
+        self._most_behind = WINDOWS * window_bytes + most_message_bytes
+        self._loop = loop
+        loop.add_reader(self._events, self._read_monitor)
+        self._read_monitor()  # the descriptor is edge-triggered
+        self._look()
+
+    def close(self) -> None:
+        """Before the watched socket."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._events)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._watched.disable_monitor()
+        self._monitor.close()
+
+    # What the socket says
+
+    def took(self, descriptor: int, peer: bytes, client: str | None, lengths: Iterable[int]) -> bool:
+        """A message was read; whether it is to be looked at. lengths: bytes of its frames, routing id left out."""
+        connection = self._connections.get(descriptor)
+        if connection is None:
+            self._read_monitor()
+            connection = self._connections.get(descriptor) or self._accepted(descriptor)
+            if connection is None:
+                return True  # closed since
+        connection.taken += sum(map(self._travelling, lengths))
+        if connection.condemned is not None:
+            return False
+        before = self._speaking.get(peer)
+        if before is not connection:
+            self._speaking[peer] = connection
+            connection.peer, connection.client = peer, client
+            if before is not None:
+                _shut_down(before)
+            self._limit(client)
+        return True
+
+    def drop(self, peer: bytes, client: str | None) -> None:
+        """Take nothing more from where `peer` was heard last, nor from any connection of the client, and close them
+        after what was sent to them."""
+        dropped = [each for each in self._connections.values() if client is not None and each.client == client]
+        if peer in self._speaking:
+            dropped.append(self._speaking[peer])
+        for connection in dropped:
+            if connection.condemned is None:
+                connection.condemned = time.monotonic()
+
+    def full(self, peer: bytes) -> None:
+        """What was sent to this peer is not read, and no more can be."""
+        connection = self._speaking.get(peer)
+        if connection is not None and connection.condemned is None:
+            self._break(connection, "it does not read what is sent to it")
+
+    # What the monitor says
+
+    def _read_monitor(self) -> None:
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+                if event["event"] == zmq.EVENT_ACCEPTED:
+                    self._accepted(event["value"])
+                elif event["value"] in self._connections:
+                    self._forget(self._connections[event["value"]])
+
+    def _accepted(self, descriptor: int) -> Connection | None:
+        """Note a connection; None if it is closed already."""
+        if descriptor in self._connections:
+            self._forget(self._connections[descriptor])  # libzmq says nothing of those that it closes by itself
+        try:
+            found = os.fstat(descriptor)
+            with socket.socket(fileno=os.dup(descriptor)) as same:
+                address = str(same.getpeername()[0])
+        except OSError:
+            return None
+        connection = Connection(descriptor, (found.st_dev, found.st_ino), address, time.monotonic())
+        self._connections[descriptor] = connection
+        silent = [each for each in self._connections.values() if each.peer is None]
+        if len(silent) > MOST_SILENT or len(self._connections) > self._most:
+            crowded = Counter(each.address for each in silent).most_common(1)[0][0]
+            oldest = next(each for each in silent if each.address == crowded)
+            self._break(oldest, f"too many connections that say nothing, most of them from {crowded}")
+        return connection
+
+    def _forget(self, connection: Connection) -> None:
+        del self._connections[connection.descriptor]
+        if connection.peer is not None and self._speaking.get(connection.peer) is connection:
+            del self._speaking[connection.peer]
+
+    # What is found
+
+    def _limit(self, client: str | None) -> None:
+        if client is not None:
+            of_client = [each for each in self._connections.values() if each.client == client]
+            for connection in of_client[:-MOST_OF_CLIENT]:
+                _shut_down(connection)
+
+    def _look(self) -> None:
+        """At every connection: whether it is still there, is to be closed, or has sent far more than was taken."""
+        assert self._loop is not None
+        now = time.monotonic()
+        behind: defaultdict[str | int | None, list[tuple[int, Connection]]] = defaultdict(list)
+        for connection in list(self._connections.values()):
+            if connection.condemned is not None and now >= connection.condemned + _LAST_WORDS_S:
+                _shut_down(connection)
+            received = _received(connection.descriptor)
+            if received is None:
+                self._forget(connection)
+            elif received > connection.taken:
+                behind[self._account(connection)].append((received - connection.taken, connection))
+        for found in behind.values():
+            if sum(nbytes for nbytes, _ in found) > self._most_behind:
+                nbytes, worst = max(found, key=lambda each: each[0])
+                self._break(worst, f"{nbytes >> 20} MiB of messages without an end, or faster than they can be read")
+        self._timer = self._loop.call_later(LOOK_S, self._look)
+
+    def _account(self, connection: Connection) -> str | int | None:
+        """On whose account it is what waits: a client's, the connection's own, or that of all who have said nothing."""
+        if connection.client is not None:
+            return connection.client
+        return connection.descriptor if connection.peer is not None else None
+
+    def _break(self, connection: Connection, reason: str) -> None:
+        """Close it at once, and say so, if it is still there."""
+        assert self._loop is not None
+        connection.condemned = time.monotonic()
+        if _shut_down(connection):
+            self._loop.call_soon(self._on_broken, connection.peer or NOBODY, reason, connection.client)
+
+    def _travelling(self, length: int) -> int:
+        """Bytes of a frame with what ZMTP 3.1 puts around it; with CURVE that is a command in a frame."""
+        if self._encrypted:
+            length += 33
+        return length + (2 if length < 256 else 9)
+
+
+def _same(connection: Connection) -> socket.socket | None:
+    """The connection once more; None if libzmq has closed it, whoever has its descriptor by now."""
+    try:
+        descriptor = os.dup(connection.descriptor)
+    except OSError:
+        return None
+    found = os.fstat(descriptor)
+    if (found.st_dev, found.st_ino) != connection.socket:
+        os.close(descriptor)
+        return None
+    return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
+
+
+def _received(descriptor: int) -> int | None:
+    """Bytes that have come, as far as that can be seen; None where it is no connection (any more).
+
+    By the C library's getsockopt: a socket object of Python's takes five system calls, ten times a second for each.
+    """
+    if _getsockopt is None:
+        return 0
+    length = ctypes.c_uint32(len(_info))
+    if _getsockopt(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, _info, ctypes.byref(length)):
+        return None
+    received: int = _BYTES_RECEIVED.unpack_from(_info, _BYTES_RECEIVED_AT)[0]
+    return received
+
+
+def _shut_down(connection: Connection) -> bool:
+    """Both ways: libzmq reads to the end, and closes it. False if it has done so before."""
+    same = _same(connection)
+    if same is None:
+        return False
+    with same, contextlib.suppress(OSError):  # the peer has closed it meanwhile
+        same.shutdown(socket.SHUT_RDWR)
+    return True
