@@ -219,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)} (default: all; the mean always)")
     add("--attacks", default=",".join(ATTACKS[:-1]), help=f"of {', '.join(ATTACKS)} (default: all but the last)")
     add("--clients", type=int, default=7, help="of a run (default: 7)")
-    add("--bad", type=int, default=2, help="of these, how many are bad (default: 2)")
+    add("--bad", type=int, default=1, help="of these, how many are bad (default: 1)")
     add("--steps", type=int, default=4, help="K (default: 4)")
     add("--rounds", type=int, default=24, help="of each run (default: 24)")
     add("--seeds", default="0-1", help="seeds of the runs, as 0,1,2 or 0-19 (default: 0-1)")

@@ -6,6 +6,9 @@ then, where all of each contribution must be seen before any is folded (`parablo
 committed in order, each at most once. A contribution to a later round than the next may begin to come; all of it comes
 when its turn has come, so that no more than the roster's contributions to one round are held, and a window each; with
 `round.late = "fold"` also one late contribution of each client (`parablock.late`).
+
+Where the broker adds noise (`privacy.where = "central"`), nothing of a block leaves before its round is durable: what
+is folded anew, after a change of mind or a restart, has other noise, and both together would tell more than one.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from parablock.closing import entry_of, expected_of, passed
 from parablock.coordinator_events import Committed, Effect, Note, Store
 from parablock.latecomers import Latecomers
 from parablock.layout import Layout
 from parablock.messages import Credit, Rejected
 from parablock.quorum import Quorum
-from parablock.rounds import Attempt, Round, RoundState, Upload, decide, named
-from parablock.saved import Entry
+from parablock.rounds import Attempt, Round, RoundState, Upload, decide
 from parablock.secure_settings import most_tokens
 from parablock.transfer import Incoming, TransferError
 
@@ -64,6 +67,7 @@ class Collection:
         self.stirred = False
         self.hopeless = ""  # why the run cannot go on, if it cannot
         self._config = config
+        self._withheld = config.privacy.central  # a block does not leave before its round is durable
         self._manifest = manifest
         self._agenda = agenda
         self._roster = roster
@@ -268,7 +272,7 @@ class Collection:
         current.moved = moved
         shipment.payload.append(chunk)
         self.stirred = self.stirred or shipment.payload.complete
-        for session in self._roster:
+        for session in self._roster if not self._withheld else ():
             self._distribution.more(session, shipment)
 
     def unfit(self, number: int, attempt: int, reasons: dict[str, str], now: float) -> None:
@@ -340,7 +344,7 @@ class Collection:
             self._fold_sums(self._sums, round, now)
             return False
         if not decision.close:
-            expected = self._expected(round, now)
+            expected = expected_of(round, members, self._late, policy, self._config.quorum, now)
             if expected:
                 self._begin(round, expected, now)
             return False
@@ -368,26 +372,7 @@ class Collection:
         return frozenset(session.name for session in self._roster.active() if session.waits_for >= round.number)
 
     def _passed(self, round: Round, now: float) -> bool:
-        """Whether the round's deadline has."""
-        deadline_s = self._config.round.deadline_s
-        return bool(deadline_s) and round.first_done_at is not None and now >= round.first_done_at + deadline_s
-
-    def _expected(self, round: Round, now: float) -> tuple[str, ...]:
-        """Who will count, in roster order, as far as one can tell; empty as long as one of them has offered nothing.
-
-        Where rounds have a deadline, those who were late last time are expected to be late again. Past it only those
-        count who have answered: what they make leaves, so that it is there when somebody needs it, and is made anew if
-        another one is still in time.
-        """
-        voters = (self._members(round) | round.done) - round.out
-        if self._passed(round, now) and len(round.done) >= self._config.quorum:
-            return tuple(sorted(round.done))
-        if self._config.round.deadline_s:
-            in_time = voters - (self._late - round.done)
-            voters = in_time if len(in_time) >= self._config.quorum else voters
-        if len(voters) < self._config.quorum or not all(name in round.uploads for name in voters):
-            return ()
-        return tuple(sorted(voters))
+        return passed(round, self._config.round, now)
 
     def _begin(self, round: Round, clients: tuple[str, ...], now: float) -> None:
         """Fold the contributions of `clients`, and late ones that are complete, from the first chunk on, unless that is
@@ -411,8 +396,9 @@ class Collection:
         shipment = self._distribution.shipment(round.number, round.block, round.attempts)
         bad = self._config.robust.still_bad(len(round.unfit))
         round.attempt = Attempt(clients, late, missing, shipment, self._config.measured, bad)
-        for session in self._roster.active():
-            self._distribution.ship(session, shipment, now)
+        if not self._withheld:
+            for session in self._roster.active():
+                self._distribution.ship(session, shipment, now)
 
     def _fold_sums(self, sums: Sums, round: Round, now: float) -> None:
         """Fold the slices that can be unmasked. Whom the attempt counts is known when all of them are settled."""
@@ -453,35 +439,23 @@ class Collection:
             round.left_out = attempt.left_out
         round.settle_left_out()
         counted = attempt.counted if attempt is not None else ()
-        folded = attempt.folded_late if attempt is not None else ()
-        offers = [round.uploads[name].offer for name in counted]
         here, members = self._roster.members(round.number), self._members(round)
         self._late = (self._late & (here - members)) | (members - set(counted) - round.out)
         if attempt is not None:
             self._agenda.moved(round.number, round.block, attempt.moved)
         self._agenda.decide(round.number + self._config.in_flight + 1, self._roster.present())
-        nbytes = attempt.shipment.payload.nbytes if attempt is not None else 0
         came_late, late_bytes = self._latecomers.take_counts()
-        round.entry = Entry(
-            round=round.number,
-            block=round.block,
-            attempt=attempt.number if attempt is not None else 0,
+        round.entry = entry_of(
+            round,
             base=self._distribution.base(round.block),
-            contributors=counted,
-            weights=tuple(offer.weight for offer in offers),
-            steps=tuple(offer.steps for offer in offers),
-            losses=tuple(offer.loss for offer in offers),
-            moved=attempt.moved if attempt is not None else 0.0,
+            tells_losses=not self._config.privacy.local,
             late=len(round.uploads.keys() - set(counted)) + came_late,
-            bytes_up=nbytes_up + late_bytes,
-            bytes_down=nbytes * len(self._roster.active()),
-            reason=_reason(round),
+            nbytes_up=nbytes_up + late_bytes,
+            receivers=len(self._roster.active()),
             agenda=self._agenda.snapshot(),
             clients=tuple(self._roster.clients),
             tardy=tuple(sorted(self._late)),
-            folded_late=folded,
-            left_out=tuple(sorted(round.left_out)),
-            clipped=attempt.clipped if attempt is not None else (),
+            charged=self._charged(round, counted),
         )
         self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
 
@@ -500,7 +474,11 @@ class Collection:
         self._latecomers.settle(round, self._members(round), entry.counted)
         for session in self._roster.active():
             turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)
+            if self._withheld:
+                self._distribution.ship(session, shipment, now)
             self._distribution.announce(session, shipment, entry.base, entry.counted, now, turns)
+            if self._withheld:
+                self._distribution.more(session, shipment)
         self._emit(
             Committed(
                 round.number,
@@ -514,6 +492,7 @@ class Collection:
                 entry.folded_late,
                 entry.left_out,
                 entry.clipped,
+                entry.charged,
             )
         )
         del self._rounds[round.number]
@@ -533,6 +512,13 @@ class Collection:
         due = self.deadline(now)
         if due is not None:
             self._due_by(due)
+
+    def _charged(self, round: Round, counted: tuple[str, ...]) -> tuple[str, ...]:
+        """Whose data the round costs something: who has a part in what the broker tells; or, where clients hide from
+        the broker too, of whom something has come, or may be on its way."""
+        if self._config.privacy.local:
+            return tuple(sorted(round.began | self._members(round)))
+        return counted if self._config.privacy.central else ()
 
     def _done(self, round: Round, client: str, now: float) -> None:
         """A contribution is complete."""
@@ -583,14 +569,3 @@ class Collection:
         """Live clients that shall contribute to a round."""
         members = self._agenda.members(round.number, self._roster.members(round.number))
         return members if self._sums is None else self._sums.members(round.number, members)
-
-
-def _reason(round: Round) -> str:
-    """What is said for good of how a round was closed."""
-    attempt = round.attempt
-    if attempt is None:
-        return f"0 contributions; {round.why}"
-    late = f" and {len(attempt.late)} late" if attempt.late else ""
-    left_out = f"; left out: {named(attempt.left_out.keys())}" if attempt.left_out else ""
-    clipped = f"; clipped: {named(set(attempt.clipped))}" if attempt.clipped else ""
-    return f"{len(attempt.counted)} contributions{late}{left_out}{clipped}; {round.why}"

@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from parablock import robust_settings, secure_settings
 from parablock.codec import GROUP, CodecName
 from parablock.messages import MAX_IN_FLIGHT
+from parablock.privacy_settings import Privacy
+from parablock.privacy_settings import objection as privacy_objection
 from parablock.robust_settings import Robust
-from parablock.secure_settings import Secure
+from parablock.robust_settings import objection as robust_objection
+from parablock.secure_settings import Secure, missing
+from parablock.secure_settings import objection as secure_objection
 from parablock.setting import key as _key
 
 Scalar = bool | int | float | str
@@ -384,6 +387,7 @@ class Config:
     partition: Partition = field(default_factory=Partition)
     eval: Evaluation = field(default_factory=Evaluation)
     codec: Codecs = field(default_factory=Codecs)
+    privacy: Privacy = field(default_factory=Privacy)
     network: Network = field(default_factory=Network)
     secure: Secure = field(default_factory=Secure)
     journal: Journal = field(default_factory=Journal)
@@ -447,7 +451,7 @@ class Config:
     @property
     def measured(self) -> bool:
         """Whether all of every contribution must be seen before any of it is folded (`parablock.measurement`)."""
-        return self.robust.measured
+        return self.robust.measured or self.privacy.central
 
     @property
     def announced(self) -> bool:
@@ -524,8 +528,8 @@ def from_dict(tree: dict[str, Any]) -> Config:
 
 def check_installed(config: Config) -> None:
     """Raise ConfigError where these settings need a package that is not installed on this machine."""
-    if config.secure.enabled and (missing := secure_settings.missing()) is not None:
-        raise ConfigError(missing)
+    if config.secure.enabled and (told := missing()) is not None:
+        raise ConfigError(told)
 
 
 def to_dict(config: Config, *, shared_only: bool = False) -> dict[str, Any]:
@@ -696,7 +700,7 @@ def _check_together(config: Config) -> None:
         _check_lisa(config)
     if config.solver.adaptive:
         _check_adaptive(config)
-    if (reason := robust_settings.objection(config) or secure_settings.objection(config)) is not None:
+    if (reason := robust_objection(config) or privacy_objection(config) or secure_objection(config)) is not None:
         raise ConfigError(reason)
     if config.partition.method in ("dirichlet", "field") and not config.partition.field:
         raise ConfigError(

@@ -29,12 +29,12 @@ def exponent(clients: int, largest: float) -> int:
 
 
 def beyond(values: Vector, largest: float) -> str | None:
-    """Why these values cannot be encoded; None if they can."""
+    """Why these values cannot be encoded; None if they can. The broker is told, so that it says no value."""
     for start in range(0, values.size, _PIECE):
         most = float(np.max(np.abs(values[start : start + _PIECE])))
         if not most <= largest:
-            found = f"a value of {most:.3g}" if np.isfinite(most) else "values that are not finite (NaN or infinity)"
-            return f"the update holds {found}, and secure.range bears {largest:g} at most"
+            found = f"a value beyond secure.range = {largest:g}" if np.isfinite(most) else "values that are not finite"
+            return f"the update holds {found}"
     return None
 
 

@@ -41,6 +41,8 @@ class Secure:
 
 def most_tokens(config: Config) -> int:
     """n_max: a delta is multiplied by n / n_max before it is masked, n being the tokens that it was trained on."""
+    if config.privacy.local:
+        return 1  # all clients count alike
     solver = config.solver
     return solver.steps * solver.batch_size * solver.accumulate * config.data.max_tokens
 
@@ -96,6 +98,11 @@ def _excluded(config: Config) -> str | None:
         return (
             "round.quorum_lost = fewer does not go with secure.enabled: fewer than secure.threshold clients cannot "
             "unmask a sum; set it to wait or stop"
+        )
+    if config.privacy.central:
+        return (
+            "privacy.where = central does not go with secure.enabled: the broker cuts each delta, and sees only their "
+            "sum; set privacy.where to local, or secure.enabled to false"
         )
     robust = config.robust
     if robust.rule != "mean" or robust.measured:

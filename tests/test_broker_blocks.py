@@ -77,7 +77,7 @@ class Desk:
                 )
                 for weight, (client, delta) in enumerate(deltas.items(), start=1)
             )
-            made = self.blocks.fold(Fold(round, round % 2, attempt, index, contributions))
+            made = self.blocks.fold(Fold(round, round % 2, attempt, index, contributions, self.config.robust.bad))
             if isinstance(made, Unfit):
                 answers.append(made)
                 continue
@@ -127,6 +127,21 @@ def test_steps_count_as_the_settings_say(tmp_path: Path, weights: str) -> None:
     desk.fold(0, 1, deltas, steps={"a": 2, "b": 8})
     mean = weighted_mean(list(deltas.values()), [1, 2], [2, 8] if weights == "normalised" else None)
     assert desk.store(0, 1).tobytes() == (desk.base[0] + mean).tobytes()
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
+def test_by_element_clients_count_alike_and_what_is_not_finite_is_refused(tmp_path: Path, rule: str) -> None:
+    """An infinity would be trimmed away, and its client pass for an honest one."""
+    desk = Desk(tmp_path, robust={"rule": rule, "bad": 1}, round={"clients": 3})
+    deltas = {"a": vector(1), "b": vector(2), "c": vector(3)}
+    spoilt = deltas | {"b": deltas["b"].copy()}
+    spoilt["b"][5] = np.inf
+    (answer,) = desk.fold(0, 1, spoilt, upto=1)
+    assert isinstance(answer, Unfit)
+    assert set(answer.reasons) == {"b"}
+    desk.fold(0, 2, deltas, steps={"a": 1})
+    middle = np.median(list(deltas.values()), axis=0)
+    assert desk.store(0, 2).tobytes() == (desk.base[0] + middle).tobytes()
 
 
 def moves(answers: list[Folded | Unfit]) -> list[float]:

@@ -51,7 +51,7 @@ def test_long_vectors_are_encoded_piece_by_piece() -> None:
 
 @pytest.mark.parametrize(
     ("value", "what"),
-    [(1.5, "a value of 1.5"), (np.nan, "not finite"), (np.inf, "not finite"), (-np.inf, "not finite")],
+    [(1.5, "a value beyond secure.range = 1"), (np.nan, "not finite"), (np.inf, "not finite"), (-np.inf, "not finite")],
 )
 def test_what_is_beyond_the_range_is_named(value: float, what: str) -> None:
     vector = np.zeros((1 << 16) + 2, np.float32)

@@ -27,6 +27,10 @@ ON = {"enabled": True}
         ({"codec": {"up": "int8"}}, "codec.up = int8 does not go.*set codec.up to float32"),
         ({"round": {"late": "fold"}}, "round.late = fold does not go.*set round.late to discard"),
         ({"round": {"quorum_lost": "fewer"}}, "round.quorum_lost = fewer does not go.*set it to wait or stop"),
+        (
+            {"privacy": {"where": "central", "clip": 1.0, "noise": 1.0, "budget": 8.0}},
+            "privacy.where = central does not go.*set privacy.where to local",
+        ),
         ({"round": {"clients": 3}, "robust": {"rule": "median", "bad": 1}}, "robust.rule = median does not go"),
         ({"robust": {"clip": 1.0}}, "robust.clip does not go.*sees only their sum"),
         ({"robust": {"clip_ratio": 2.0}}, "robust.clip does not go"),
@@ -62,3 +66,5 @@ def test_what_is_not_installed_is_named_with_what_installs_it(monkeypatch: pytes
 def test_most_tokens_are_those_of_full_rows() -> None:
     config = from_dict({"solver": {"steps": 3, "batch_size": 5, "accumulate": 2}, "data": {"max_tokens": 7}})
     assert secure_settings.most_tokens(config) == 210
+    private = {"where": "local", "clip": 1.0, "noise": 1.0, "budget": 8.0}
+    assert secure_settings.most_tokens(from_dict({"secure": ON, "privacy": private})) == 1, "all count alike"
