@@ -57,6 +57,8 @@ class Exchange:
     """Whether each process writes down what it holds after each round, to FOLDER/NAME.watch, and keeps no times."""
     plain: bool = False
     """Whether nothing is encrypted."""
+    guests: tuple[str, ...] = ()
+    """Further names on the broker's list, whose keys lie with the others."""
     excused: int = 0
     """The last so many processes need not come to the end of the run: a client that fell behind may be left there."""
 
@@ -133,9 +135,8 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
     settings = synthetic.settings(exchange.clients, exchange.rounds, bind, **policy)
     settings_path, out = folder / "config.toml", folder / "run"
     settings_path.write_text(config.to_toml(settings), encoding="utf-8")
-    ring = Keyring(
-        folder / "keys", [synthetic.client_name(index) for index in range(exchange.clients)], plain=exchange.plain
-    )
+    names = [synthetic.client_name(index) for index in range(exchange.clients)]
+    ring = Keyring(folder / "keys", [*names, *exchange.guests], plain=exchange.plain)
     python = (sys.executable, "-m")
     model = ("--blocks", str(exchange.blocks), "--block-bytes", str(exchange.block_bytes))
 
@@ -150,15 +151,15 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
         report += (*ring.light, *watch("broker"))
         command = [*prefix, *python, "bench.light_broker", str(settings_path), "--out", str(out), *model, *report]
         broker = children.start("broker", command, ENVIRONMENT)
-        children.until(lambda: _endpoint(out) != "", PATIENCE_S)
+        children.until(lambda: endpoint(out) != "", PATIENCE_S)
         processes = exchange.processes or exchange.clients
         reports = []
         for index in range(processes):
             first, end = (exchange.clients * part // processes for part in (index, index + 1))
-            endpoint = links.endpoints[index] if links is not None else _endpoint(out)
+            place_of = links.endpoints[index] if links is not None else endpoint(out)
             prefix = links.client_prefixes[index] if links is not None else ()
             reports.append(folder / f"clients-{index}.json")
-            place = ("--broker", endpoint, "--first", str(first), "--count", str(end - first), *ring.light)
+            place = ("--broker", place_of, "--first", str(first), "--count", str(end - first), *ring.light)
             way = ("--pause-s", str(exchange.pause_s), "--report", str(reports[-1]))
             way += ("--gate", gate.endpoint) if gate is not None else ()
             way += watch(f"clients-{index}")
@@ -194,7 +195,7 @@ def _ends(clients: Sequence[Client]) -> dict[int, float]:
     return ends
 
 
-def _endpoint(out: Path) -> str:
+def endpoint(out: Path) -> str:
     """Where the broker listens; "" until it has written the whole line."""
     path = out / ENDPOINT
     line = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -197,6 +197,7 @@ def check(settings: Config) -> None:
         (settings.solver.adaptive, "solver.adaptive depends on the link"),
         (bool(lossy), f"codecs are not simulated ({', '.join(lossy)})"),
         (settings.announced, "the broker decides as the run goes who trains what"),
+        (settings.privacy.private, "privacy adds noise that is not simulated"),
         (not settings.data.eval, "data.eval names no held-out rows"),
     ):
         if wrong:

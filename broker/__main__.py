@@ -21,7 +21,9 @@ from broker.blocks import BaseModel
 from broker.server import Broker
 from broker.socket import BindError, RouterSocket
 from parablock import config as settings
+from parablock.accountant import NoAccountantError
 from parablock.allocator import keep_freed_memory
+from parablock.budget import plan
 from parablock.journal_rows import JournalError
 from parablock.keys import KeyFileError, fingerprint, folder_of_user
 from parablock.network import EndpointError, check_endpoint
@@ -95,12 +97,13 @@ class _WrongModelError(ValueError):
 
 
 _WRONG_INPUT = (
-    settings.ConfigError, EndpointError, KeyFileError, RunFolderError, JournalError, BindError, _WrongModelError
+    settings.ConfigError, EndpointError, KeyFileError, RunFolderError, JournalError, BindError, NoAccountantError,
+    _WrongModelError,
 )  # fmt: skip
 
 
 def _begin(arguments: argparse.Namespace, out: Path) -> tuple[Opened, RouterSocket]:
-    config = settings.load(arguments.config, arguments.set)
+    config = _within_budget(settings.load(arguments.config, arguments.set))
     check_endpoint(config.network.bind, plain=arguments.allow_plain_tcp, any_port=True)
     RunFolder.check_free(out)
     socket = RouterSocket(config.network.bind, _door(arguments))
@@ -122,13 +125,22 @@ def _begin(arguments: argparse.Namespace, out: Path) -> tuple[Opened, RouterSock
 def _resume(arguments: argparse.Namespace) -> tuple[Opened, RouterSocket]:
     folder = RunFolder.open(arguments.resume)
     folder.check_unlocked()  # before its port is found taken
-    socket = _bound_again(arguments, settings.load(arguments.config or folder.path / CONFIG, arguments.set))
+    config = settings.load(arguments.config or folder.path / CONFIG, arguments.set)
+    socket = _bound_again(arguments, _within_budget(config))
     try:  # nothing is put right or written before it is sure that the run can be served
         opened = opening.resume(arguments.resume, arguments.config, arguments.set)
     except BaseException:
         socket.close()
         raise
     return _announced(opened, socket), socket
+
+
+def _within_budget(config: Config) -> Config:
+    """The settings as `privacy.budget` allows them, which is said."""
+    planned = plan(config)
+    if planned.told:
+        print(f"parablock broker: {planned.told}", file=sys.stderr)
+    return planned.config
 
 
 def _bound_again(arguments: argparse.Namespace, config: Config) -> RouterSocket:
@@ -207,7 +219,11 @@ async def _run(opened: Opened, socket: RouterSocket) -> int:
             f"{len(manifest.blocks)} blocks are too few for {config.in_flight} rounds in flight: a block is trained "
             "again before it has landed, and lands by the delta rule, which is not exact"
         )
+    if broker.epsilon:
+        broker.say(f"epsilon so far: {broker.epsilon:.4g} of {config.privacy.budget:g}")
     over = await broker.run()
+    if broker.epsilon is not None:
+        print(f"epsilon spent: {broker.epsilon:.4g} of {config.privacy.budget:g}", file=sys.stderr)
     print(f"{'done' if over.complete else 'not complete'}: {over.reason}; {path}", file=sys.stderr)
     if not over.complete:
         print(how_to_go_on(path), file=sys.stderr)

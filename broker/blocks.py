@@ -18,6 +18,7 @@ from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit
 from parablock.block_file import BLOCK, RESIDUAL, SERVER
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
+from parablock.noise import Noise, noised_mean
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
@@ -84,8 +85,10 @@ class GlobalBlocks:
     what is encoded, and e is what earlier encodings of the block's moves have lost.
     """
 
-    def __init__(self, base: BaseModel, config: Config) -> None:
+    def __init__(self, base: BaseModel, config: Config, noise: Noise | None = None) -> None:
+        """noise: where that comes from which `privacy.where = "central"` adds, for tests."""
         self._config = config
+        self._noise = noise or Noise()
         self._values = base.values  # taken over: what a fold replaces shall be nobody else's
         self._state: dict[int, dict[str, Vector]] = {}
         self._residuals: dict[int, Vector] = {}
@@ -162,10 +165,13 @@ class GlobalBlocks:
 
     def _mean(self, fold: Fold, deltas: list[Vector], out: Vector) -> None:
         """What stands for the deltas, by the settings' rule. Which of them count is settled, and how much of each."""
-        policy = self._config.round
+        policy, privacy = self._config.round, self._config.privacy
+        factors = [each.factor for each in fold.contributions]
+        if privacy.central:
+            noised_mean(deltas, factors, self._config.sampled(policy.clients), privacy, self._noise, out)
+            return
         weights = [decayed(each.weight, policy.late_decay, each.missed) for each in fold.contributions]
         steps = [each.steps for each in fold.contributions] if policy.weights == "normalised" else None
-        factors = [each.factor for each in fold.contributions]
         robust.aggregate(self._config.robust.rule, fold.bad, deltas, weights, steps, factors, out)
 
     def _squares(self, moved: Vector) -> float:

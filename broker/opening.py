@@ -30,6 +30,7 @@ from broker.blocks import BaseModel
 from parablock import config as settings
 from parablock.belonging import Belonging
 from parablock.block_file import BLOCK, BlockFileError, Label, StoredBlock, file_name
+from parablock.budget import plan
 from parablock.invite import Invite
 from parablock.journal import Journal
 from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_from_json, entry_json
@@ -180,7 +181,7 @@ def _run_id(path: Path) -> str:
 
 
 def _changed(path: Path, config_path: Path | None, overrides: Sequence[str]) -> Config:
-    return settings.load(config_path if config_path is not None else path / CONFIG, overrides)
+    return plan(settings.load(config_path if config_path is not None else path / CONFIG, overrides)).config
 
 
 def _adopt(folder: RunFolder, journal: Journal, belonging: Belonging) -> list[str]:
@@ -237,7 +238,8 @@ def _empty(journal: Journal) -> JournalError:
 def _lose(journal: Journal, block: int, version: int | None) -> None:
     """Commit the next round as one of which nothing is known but that it was held."""
     assert journal.last is not None
-    journal.append(Row(spent(journal.last, journal.next_round, block, "lost: nothing tells of it any more"), version))
+    last, reason = journal.last, "lost: nothing tells of it any more"
+    journal.append(Row(spent(last, journal.next_round, block, reason, charged=last.clients), version))
 
 
 def _repaired(

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from broker.evaluations import Evaluations
+from parablock.ledger import Ledger
 from parablock.messages import Evaluated, Heartbeat, Landed
 from parablock.trace import BROKER, Trace, client_process
 
@@ -34,7 +35,7 @@ log = logging.getLogger("broker")
 _COLUMNS = (
     "kind", "round", "block", "block_name", "time_s", "loss", "compute_s", "comm_s", "exposed_s", "wait_s", "round_s",
     "bytes_up", "bytes_down", "contributors", "late", "folded_late", "left_out", "clipped", "staleness", "steps",
-    "drift", "alpha", "miss", "loop_lag_p99_ms",
+    "drift", "alpha", "miss", "loop_lag_p99_ms", "epsilon",
 )  # fmt: skip
 """Of a round's row, in their order."""
 
@@ -43,6 +44,7 @@ _COLUMNS = (
 class _Row:
     committed: Committed
     at: float
+    epsilon: float | None  # what the rounds through this one have cost the client that has given to most of them
     before: float | None  # when the round before it was committed
     waiting_for: set[str]
     landed: dict[str, Landed] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class Record:
         self._unwritten: deque[Callable[[], None]] = deque()
         self._folder = folder
         self._manifest = manifest
+        self._withheld = config.privacy.local  # what clients do not tell of their training
+        self._ledger = Ledger(config.privacy)
         self._began = began
         self._committed_at: float | None = None
         self._ready_at = 0.0  # when the last delta was ready that was counted in a row that is written
@@ -89,6 +93,7 @@ class Record:
         self._evaluations = Evaluations(config, told)
         for entry in entries:
             self._newest = entry.round
+            self._ledger.charge(entry.charged)
             if entry.round not in written:
                 self._write(self._unreported(entry))
 
@@ -101,7 +106,8 @@ class Record:
 
     def committed(self, committed: Committed, clients: Iterable[str], now: float) -> None:
         """A round is closed; `clients` are on the roster and will report on it."""
-        self._rows[committed.round] = _Row(committed, now, self._committed_at, set(clients))
+        self._ledger.charge(committed.charged)
+        self._rows[committed.round] = _Row(committed, now, self._ledger.epsilon, self._committed_at, set(clients))
         self._committed_at = now
         self._newest = committed.round
         text = f"round {committed.round}, block {committed.block}: {committed.reason}"
@@ -133,6 +139,11 @@ class Record:
         self._offsets.pop(client, None)
         self._flush()
         self._write(*self._evaluations.gone(client))
+
+    @property
+    def epsilon(self) -> float | None:
+        """What the committed rounds have cost so far, as a row says it."""
+        return self._ledger.epsilon
 
     def close(self) -> None:
         """Write what is left, complete or not."""
@@ -206,6 +217,7 @@ class Record:
             "folded_late": len(entry.folded_late),
             "left_out": list(entry.left_out),
             "clipped": list(entry.clipped),
+            "epsilon": self._ledger.epsilon,
         }
 
     def _row(self, row: _Row) -> dict[str, Any]:
@@ -227,6 +239,7 @@ class Record:
         if before is None and computing:  # the first round begins with training, not with the run's preparations
             before = min(start for start, _ in computing) + self._began
         trained = [landed for client, landed in reports.items() if client in committed.contributors]
+        told = [] if self._withheld else trained
         return {
             "kind": "round",
             "round": committed.round,
@@ -248,10 +261,11 @@ class Record:
             "clipped": list(committed.clipped),
             "staleness": fmean(landed.staleness for landed in trained) if trained else None,
             "steps": fmean(landed.steps for landed in trained) if trained else None,
-            "drift": fmean(landed.drift for landed in trained) if trained else None,
-            "alpha": fmean(landed.alpha for landed in trained) if trained else None,
-            "miss": fmean(landed.miss for landed in trained) if trained else None,
+            "drift": fmean(landed.drift for landed in told) if told else None,
+            "alpha": fmean(landed.alpha for landed in told) if told else None,
+            "miss": fmean(landed.miss for landed in told) if told else None,
             "loop_lag_p99_ms": max((landed.loop_lag_ms for landed in reports.values()), default=None),
+            "epsilon": row.epsilon,
         }
 
     def _write(self, *rows: dict[str, Any]) -> None:

@@ -143,6 +143,11 @@ class Broker:
     def say(self, text: str) -> None:
         self._view.say(text)
 
+    @property
+    def epsilon(self) -> float | None:
+        """What the run has cost so far (`parablock.ledger`); None where nobody is protected."""
+        return self._record.epsilon
+
     async def run(self) -> Over:
         """Raises whatever failed in a callback of the loop or in a fold: a bug of ours ends the broker, loudly."""
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: self._fail(context))

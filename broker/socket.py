@@ -207,5 +207,17 @@ class RouterSocket:
                 peer, client = bytes(frames[0]), None
                 if self.door is not None:
                     client = self.door.client(cast("str", frame.get("User-Id")))
-                passed = self._guard.took(frame.get(zmq.SRCFD), peer, client, lengths[1:])
+                descriptor = _descriptor_of(frame)
+                passed = descriptor is not None and self._guard.took(descriptor, peer, client, lengths[1:])
                 return peer, frames[1:], client, passed and (self.door is None or client is not None)
+
+
+def _descriptor_of(frame: zmq.Frame) -> int | None:
+    """Of the connection that it came on. None from a peer that speaks ZMTP 1 or 2, as no worker does: libzmq takes it
+    where nothing is encrypted, and tells nothing of it. It stays one that has said nothing to us."""
+    try:
+        return frame.get(zmq.SRCFD)
+    except zmq.ZMQError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None

@@ -92,7 +92,7 @@ class View:
             self.say(
                 f"round {row['round'] + 1}/{self._config.rounds}  {row['block_name']}  loss {_number(row['loss'], 4)}  "
                 f"round {_number(row['round_s'], 2)} s  compute {_number(row['compute_s'], 2)} s  "
-                f"exchange {_number(row['comm_s'], 2)} s  waited {_number(row['exposed_s'], 2)} s"
+                f"exchange {_number(row['comm_s'], 2)} s  waited {_number(row['exposed_s'], 2)} s{self._spent(row)}"
             )
         self._refresh()
 
@@ -126,9 +126,12 @@ class View:
             text = (
                 f"{self._config.mode}  loss {_number(row['loss'], 4)}  round {_number(row['round_s'], 2)} s  "
                 f"compute {_number(row['compute_s'], 2)} s  exchange {_number(row['comm_s'], 2)} s  "
-                f"waited {_number(row['exposed_s'], 2)} s"
+                f"waited {_number(row['exposed_s'], 2)} s{self._spent(row)}"
             )
         return Group(self._progress, table, text)
+
+    def _spent(self, row: dict[str, Any]) -> str:
+        return f"  ε {row['epsilon']:.4g} of {self._config.privacy.budget:g}" if row["epsilon"] is not None else ""
 
     def _step(self, step: int) -> str:
         solver = self._config.solver  # with adaptive K each client has its own, which is told when the round has landed

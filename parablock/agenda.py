@@ -5,6 +5,8 @@ later than with the commit of that one, and says it with the same message: whoev
 nobody waits for an announcement. The first in_flight + 1 rounds, and for a newcomer those that are decided already, are
 said with the start. Where all of it follows from the settings nothing is said: each side works it out.
 
+Whoever has been drawn for as many rounds as `privacy.rounds` allows is drawn no more, whether or not it came to them.
+
 `Agenda` is the broker's side, `Turns` a client's.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +56,7 @@ class Agenda:
         self._everyone = config.mode != "fedcybgd" and config.round.fraction == 1.0
         self._decided: dict[int, _Decided] = {}  # by round
         self._next = 0  # the first that is not decided
+        self._turns: Counter[str] = Counter()  # by client: rounds for which it was drawn
 
     def decide(self, through: int, clients: Iterable[str]) -> None:
         """Decide all rounds up to `through`. clients: names of those that are there."""
@@ -61,6 +65,7 @@ class Agenda:
             round = self._next
             block = self._importance.next() if self._schedule is None else self._schedule.block(round)
             drawn = None if self._everyone else self._draw(round, there)
+            self._turns.update(drawn or ())
             self._decided[round] = _Decided(block, drawn, max(len(drawn or ()), self._config.quorum))
             self._decided.pop(round - 2 * self._config.in_flight - 2, None)
             self._next += 1
@@ -79,8 +84,9 @@ class Agenda:
         there = set(others)
         for number in range(round, self._next):
             drawn, wanted = self._decided[number].clients, self._decided[number].wanted
-            if drawn is not None and len(drawn & there) < wanted:
+            if drawn is not None and client not in drawn and len(drawn & there) < wanted and self._may(client):
                 drawn.add(client)
+                self._turns[client] += 1
 
     def block(self, round: int) -> int:
         """Of a round that is decided, and not long gone."""
@@ -115,11 +121,13 @@ class Agenda:
             for round, each in self._decided.items()
         ]
         importance = self._importance.snapshot() if self._schedule is None else None
-        return {"next": self._next, "decided": decided, "importance": importance}
+        turns = dict(sorted(self._turns.items()))
+        return {"next": self._next, "decided": decided, "importance": importance, "turns": turns}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on as the one of which this is the snapshot, with the same settings and blocks."""
         self._next = snapshot["next"]
+        self._turns = Counter(snapshot.get("turns", {}))  # younger than some runs
         for each in snapshot["decided"]:
             clients = None if each["clients"] is None else set(each["clients"])
             self._decided[each["round"]] = _Decided(each["block"], clients, each["wanted"])
@@ -127,10 +135,15 @@ class Agenda:
             self._importance.restore(snapshot["importance"])
 
     def _draw(self, round: int, there: list[str]) -> set[str]:
+        there = [client for client in there if self._may(client)]
         if self._config.mode == "fedcybgd":
             return {there[in_turn(round, len(there), self._num_blocks)]} if there else set()
         rng = random.Random(f"parablock/clients/{self._config.seed}/{round}")
         return set(rng.sample(there, self._config.sampled(len(there))))
+
+    def _may(self, client: str) -> bool:
+        most = self._config.privacy.rounds
+        return not most or self._turns[client] < most
 
 
 def _sorted(clients: set[str] | None) -> list[str] | None:

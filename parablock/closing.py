@@ -56,8 +56,13 @@ def entry_of(
     agenda: Mapping[str, Any],
     clients: tuple[str, ...],
     tardy: tuple[str, ...],
+    charged: tuple[str, ...],
+    tells_losses: bool,
 ) -> Entry:
-    """The entry of a round in which everything is settled. receivers: how many sessions get the new block."""
+    """The entry of a round in which everything is settled. receivers: how many sessions get the new block.
+
+    charged: as in `Entry`. tells_losses: or else clients keep theirs to themselves.
+    """
     attempt = round.attempt
     counted = attempt.counted if attempt is not None else ()
     offers = [round.uploads[name].offer for name in counted]
@@ -69,7 +74,7 @@ def entry_of(
         contributors=counted,
         weights=tuple(offer.weight for offer in offers),
         steps=tuple(offer.steps for offer in offers),
-        losses=tuple(offer.loss for offer in offers),
+        losses=tuple(offer.loss for offer in offers) if tells_losses else (),
         moved=attempt.moved if attempt is not None else 0.0,
         late=late,
         bytes_up=nbytes_up,
@@ -81,6 +86,7 @@ def entry_of(
         folded_late=attempt.folded_late if attempt is not None else (),
         left_out=tuple(sorted(round.left_out)),
         clipped=attempt.clipped if attempt is not None else (),
+        charged=charged,
     )
 
 

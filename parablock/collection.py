@@ -6,6 +6,9 @@ then, where all of each contribution must be seen before any is folded (`parablo
 committed in order, each at most once. A contribution to a later round than the next may begin to come; all of it comes
 when its turn has come, so that no more than the roster's contributions to one round are held, and a window each; with
 `round.late = "fold"` also one late contribution of each client (`parablock.late`).
+
+Where the broker adds noise (`privacy.where = "central"`), nothing of a block leaves before its round is durable: what
+is folded anew, after a change of mind or a restart, has other noise, and both together would tell more than one.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ class Collection:
         self.stirred = False
         self.hopeless = ""  # why the run cannot go on, if it cannot
         self._config = config
+        self._withheld = config.privacy.central  # a block does not leave before its round is durable
         self._manifest = manifest
         self._agenda = agenda
         self._roster = roster
@@ -244,7 +248,7 @@ class Collection:
         current.moved = moved
         shipment.payload.append(chunk)
         self.stirred = self.stirred or shipment.payload.complete
-        for session in self._roster:
+        for session in self._roster if not self._withheld else ():
             self._distribution.more(session, shipment)
 
     def unfit(self, number: int, attempt: int, reasons: dict[str, str], now: float) -> None:
@@ -341,8 +345,9 @@ class Collection:
         missing = [sum(pieces <= index for pieces in held) for index in range(count)]
         bad = self._config.robust.still_bad(len(round.unfit))
         round.attempt = Attempt(clients, late, missing, shipment, self._config.measured, bad)
-        for session in self._roster.active():
-            self._distribution.ship(session, shipment, now)
+        if not self._withheld:
+            for session in self._roster.active():
+                self._distribution.ship(session, shipment, now)
         for index, lacking in enumerate(missing):
             if not lacking:
                 self._emit(round.next(index))
@@ -376,12 +381,14 @@ class Collection:
         round.entry = entry_of(
             round,
             base=self._distribution.base(round.block),
+            tells_losses=not self._config.privacy.local,
             late=len(round.uploads.keys() - set(counted)) + came_late,
             nbytes_up=nbytes_up + late_bytes,
             receivers=len(self._roster.active()),
             agenda=self._agenda.snapshot(),
             clients=tuple(self._roster.clients),
             tardy=tuple(sorted(self._late)),
+            charged=self._charged(round, counted),
         )
         self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
 
@@ -400,7 +407,11 @@ class Collection:
         self._latecomers.settle(round, self._members(round), entry.counted)
         for session in self._roster.active():
             turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)
+            if self._withheld:
+                self._distribution.ship(session, shipment, now)
             self._distribution.announce(session, shipment, entry.base, entry.counted, now, turns)
+            if self._withheld:
+                self._distribution.more(session, shipment)
         self._emit(
             Committed(
                 round.number,
@@ -414,6 +425,7 @@ class Collection:
                 entry.folded_late,
                 entry.left_out,
                 entry.clipped,
+                entry.charged,
             )
         )
         del self._rounds[round.number]
@@ -431,6 +443,13 @@ class Collection:
         due = self.deadline(now)
         if due is not None:
             self._due_by(due)
+
+    def _charged(self, round: Round, counted: tuple[str, ...]) -> tuple[str, ...]:
+        """Whose data the round costs something: who has a part in what the broker tells; or, where clients hide from
+        the broker too, of whom something has come, or may be on its way."""
+        if self._config.privacy.local:
+            return tuple(sorted(round.began | self._members(round)))
+        return counted if self._config.privacy.central else ()
 
     def _done(self, round: Round, client: str, now: float) -> None:
         """A contribution is complete."""

@@ -19,7 +19,10 @@ from typing import Any, Literal
 
 from parablock.codec import GROUP, CodecName
 from parablock.messages import MAX_IN_FLIGHT
-from parablock.robust_settings import Robust, objection
+from parablock.privacy_settings import Privacy
+from parablock.privacy_settings import objection as privacy_objection
+from parablock.robust_settings import Robust
+from parablock.robust_settings import objection as robust_objection
 from parablock.setting import key as _key
 
 Scalar = bool | int | float | str
@@ -382,6 +385,7 @@ class Config:
     partition: Partition = field(default_factory=Partition)
     eval: Evaluation = field(default_factory=Evaluation)
     codec: Codecs = field(default_factory=Codecs)
+    privacy: Privacy = field(default_factory=Privacy)
     network: Network = field(default_factory=Network)
     journal: Journal = field(default_factory=Journal)
 
@@ -442,7 +446,7 @@ class Config:
     @property
     def measured(self) -> bool:
         """Whether all of every contribution must be seen before any of it is folded (`parablock.measurement`)."""
-        return self.robust.measured
+        return self.robust.measured or self.privacy.central
 
     @property
     def announced(self) -> bool:
@@ -685,7 +689,7 @@ def _check_together(config: Config) -> None:
         _check_lisa(config)
     if config.solver.adaptive:
         _check_adaptive(config)
-    if (reason := objection(config)) is not None:
+    if (reason := robust_objection(config) or privacy_objection(config)) is not None:
         raise ConfigError(reason)
     if config.partition.method in ("dirichlet", "field") and not config.partition.field:
         raise ConfigError(

@@ -341,7 +341,8 @@ class Coordinator:
             return
         if session.state is SessionState.GREETED:
             session.state = SessionState.JOINED
-            self._note("joined", session.name, f"{join.rows} training rows")
+            rows = "it does not tell its rows" if self._config.privacy.local else f"{join.rows} training rows"
+            self._note("joined", session.name, rows)
         self._send(session.peer, Welcome(len(self._roster.clients)))
         if self.phase in (Phase.RUNNING, Phase.DRAINING):
             self._admit(session, join, now)

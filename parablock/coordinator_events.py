@@ -174,6 +174,7 @@ class Committed:
     were offered since the commit before. folded_late: what was counted beside the contributors', as CLIENT@ROUND.
     left_out: whose complete contribution was not counted, as the settings of `robust` will have it. clipped: of what
     was counted, what was cut shorter.
+    charged: as in `saved.Entry`.
     bytes_up: payload of what came, counted or not. bytes_down: of the new block to all, without what was sent of
     attempts that were given up.
     """
@@ -189,6 +190,7 @@ class Committed:
     folded_late: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     clipped: tuple[str, ...] = ()
+    charged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ than the products of its contributions with each other.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +51,9 @@ class Measurement:
 
     def __init__(self, config: Config, manifest: Manifest) -> None:
         self._config = config
+        # Where the broker hides each client in their sum, none is longer than the noise is made for.
+        privacy, rule = config.privacy, config.robust
+        self._rule = replace(rule, clip=privacy.clip) if privacy.central else rule
         self._numels = [block.numel for block in manifest.blocks]
         self._attempt: _Attempt | None = None
 
@@ -73,11 +76,11 @@ class Measurement:
         if reasons:
             attempt.unfit = True
             return Unfit(measure.round, measure.attempt, reasons)
-        attempt.products += products(deltas, pairs=self._config.robust.by_distance)
+        attempt.products += products(deltas, pairs=self._rule.by_distance)
         attempt.chunks += 1
         if attempt.chunks < layout.count:
             return None
-        verdict = judge(self._config.robust, names, attempt.products, measure.bad)
+        verdict = judge(self._rule, names, attempt.products, measure.bad)
         return Measured(measure.round, measure.attempt, verdict)
 
 

@@ -122,6 +122,8 @@ class Join:
     """The worker has loaded everything; the digests say what.
 
     versions: per block, the number of the round that made it plus one; 0 for the base model's.
+    rows: 1 for any number of them where `privacy.where = "local"`, in which `Offer.weight` is 1 and `Offer.loss` 0, and
+    the first three of `Landed`'s numbers are 0 too.
     position: the first round that it has neither trained nor passed, in this process or in one before it that has kept
     what it had; −1: it has not begun.
     """

@@ -392,7 +392,9 @@ class Participant:
         digest, prepared = self._prepared.manifest.digest, self._prepared
         position = self._contributions.position if self._begun else -1
         versions = tuple(self._versions)
-        self._send(Join(digest, prepared.base, prepared.tokenizer, prepared.rows, versions, position))
+        # Where each client hides by its own noise what its rows are, it does not tell how many they are either.
+        rows = min(prepared.rows, 1) if prepared.config.privacy.local else prepared.rows
+        self._send(Join(digest, prepared.base, prepared.tokenizer, rows, versions, position))
         self._said_at = now
 
     def _take_start(self, start: Start, now: float) -> None:

@@ -140,6 +140,7 @@ def _told_by_files(folder: RunFolder, run: str, last: Row | None) -> list[Row]:
     for round, block in damaged.items():
         if round not in rows:
             before = [row.entry for row in told if row.entry.round < round]
-            entry = spent(before[-1] if before else told[0].entry, round, block, "lost: the block's file is damaged")
+            known = before[-1] if before else told[0].entry
+            entry = spent(known, round, block, "lost: the block's file is damaged", charged=known.clients)
             rows[round] = Row(entry, round + 1)
     return [rows[round] for round in sorted(rows)]

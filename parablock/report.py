@@ -121,6 +121,7 @@ def headlines(config: Config, rounds: Sequence[Row], evaluations: Sequence[Row])
         ("Exact match", _change(evaluations, "exact_match", "{:.1f} %", 100), _answers_used(evaluations)),
         ("Training loss", _change(rounds, "loss", "{:.3f}"), "first and last round"),
         ("Rounds", f"{len(rounds)} of {config.rounds}", _late(rounds)),
+        *_privacy(config, rounds),
         ("Round time", _mean(steady, "round_s"), remark),
         ("Compute", _mean(steady, "compute_s"), "the slowest client's, per round"),
         (
@@ -281,6 +282,17 @@ def _change(rows: Sequence[Row], key: str, form: str, scale: float = 1.0) -> str
         return NONE
     first, last = form.format(values[0]), form.format(values[-1])
     return f"{first} → {last}" if len(values) > 1 else first
+
+
+def _privacy(config: Config, rounds: Sequence[Row]) -> list[tuple[str, str, str]]:
+    privacy = config.privacy
+    if not privacy.private:
+        return []
+    spent = column(rounds, "epsilon")
+    spent = spent[np.isfinite(spent)]
+    value = f"{spent[-1]:.4g} of {privacy.budget:g}" if len(spent) else NONE
+    remark = f"at delta {privacy.delta:g}; {privacy.where}, cut to {privacy.clip:g}, noise multiplier {privacy.noise:g}"
+    return [("Privacy spent, ε", value, f"{remark}; of the client that gave to most rounds")]
 
 
 def _late(rounds: Sequence[Row]) -> str:

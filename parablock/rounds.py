@@ -133,6 +133,7 @@ class Round:
     why: str = ""  # the reason for which it was closed
     unfit: set[str] = field(default_factory=set)  # of those that are out: whose contribution was refused
     left_out: Mapping[str, str] = field(default_factory=dict)  # whose complete contribution does not count, and why
+    began: set[str] = field(default_factory=set)  # clients of whose contribution some has come, or was offered
     entry: Entry | None = None  # what is said of it for good, from when it is stored
 
     def move(self, action: str) -> None:
@@ -144,6 +145,7 @@ class Round:
         if client in self.uploads:
             self.drop(client)
         self.uploads[client] = upload
+        self.began.add(client)
 
     def drop(self, client: str) -> None:
         """Forget what a client has sent, and the attempt that counted it."""

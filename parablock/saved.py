@@ -25,7 +25,8 @@ class Entry:
     before, −1 where none did. contributors: in roster order, with their weights, steps and losses. moved: root mean
     square of x' − x; 0 where the settings have no use for it. agenda: `Agenda.snapshot` after this commit. clients:
     names on the roster. tardy: of those, who was not in time for their last round. folded_late: what was counted beside
-    the contributors' own, as CLIENT@ROUND. left_out, clipped: as in `coordinator_events.Committed`.
+    the contributors' own, as CLIENT@ROUND. left_out, clipped: as in `coordinator_events.Committed`. charged: whose
+    data have had a part in it (`parablock.ledger`), where that is counted.
     """
 
     round: int
@@ -47,6 +48,7 @@ class Entry:
     folded_late: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     clipped: tuple[str, ...] = ()
+    charged: tuple[str, ...] = ()
 
     @property
     def counted(self) -> tuple[str, ...]:
@@ -61,14 +63,14 @@ class Entry:
 
     @property
     def loss(self) -> float | None:
-        """Weighted mean over the contributors; None without any."""
-        if not self.contributors:
+        """Weighted mean over the contributors; None without any, or where they do not tell it."""
+        if not self.losses:
             return None
         shares = zip(self.losses, self.weights, strict=True)
         return sum(loss * weight for loss, weight in shares) / sum(self.weights)
 
 
-def spent(last: Entry, round: int, block: int, reason: str, base: int = -1) -> Entry:
+def spent(last: Entry, round: int, block: int, reason: str, base: int = -1, charged: tuple[str, ...] = ()) -> Entry:
     """The entry of a round that was not held, or of which nothing is known: who is there and whose turn it is stay as
     they were after the `last` one."""
     return replace(
@@ -89,6 +91,7 @@ def spent(last: Entry, round: int, block: int, reason: str, base: int = -1) -> E
         folded_late=(),
         left_out=(),
         clipped=(),
+        charged=charged,
     )
 
 

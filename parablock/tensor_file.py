@@ -1,7 +1,7 @@
 """A file of named flat vectors and some facts about them, that is read back as it was written or not at all.
 
 A file is written beside the old one and takes its place when it is whole. It outlives the process that wrote it;
-whether it outlives a power cut is up to the disk, since nothing is waited for. Format and checksums are
+whether it outlives a power cut is up to the disk, unless that is waited for (`synced`). Format and checksums are
 `parablock.checked_tensors`'.
 """
 
@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from parablock import checked_tensors
+from parablock import checked_tensors, placement
 from parablock.checked_tensors import DTYPES, Damage, checksum
 
 if TYPE_CHECKING:
@@ -40,11 +40,14 @@ class Tensors:
     facts: Mapping[str, Any]
 
 
-def write(path: Path, vectors: Mapping[str, Vector], facts: Mapping[str, Any], *, private: bool = False) -> int:
+def write(
+    path: Path, vectors: Mapping[str, Vector], facts: Mapping[str, Any], *, private: bool = False, synced: bool = False
+) -> int:
     """Put the file in place of what `path` was; returns its bytes.
 
     vectors: flat, contiguous, float32 or uint8, which nobody changes meanwhile. facts: what JSON can say, without NaN.
-    private: for the owner's eyes only. Raises OSError where the disk refuses; then the old file is still there.
+    private: for the owner's eyes only. synced: it survives a power cut, or else only the death of this process.
+    Raises OSError where the disk refuses; then the old file is still there.
     """
     views = {name: _view(values) for name, values in vectors.items()}
     tensors = {name: (_NAMES[values.dtype], values.size) for name, values in vectors.items()}
@@ -57,7 +60,12 @@ def write(path: Path, vectors: Mapping[str, Vector], facts: Mapping[str, Any], *
             for view in (memoryview(header), *views.values()):
                 while view:
                     view = view[file.write(view) :]
-        os.replace(temporary, path)
+            if synced:
+                os.fsync(descriptor)
+        if synced:
+            placement.replace(temporary, path)
+        else:
+            os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):  # what counts is the first error
             temporary.unlink(missing_ok=True)

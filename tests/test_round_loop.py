@@ -12,10 +12,13 @@ import pytest
 from parablock.adaptive_steps import AdaptiveSteps
 from parablock.agenda import Turn
 from parablock.config import Config, from_dict
+from parablock.messages import Evaluated
 from parablock.messages import Landed as LandedMessage
+from parablock.noise import Noise
 from parablock.participant_events import Arrived, Contribute, Event, Say, SitOut, Started, Wait, Withhold
 from tests.network import manifest_of
 from workers.lag import LoopLag
+from workers.noised import Noised, Nothing
 from workers.rounds import RoundLoop
 from workers.trainer import Landed, Solved
 
@@ -40,6 +43,9 @@ class Participant:
     def may_train(self, round: int) -> bool:
         return round not in self.late
 
+    def wants(self, _round: int) -> bool:
+        return True
+
 
 @dataclass
 class Link:
@@ -47,6 +53,7 @@ class Link:
     started: Started | None = None
     uploads: dict[int, tuple[float, float]] = field(default_factory=dict)
     heard: list[Event] = field(default_factory=list)
+    leaving: list[Any] = field(default_factory=list)  # what was contributed
 
     async def until(self, condition: Callable[[], bool]) -> None:
         if not condition():
@@ -56,8 +63,9 @@ class Link:
     def handle(self, event: Event) -> None:
         self.heard.append(event)
 
-    def contribute(self, contribution: Contribute, _delta: object) -> tuple[bool, None]:
+    def contribute(self, contribution: Contribute, delta: object) -> tuple[bool, None]:
         self.heard.append(contribution)
+        self.leaving.append(delta)
         return True, None
 
 
@@ -76,7 +84,7 @@ class Trainer:
         self.done += made
         if round == self.diverges:
             return [Solved(at, block, None, 0, steps, 0.0, "the loss is nan", 10.0, 10.5) for at, block in made]
-        return [Solved(at, block, object(), 7, steps, 0.5, "", 10.0 + at, 10.5 + at) for at, block in made]  # type: ignore[arg-type]
+        return [Solved(at, block, Nothing(4), 7, steps, 0.5, "", 10.0 + at, 10.5 + at) for at, block in made]  # type: ignore[arg-type]
 
     def sit_out(self) -> None:
         self.done.append("sits out")
@@ -98,8 +106,30 @@ async def call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
+@dataclass
+class Releases:
+    """In memory. may: how many may leave."""
+
+    may: int = 1000
+    fails: int = -1
+    left: list[int] = field(default_factory=list)
+
+    def refusal(self, _round: int) -> str | None:
+        return None if len(self.left) < self.may else "the budget is spent"
+
+    def release(self, round: int) -> None:
+        if round == self.fails:
+            raise OSError(28, "No space left on device")
+        self.left.append(round)
+
+
 def run(
-    turns: str, misses: dict[int, float] | None = None, first: int = 0, diverges: int = -1, **tables: Any
+    turns: str,
+    misses: dict[int, float] | None = None,
+    first: int = 0,
+    diverges: int = -1,
+    releases: Releases | None = None,
+    **tables: Any,
 ) -> tuple[Trainer, Link]:
     """A client's run from round `first` on, of as many rounds as there are turns. misses: of guesses, by round."""
     config: Config = from_dict({"rounds": len(turns), **tables})
@@ -109,7 +139,8 @@ def run(
         Trainer(participant, misses=misses or {}, diverges=diverges),
     )
     setup = SimpleNamespace(config=config, manifest=manifest_of(), held_out=None)
-    loop = RoundLoop(setup, link, call, trainer, LoopLag())  # type: ignore[arg-type]
+    noise = Noise(key=1)
+    loop = RoundLoop(setup, link, call, trainer, LoopLag(), releases=releases, noise=noise)  # type: ignore[arg-type]
     asyncio.run(loop.run())
     return trainer, link
 
@@ -227,3 +258,75 @@ def test_who_begins_in_the_middle_of_a_pair_passes_its_second_round_by() -> None
     assert trainer.done == [(2, 2), (3, 3)]
     assert [event.round for event in link.heard if isinstance(event, Withhold)] == [1]
     assert waited(link) == [2, 3]
+
+
+# Where the client adds its own noise
+
+LOCAL = {"privacy": {"where": "local", "clip": 1.0, "noise": 1.0, "budget": 100.0}}
+
+
+def reports(link: Link) -> list[LandedMessage]:
+    return [e.message for e in link.heard if isinstance(e, Say) and isinstance(e.message, LandedMessage)]
+
+
+def test_of_what_a_private_client_trains_nothing_is_told_but_what_noise_hides() -> None:
+    releases = Releases()
+    _, link = run("TTTT", releases=releases, misses=dict.fromkeys(range(4), 0.7), **LOCAL)
+    told = [(e.round, e.weight, e.steps, e.loss) for e in link.heard if isinstance(e, Contribute)]
+    assert told == [(0, 1, 8, 0.0), (1, 1, 8, 0.0), (2, 1, 8, 0.0), (3, 1, 8, 0.0)]
+    assert [(report.alpha, report.drift, report.miss) for report in reports(link)] == [(0.0, 0.0, 0.0)] * 4
+    assert releases.left == [0, 1, 2, 3]
+    assert all(isinstance(leaving, Noised) for leaving in link.leaving)
+
+
+def test_whether_a_private_clients_training_came_to_nothing_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    _, link = run("TTTT", diverges=1, releases=Releases(), **LOCAL)
+    assert [event.round for event in link.heard if isinstance(event, Contribute)] == [0, 1, 2, 3]
+    assert not [event for event in link.heard if isinstance(event, Withhold)]
+    assert "round 1 (block 1) was of no use" in caplog.text, "its own user hears of it"
+    only_noise = link.leaving[1].wait()
+    assert 0.9 < only_noise.std() < 1.1
+    assert link.leaving[1].wait() is only_noise, "drawn once"
+
+
+def test_a_private_client_does_not_show_by_waiting_that_its_guess_was_far_off() -> None:
+    trainer, _ = run("TTTT", misses=dict.fromkeys(range(4), 9.0), releases=Releases(), **LOCAL)
+    assert trainer.done == [(0, 0), (1, 1), "lands 0", (2, 2), "lands 1", (3, 3), "lands 2", "lands 3"]
+
+
+def test_a_private_client_is_evaluated_without_what_only_it_has_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that it has trained has landed by then."""
+    seen = []
+
+    def handle(self: Link, event: Event) -> None:
+        self.heard.append(event)
+        if isinstance(event, Say) and isinstance(event.message, Evaluated):
+            trained = [e.round for e in self.heard if isinstance(e, Contribute)]
+            seen.append(
+                (event.message.round, max(trained, default=-1), max((r.round for r in reports(self)), default=-1))
+            )
+
+    monkeypatch.setattr(Link, "handle", handle)
+    run("TTTTTT", releases=Releases(), eval={"every": 2}, **LOCAL)
+    assert seen == [(-1, -1, -1), (1, 1, 1), (3, 3, 3), (5, 5, 5)]
+    seen.clear()
+    run("TTTTTT", eval={"every": 2})
+    assert seen == [(-1, -1, -1), (1, 1, -1), (3, 3, 1), (5, 5, 5)], "others are not held up for it"
+
+
+def test_what_the_budget_does_not_allow_is_not_trained_and_does_not_leave() -> None:
+    trainer, link = run("TTTT", releases=Releases(may=2), **LOCAL)
+    assert trainer.done == [(0, 0), (1, 1)]
+    assert [e for e in link.heard if isinstance(e, Withhold)] == [
+        Withhold(2, "the budget is spent"), Withhold(3, "the budget is spent")
+    ]  # fmt: skip
+    _, link = run("TTTT", releases=Releases(may=1), mode="lisa", **LOCAL)
+    assert [e.round for e in link.heard if isinstance(e, Contribute)] == [0], "not both of two that are trained at once"
+
+
+def test_what_cannot_be_noted_as_having_left_does_not_leave(caplog: pytest.LogCaptureFixture) -> None:
+    _, link = run("TTTT", releases=Releases(fails=1), **LOCAL)
+    assert [e.round for e in link.heard if isinstance(e, Contribute)] == [0, 2, 3]
+    (withheld,) = [e for e in link.heard if isinstance(e, Withhold)]
+    assert withheld == Withhold(1, "the worker's disk refuses to note that it leaves: No space left on device")
+    assert "round 1 is not sent" in caplog.text

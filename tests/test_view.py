@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     import pytest
 
 MANIFEST = Manifest(tuple(Block(i, f"layer {i}", (Slot(f"w{i}", (4,), "float32", 0),)) for i in range(2)), ())
-ROW = {"kind": "round", "round": 1, "block_name": "layer 1", "loss": 1.25, "round_s": 2.0, "compute_s": None}
+ROW = {
+    "kind": "round",
+    "round": 1,
+    "block_name": "layer 1",
+    "loss": 1.25,
+    "round_s": 2.0,
+    "compute_s": None,
+    "epsilon": None,
+}
 EVALUATION = {"kind": "evaluation", "round": -1, "eval_loss": 2.5, "tokens": 10, "rows": 3, "answered": 2}
 
 
@@ -76,3 +84,10 @@ def test_what_a_peer_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) 
         "a stranger dropped: there is no message of kind '[/a]' :smile:"
     )
     assert "'[/a]' :smile:" in capsys.readouterr().err
+
+
+def test_what_has_been_spent_of_the_budget_is_in_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    privacy = {"where": "central", "clip": 1.0, "noise": 1.0, "budget": 20.0}
+    view = View(from_dict({"rounds": 4, "privacy": privacy}), MANIFEST, one_after_the_other)
+    view.show({**ROW, "comm_s": 0.5, "exposed_s": 0.0, "epsilon": 6.5734})
+    assert capsys.readouterr().err.endswith("waited 0.00 s  ε 6.573 of 20\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parablock.accountant import NoAccountantError
 from parablock.allocator import keep_freed_memory
 from parablock.config import ConfigError
 from parablock.keys import KeyFileError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from workers.contact import Contact
     from workers.keeper import Keeper
+    from workers.releases import Releases
     from workers.setup import Local, Setup
     from workers.state_folder import State
     from workers.trainer import Trainer
@@ -68,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR|none",
         help="where the worker keeps what a new process needs to go on where this one was killed (default: "
         "$XDG_STATE_HOME or ~/.local/state, /parablock/RUN/NAME); none: nowhere",
+    )
+    parser.add_argument(
+        "--max-epsilon",
+        type=_epsilon,
+        default=math.inf,
+        metavar="E",
+        help="take part only where this worker adds its own noise (privacy.where = local) and the run costs it no more",
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--verbose", action="store_true", help="log every oddity")
@@ -112,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         threads=arguments.threads or os.cpu_count() or 1,
         trust_remote_code=arguments.trust_remote_code,
         tell_tasks=arguments.tell_tasks,
+        max_epsilon=arguments.max_epsilon,
     )
     named = arguments.name or folder is not None or there.credentials is not None
     again = "" if named else f" --name {name}"
@@ -168,6 +179,7 @@ class Worker:
         self._keeping = keeping
         self._folder: StateFolder | None = None
         self._keeper: Keeper | None = None
+        self._releases: Releases | None = None  # where this worker adds its own noise
         self._link = Link(
             there.endpoint,
             local.name,
@@ -219,12 +231,23 @@ class Worker:
             assert self._link.terms is not None
             setup = await self._torch(prepare, self._link.terms, replace(self._local, name=self._link.name))
             self._trainer, left = await self._join(setup)
-            await RoundLoop(setup, self._link, self._torch, self._trainer, lag, self._keeper, left).run()
+            keeper, releases = self._keeper, self._releases
+            await RoundLoop(setup, self._link, self._torch, self._trainer, lag, keeper, left, releases).run()
+            if releases is not None:
+                log.info("what this worker has told of its data has cost an epsilon of %.4g", releases.epsilon)
             gone = await self._link.leave("done")
             if self._keeper is not None and gone.end is End.DONE:
                 self._keeper.remove()
             return self._farewell(gone)
-        except (ConfigError, models.ModelError, DataError, PartitionError, DeviceError, StateError) as error:
+        except (
+            ConfigError,
+            models.ModelError,
+            DataError,
+            PartitionError,
+            DeviceError,
+            StateError,
+            NoAccountantError,
+        ) as error:
             await self._link.leave("the worker's own input is wrong")
             return _complain(error)
         except DiskError as error:
@@ -267,15 +290,26 @@ class Worker:
     def _resume(self, setup: Setup) -> State | None:
         """Begin to keep what this process does; what an earlier one of this worker has left. Raises StateError and
         DiskError."""
+        from parablock.budget import plan
         from workers.keeper import Keeper
+        from workers.releases import Releases
 
+        private = setup.config.privacy.local
         if self._keeping is None:
+            if private:
+                raise StateError(
+                    "with privacy.where = local a worker keeps on disk what it has told of its data, so that a new "
+                    "process tells none of it twice; take part without --state none"
+                )
             return None
         run = self._link.participant.run
         self._folder = self._keeping.open(run, setup.name)
         state = self._folder.begin(Identity(setup.name, run, setup.manifest.digest))
         if state is not None and state.position is not None:
             log.info("going on from %s, with round %d", self._folder.path, state.position.round)
+        if private:
+            self._releases = Releases(self._folder, state, setup.config)
+            log.info("%s", plan(setup.config).told)
         call_soon, fail = self._loop.call_soon_threadsafe, self._link.fail
         self._keeper = Keeper(self._folder, state, call_soon, lambda error: fail({"exception": error}))
         return state
@@ -335,6 +369,12 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,4}", text):
         raise argparse.ArgumentTypeError(f"a whole number of threads, 0 for the default; got {text!r}")
     return int(text)
+
+
+def _epsilon(text: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not float(text):
+        raise argparse.ArgumentTypeError(f"an epsilon above 0, as 8 or 0.5; got {text!r}")
+    return float(text)
 
 
 def _seconds(text: str) -> float:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def kept(state: State, config: Config, manifest: Manifest, run: str) -> Kept:
-    """`state` in the protocol's terms. What a lossless codec sends is the delta itself, in the same memory."""
+    """`state` in the protocol's terms. What a lossless codec sends is the delta itself, in the same memory; where noise
+    was added to it, what has left before, and nothing else."""
     versions = tuple(
         state.blocks[index].round + 1 if index in state.blocks else 0 for index in range(len(manifest.blocks))
     )
@@ -27,7 +28,8 @@ def kept(state: State, config: Config, manifest: Manifest, run: str) -> Kept:
 def _held(spooled: Spooled, config: Config) -> Held:
     made, layout = spooled.made, Layout.up(config, spooled.delta.size)
     payload = Payload.of(layout)
+    remade = config.privacy.local or not layout.codec.lossless
     for index in range(layout.count):
-        part = spooled.delta[layout.part(index)] if layout.codec.lossless else spooled.chunks[index]
+        part = spooled.chunks[index] if remade else spooled.delta[layout.part(index)]
         payload.append(Encoded.checked(part.data.cast("B")))
     return Held(Offer(made.round, made.block, payload.nbytes, made.weight, made.steps, made.loss), payload)

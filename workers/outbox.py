@@ -42,7 +42,7 @@ class Leaving(Protocol):
 
 @dataclass
 class Encoding:
-    """What a lossy codec has made of a contribution. residual: what the block's next one has to make up for."""
+    """What noise or a lossy codec has made of a contribution. residual: what the next one has to make up for."""
 
     chunks: list[Encoded] = field(default_factory=list)
     residual: Vector | None = None
@@ -88,7 +88,11 @@ class Outbox:
         job = _Job(round, block, delta, layout, Encoding(), Future())
         for index in range(layout.count):  # a job each, so that the end of a worker need not wait for a whole block
             self._conveyor.put(partial(self._encode, job, index))
-        return None if layout.codec.lossless else job.done
+        return job.done if self._remade(layout) else None
+
+    def _remade(self, layout: Layout) -> bool:
+        """Whether what leaves is not the delta itself."""
+        return self._config.privacy.local or not layout.codec.lossless
 
     def close(self) -> None:
         self._conveyor.close()
@@ -100,7 +104,7 @@ class Outbox:
             if not job.done.done():
                 job.done.set_exception(error)
             raise
-        if not job.layout.codec.lossless:
+        if self._remade(job.layout):
             job.encoding.chunks.append(chunk)
             if index + 1 == job.layout.count and not job.done.done():
                 if job.encoding.residual is not None:

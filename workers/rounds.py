@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING
 
 from parablock import messages
 from parablock.adaptive_steps import AdaptiveSteps
+from parablock.noise import Noise
 from parablock.participant_events import Contribute, Progress, Say, SitOut, Wait, Withhold
 from parablock.scores import total
+from workers.noised import Noised, Nothing
 from workers.state_folder import Contribution
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from workers.keeper import Keeper
     from workers.lag import LoopLag
     from workers.link import Link
+    from workers.outbox import Leaving
+    from workers.releases import Releases
     from workers.setup import Setup
     from workers.state_folder import State
     from workers.trainer import Landed, Solved, Trainer
@@ -50,6 +54,10 @@ class RoundLoop:
     """One client's part in a run, from the start it was given to the drained pipeline.
 
     keeper: told of every round that is behind. state: where an earlier process left off, as the trainer has resumed it.
+    releases: needed where this client adds its own noise (`privacy.where = "local"`). noise: where that comes from.
+
+    There, what else its rows would show is not told (README, "Privacy"): a training that has come to nothing is noise
+    like any other, and the guard, whose waits the broker sees, is off.
     """
 
     def __init__(
@@ -61,8 +69,14 @@ class RoundLoop:
         lag: LoopLag,
         keeper: Keeper | None = None,
         state: State | None = None,
+        releases: Releases | None = None,
+        noise: Noise | None = None,
     ) -> None:
+        assert releases is not None or not setup.config.privacy.local, "nobody counts what leaves"
         self._setup = setup
+        self._private = setup.config.privacy.local
+        self._releases = releases
+        self._noise = noise or Noise()
         self._link = link
         self._torch = torch
         self._trainer = trainer
@@ -88,8 +102,10 @@ class RoundLoop:
         every = config.eval.every
         position = -1 if self._resumed is None else self._resumed.round
         round = await self._start(position)
-        if round == 0 or (round == position < config.rounds and every and round % every == 0):
-            await self._evaluate(round - 1)
+        if round == 0:
+            await self._evaluate(-1)
+        elif round == position < config.rounds and every and round % every == 0:
+            round = await self._evaluate_amid(round, round - 1)
         while round < config.rounds:
             round = await self._settle(round)
             if round >= config.rounds:
@@ -98,7 +114,7 @@ class RoundLoop:
             if self._keeper is not None:
                 self._keeper.moved_on(round, self._trainer.surplus, self._trainer.clients, astray=self._astray)
             if every and round // every > before // every and round < config.rounds:
-                await self._evaluate(round // every * every - 1)
+                round = await self._evaluate_amid(round, round // every * every - 1)
         await self._settle(config.rounds + config.delay)
         await self._evaluate(config.rounds - 1)
 
@@ -108,6 +124,8 @@ class RoundLoop:
         if not self._turn(round).trains:
             link.handle(SitOut(round))
             await self._torch(self._trainer.sit_out)
+        elif self._releases is not None and (reason := self._releases.refusal(round)) is not None:
+            link.handle(Withhold(round, reason))
         elif round % together:
             link.handle(Withhold(round, "what it is trained together with was not trained here"))
         else:
@@ -122,7 +140,7 @@ class RoundLoop:
         steps = self._steps.next(blocks[0], [turn.block for turn in under_way if turn.trains])
         for solved in await self._torch(self._trainer.train, rounds[0], blocks, steps):
             self._taken[solved.round] = steps
-            self._contribute(solved)
+            await self._contribute(solved)
 
     def _turn(self, round: int) -> Turn:
         turn = self._link.participant.turn(round)
@@ -181,7 +199,7 @@ class RoundLoop:
         log.info("start: round %d of %d, %d clients", started.round, self._setup.config.rounds, started.clients)
         return max(round, started.round)
 
-    def _contribute(self, solved: Solved) -> None:
+    async def _contribute(self, solved: Solved) -> None:
         """Hand the delta to the link, which sends it while the next round trains."""
         self._computed[solved.round] = (solved.began, solved.ended)
         name = self._setup.manifest.blocks[solved.block].name
@@ -189,26 +207,45 @@ class RoundLoop:
             self._keeper.learnt(solved.block, solved.round, solved.learnt)
         if solved.values is None:
             log.error("round %d (%s) was of no use: %s", solved.round, name, solved.reason)
+        if self._private:
+            await self._release(solved)
+        elif solved.values is None:
             self._link.handle(Withhold(solved.round, solved.reason[:1000]))
         else:
             contribution = Contribute(solved.round, solved.block, solved.weight, solved.steps, solved.loss)
-            offered, encoded = self._link.contribute(contribution, solved.values)
-            if self._keeper is not None:
-                made = Contribution(
-                    solved.round,
-                    solved.block,
-                    solved.weight,
-                    solved.steps,
-                    solved.loss,
-                    offered,
-                    solved.alpha,
-                    solved.built_on,
-                )
-                self._keeper.contributed(made, solved.values, encoded)
+            self._send(contribution, solved, solved.values, solved.values)
+        if solved.values is not None:
             steps, seconds = solved.steps, solved.ended - solved.began
             self._steps.trained(solved.block, steps, seconds)
             log.info("round %d (%s): loss %.4f, %d steps, %.2f s", solved.round, name, solved.loss, steps, seconds)
         self._report(solved.landed)
+
+    async def _release(self, solved: Solved) -> None:
+        """Hand over what may be told of the delta, if anything may. That it has left is on disk before it does."""
+        assert self._releases is not None
+        delta = solved.values or Nothing(self._setup.manifest.blocks[solved.block].numel)
+        if self._link.participant.wants(solved.round):
+            reason = self._releases.refusal(solved.round)
+            try:
+                if reason is None:
+                    await self._torch(self._releases.release, solved.round)
+            except OSError as error:
+                reason = f"the worker's disk refuses to note that it leaves: {error.strerror or error}"
+                log.error("round %d is not sent: %s", solved.round, reason)
+            if reason is not None:
+                self._link.handle(Withhold(solved.round, reason))
+                return
+        noised = Noised(delta, self._setup.config.privacy, self._noise)
+        self._send(Contribute(solved.round, solved.block, 1, solved.steps, 0.0), solved, delta, noised)
+
+    def _send(self, contribution: Contribute, solved: Solved, delta: Leaving, leaving: Leaving) -> None:
+        """delta: what stands in the own model. leaving: what the broker gets."""
+        offered, encoded = self._link.contribute(contribution, leaving)
+        if self._keeper is not None:
+            built_on = None if solved.values is None else solved.built_on  # of what is nothing there is no guess
+            weight, steps, loss = contribution.weight, contribution.steps, contribution.loss
+            kept = Contribution(solved.round, solved.block, weight, steps, loss, offered, solved.alpha, built_on)
+            self._keeper.contributed(kept, delta, encoded)
 
     def _report(self, landed: list[Landed]) -> None:
         if not landed:
@@ -230,9 +267,9 @@ class RoundLoop:
                 uploading=uploading,
                 downloading=(arrived.began, arrived.ended),
                 waiting=self._waited.pop(arrived.round, _NEVER),
-                alpha=block.alpha,
-                drift=block.drift,
-                miss=block.miss,
+                alpha=0.0 if self._private else block.alpha,
+                drift=0.0 if self._private else block.drift,
+                miss=0.0 if self._private else block.miss,
                 steps=self._taken.pop(arrived.round, 0),
                 staleness=block.staleness,
                 loop_lag_ms=lag_ms,
@@ -242,7 +279,17 @@ class RoundLoop:
     def _too_far(self, miss: float) -> bool:
         """Whether the guard minds it."""
         limit = self._setup.config.pipeline.max_miss
-        return bool(limit and miss > limit and self._setup.config.delay)
+        return bool(limit and miss > limit and self._setup.config.delay and not self._private)
+
+    async def _evaluate_amid(self, round: int, after: int) -> int:
+        """Evaluate before `round`, as what the model is after the round `after`; returns where to go on.
+
+        Where this client hides by noise what its rows are, the model must not hold a guess, which is without noise.
+        """
+        if self._private:
+            round = await self._land(round, 0)
+        await self._evaluate(after)
+        return round
 
     async def _evaluate(self, round: int) -> None:
         """Scores over the own held-out rows; without any, an empty report, so that nobody waits for one."""

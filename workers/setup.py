@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from parablock import models, trainable
 from parablock.messages import MAX_TASKS
 from parablock.staging import Staging
 from workers.evaluation import check_tasks
+from workers.releases import check_bound
 from workers.rows import Rows, load_rows
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class DeviceError(ValueError):
 @dataclass(frozen=True)
 class Local:
     """The worker's own choices. shard: this worker's part i of n of the rows. tell_tasks: the labels in the field that
-    `eval.task` names may leave this machine."""
+    `eval.task` names may leave this machine. max_epsilon: no run that may cost more; inf: any."""
 
     name: str
     train: str
@@ -48,6 +50,7 @@ class Local:
     threads: int
     trust_remote_code: bool
     tell_tasks: bool = False
+    max_epsilon: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def prepare(terms: str, local: Local) -> Setup:
     """Load by the broker's `terms` (settings as JSON). Raises ConfigError, ModelError, DataError, PartitionError or
     DeviceError, each of which says what to do."""
     config = settings.from_dict(json.loads(terms))
+    if math.isfinite(local.max_epsilon):
+        check_bound(config, local.max_epsilon)
     device = _device(local.device)
     loaded = models.load(
         local.model or config.model, dtype=config.dtype, trust_remote_code=local.trust_remote_code, seed=config.seed

@@ -6,11 +6,13 @@
     contributions/000018.safetensors    what a round made of its block, until the broker's version of that has landed
     residuals/0003-000018.safetensors   what the codec lost of a block's contributions, through that round's
     optimizer/0003-000018.safetensors   what the optimizer has learnt of a block, through that round
+    released.safetensors                which contributions have left, where each costs some of the privacy budget
 
 Everything of a round is written before the position says that it is behind: whenever the process dies, what is of a
 round that the position has not passed is as if it had never been, and is trained again; and what an older position
-named is kept until a newer one is there. Nothing is waited for to be on the disk itself: after a power cut a checksum
-tells what is lost, and that is pulled or begun anew. All of it is private, as the contributions are derived from text.
+named is kept until a newer one is there. Nothing is waited for to be on the disk itself, but for what is said to have
+left: after a power cut a checksum tells what is lost, and that is pulled or begun anew. All of it is private, as the
+contributions are derived from text.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("worker")
 
 _FORMAT = 1
-_IDENTITY, _POSITION = "worker.json", "position.safetensors"
+_IDENTITY, _POSITION, _RELEASED = "worker.json", "position.safetensors", "released.safetensors"
 _BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER = "blocks", "contributions", "residuals", "optimizer"
 _FOLDERS = (_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER)
 _SUFFIX = ".safetensors"
@@ -124,6 +126,14 @@ class Position:
 
 
 @dataclass(frozen=True)
+class Released:
+    """through: the last round a contribution to which may have left, −1: none has. count: how many have."""
+
+    through: int = -1
+    count: int = 0
+
+
+@dataclass(frozen=True)
 class Spooled:
     """An open contribution. delta: float32 of shape (numel,). chunks: as a lossy codec has encoded it."""
 
@@ -188,7 +198,7 @@ class StateFolder:
         DiskError.
         """
         found = self.identity
-        holds = any((self.path / name).exists() for name in (_IDENTITY, _POSITION, *_FOLDERS))
+        holds = any((self.path / name).exists() for name in (_IDENTITY, _POSITION, _RELEASED, *_FOLDERS))
         if found is not None and found.name != identity.name:
             raise StateError(
                 f"{self.path} is the state of the worker {found.name!r}, not of {identity.name!r}; "
@@ -219,7 +229,7 @@ class StateFolder:
             aside = self.path / f"{_ASIDE}{place}-{number}"
         with _using(self.path):
             aside.mkdir(mode=0o700)
-            for name in (_POSITION, *_FOLDERS, _IDENTITY):  # whose it is says so until the rest has gone
+            for name in (_POSITION, _RELEASED, *_FOLDERS, _IDENTITY):  # whose it is says so until the rest has gone
                 with contextlib.suppress(FileNotFoundError):
                     (self.path / name).replace(aside / name)
         log.warning("what %s holds %s; it is not used, and lies in %s", self.path, whose, aside)
@@ -306,6 +316,21 @@ class StateFolder:
         with _reading(path):
             return tensor_file.read(path)
 
+    def released(self) -> Released | None:
+        """What has left so far; None where that was never written. Raises StateError where it is damaged, and
+        DiskError."""
+        path = self.path / _RELEASED
+        try:
+            with _reading(path):
+                return Released(**tensor_file.read(path).facts)
+        except FileNotFoundError:
+            return None
+        except TensorFileError as error:
+            raise StateError(
+                f"{error}: what this worker has told of its data cannot be known any more, and may not be told twice; "
+                f"restore {path} from a backup, or take no part in the run any more"
+            ) from error
+
     def _read(self, path: Path, consequence: str) -> Tensors | None:
         """None, which is said, where there is none or it is damaged; that one goes. Raises DiskError."""
         try:
@@ -338,6 +363,10 @@ class StateFolder:
     def write_optimizer(self, block: int, round: int, state: Tensors) -> int:
         return self._write(self._path(_OPTIMIZER, block, round), state.vectors, state.facts)
 
+    def write_released(self, released: Released) -> None:
+        """On the disk itself when this returns."""
+        self._write(self.path / _RELEASED, {}, asdict(released), synced=True)
+
     def write_position(self, position: Position) -> int:
         """All that it names is there. What an older one named goes."""
         written = self._write(self.path / _POSITION, {}, asdict(position))
@@ -348,7 +377,7 @@ class StateFolder:
         """The run is done, and nothing of it is needed any more. What is not ours stays, and the folder with it."""
         for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (_POSITION, _IDENTITY, folder_lock.NAME):
+        for name in (_POSITION, _RELEASED, _IDENTITY, folder_lock.NAME):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             self.path.rmdir()
@@ -357,8 +386,10 @@ class StateFolder:
                     break
                 parent.rmdir()
 
-    def _write(self, path: Path, vectors: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> int:
-        return tensor_file.write(path, vectors, facts, private=True)
+    def _write(
+        self, path: Path, vectors: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any], *, synced: bool = False
+    ) -> int:
+        return tensor_file.write(path, vectors, facts, private=True, synced=synced)
 
     def _clear_passed(self, position: Position) -> None:
         self._clear(_RESIDUALS, but=position.residuals.items())

@@ -1,0 +1,35 @@
+"""The ledger: in how many rounds each client's data have had a part, and what that has cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from parablock.accountant import epsilon
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from parablock.privacy_settings import Privacy
+
+
+class Ledger:
+    """Raises NoAccountantError where something is asked for that cannot be worked out."""
+
+    def __init__(self, privacy: Privacy) -> None:
+        self._privacy = privacy
+        self._rounds: Counter[str] = Counter()  # by client
+
+    def charge(self, clients: Iterable[str]) -> None:
+        """A round is committed to which these have given of their data, each once (`Entry.charged`)."""
+        self._rounds.update(set(clients))
+
+    @property
+    def most(self) -> int:
+        """Rounds of the client that has had a part in the most."""
+        return max(self._rounds.values(), default=0)
+
+    @property
+    def epsilon(self) -> float | None:
+        """What that client's have cost, at `privacy.delta`; None where nobody is protected."""
+        return epsilon(self._privacy.noise, self.most, self._privacy.delta) if self._privacy.private else None

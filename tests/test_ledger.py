@@ -1,0 +1,22 @@
+"""The ledger: who has given to how many rounds, and what that has cost."""
+
+from __future__ import annotations
+
+from parablock.accountant import epsilon
+from parablock.ledger import Ledger
+from parablock.privacy_settings import Privacy
+
+
+def test_epsilon_is_that_of_the_client_that_gave_to_most_rounds() -> None:
+    ledger = Ledger(Privacy("central", clip=1.0, noise=2.0, budget=8.0))
+    assert ledger.epsilon == 0.0
+    for clients in (("a", "b"), ("b",), (), ("b", "c")):
+        ledger.charge(clients)
+    assert ledger.most == 3
+    assert ledger.epsilon == epsilon(2.0, 3, 1e-5)
+
+
+def test_where_nobody_is_protected_there_is_none() -> None:
+    ledger = Ledger(Privacy())
+    ledger.charge(("a",))
+    assert ledger.epsilon is None

@@ -1,0 +1,260 @@
+"""Differential privacy at the broker: what leaves when, who is charged, and what is told only once."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from broker.blocks import BaseModel, GlobalBlocks
+from broker.record import Record
+from parablock import participant_events
+from parablock.accountant import epsilon
+from parablock.agenda import Agenda
+from parablock.aggregation import Contribution
+from parablock.config import Config, from_dict, to_dict
+from parablock.coordinator_events import Committed, Fold, Measure, Send, Store, Tick, Unfit
+from parablock.layout import Layout
+from parablock.ledger import Ledger
+from parablock.measurement import Measurement
+from parablock.messages import Abstain, Chunk, Commit, Join, Leave, Terms
+from parablock.noise import Noise
+from parablock.run_folder import RunFolder
+from parablock.saved import spent
+from parablock.verdict import Verdict
+from tests.test_broker_blocks import MANIFEST as BLOCKS
+from tests.test_broker_blocks import NUMEL, store_of, vector
+from tests.test_coordinator import kinds
+from tests.test_cut_through import begun, chunks, gathered, offer, send
+from tests.test_participant import Seat
+from tests.test_record import BEGAN, commit, land
+from tests.test_record import MANIFEST as RECORDED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CENTRAL = {"where": "central", "clip": 1.0, "noise": 2.0, "budget": 100.0}
+LOCAL = CENTRAL | {"where": "local"}
+
+
+# What leaves, and when (central)
+
+
+def test_nothing_of_a_block_leaves_before_its_round_is_durable() -> None:
+    desk = begun("a", "b", privacy=CENTRAL)
+    send(desk, 1, "a", "b")
+    assert [type(asked) for asked in desk.asked] == [Measure, Measure]
+    while not any(isinstance(asked, Store) for asked in desk.asked):
+        desk.work(most=1)
+        assert not [m for name in "ab" for m in desk.to(name) if isinstance(m, Chunk | Commit)]
+    desk.work()
+    assert kinds(desk.to("a")) == [Commit, Chunk, Chunk], "then all of it at once, unasked, within a window"
+    assert chunks(desk, "b") == [(1, 0), (1, 1024)]
+    desk.confirm("a", 0)
+    desk.handle(Tick(), after_s=3.0)
+    assert (chunks(desk, "a"), len(chunks(desk, "b"))) == ([], 2), "what was lost is sent again"
+
+
+def test_a_fold_that_is_begun_anew_has_told_nothing_before() -> None:
+    """Somebody turns out unfit when all is folded but the last chunk; the second attempt has other noise."""
+    desk = begun("a", "b", "c", privacy=CENTRAL)
+    send(desk, 1, "a", "b", "c")
+    desk.work(most=3)  # measured, and the first chunk folded
+    desk.asked.clear()
+    desk.handle(Unfit(0, 1, {"c": "too large"}))
+    assert not [e for e in desk.of(Send) if isinstance(e.envelope.message, Chunk | Commit)]
+    desk.work()
+    assert chunks(desk, "a") == [(2, 0), (2, 1024)], "only what is durable has ever left"
+    (committed,) = desk.of(Committed)
+    assert committed.contributors == committed.charged == ("a", "b")
+
+
+def test_of_a_round_that_was_not_durable_when_the_broker_died_nobody_has_seen_anything() -> None:
+    desk = begun("a", "b", privacy=CENTRAL)
+    send(desk, 1, "a", "b")
+    sent = desk.work(most=4)  # all is folded, and the disk has been asked
+    assert isinstance(desk.asked[-1], Store)
+    assert not [e for e in sent if isinstance(e, Send) and isinstance(e.envelope.message, Chunk | Commit)]
+    desk.restart()
+    desk.gather("a", "b")
+    desk.commit("a", "b")
+    assert len(desk.journal) == 1, "held again, with other noise, and told for the first time"
+    desk.restart()
+    desk.handle(Tick())
+    desk.hello("a")
+    desk.join("a", position=1)
+    assert next(m for m in desk.to("a") if isinstance(m, Commit)).attempt == 0, "what is durable is told as it is"
+    assert desk.journal[0][0].charged == ("a", "b")
+
+
+# Who is charged
+
+
+def test_in_the_central_place_only_those_are_charged_that_are_counted() -> None:
+    """Of three one abstains, and one is late."""
+    desk = gathered("a", "b", "c", privacy=CENTRAL, deadline_s=1.0, quorum=1)
+    desk.upload("a")
+    desk.say("b", Abstain(0, "the loss is nan"))
+    offer(desk, "c")
+    desk.handle(Tick(), after_s=1.5)
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert (committed.contributors, committed.charged, committed.late) == (("a",), ("a",), 1)
+
+
+def test_in_the_local_place_all_are_charged_of_whom_something_may_have_left() -> None:
+    """One that has gone amid its upload, one that has said nothing yet, and one whose contribution is not used."""
+    desk = gathered("a", "b", "c", "d", privacy=LOCAL, deadline_s=1.0, quorum=1)
+    offer(desk, "b")
+    desk.say("d", Abstain(0, "an earlier process may have sent its contribution"))
+    desk.say("b", Leave("amid its upload"))
+    desk.upload("a")
+    desk.handle(Tick(), after_s=1.5)
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert committed.contributors == ("a",)
+    assert committed.charged == ("a", "b", "c", "d")
+    assert committed.loss is None
+    assert desk.journal[0][0].losses == ()
+
+
+def test_without_privacy_nobody_is_charged() -> None:
+    desk = gathered("a", "b")
+    assert desk.commit("a", "b").charged == ()
+
+
+def test_a_round_of_which_nothing_is_known_is_charged_to_everybody() -> None:
+    desk = gathered("a", "b", privacy=CENTRAL)
+    desk.commit("a", "b")
+    last = desk.journal[0][0]
+    assert spent(last, 1, 1, "lost", charged=last.clients).charged == ("a", "b")
+    assert spent(last, 1, 1, "a repair").charged == ()
+
+
+def test_how_many_rows_a_client_has_is_not_told_where_it_hides_them() -> None:
+    for tables, rows in (({"privacy": LOCAL}, 1), ({"privacy": CENTRAL}, 10), ({}, 10)):
+        seat = Seat(**tables)
+        seat.handle(participant_events.Tick())
+        seat.hear(Terms(json.dumps(to_dict(seat.config, shared_only=True)), "a"))
+        (join,) = seat.prepared()
+        assert isinstance(join, Join)
+        assert join.rows == rows
+    desk = gathered("a", "b", privacy=LOCAL)
+    assert [note.text for note in desk.notes if note.kind == "joined"] == ["it does not tell its rows"] * 2
+
+
+# The mean (central)
+
+
+def fold(config: Config, deltas: dict[str, Any], noise: Noise) -> Any:
+    """Measured and folded, whole, as the broker does: what the block becomes."""
+    measurement, blocks = (
+        Measurement(config, BLOCKS),
+        GlobalBlocks(BaseModel(BLOCKS, "", "", [np.zeros(NUMEL, np.float32) for _ in range(2)]), config, noise),
+    )
+    layout = Layout.up(config, NUMEL)
+    parts = [
+        {name: layout.codec.encode(delta[layout.part(index)]) for name, delta in deltas.items()}
+        for index in range(layout.count)
+    ]
+    verdict = Verdict({})
+    for index, part in enumerate(parts):
+        contributions = tuple(Contribution(name, 99, 4, payload) for name, payload in part.items())
+        answer = measurement.take(Measure(0, 0, 1, index, contributions))
+        verdict = answer.verdict if answer is not None else verdict
+    for index, part in enumerate(parts):
+        contributions = tuple(
+            Contribution(name, weight, 4, payload, 0, verdict.factors[name])
+            for weight, (name, payload) in enumerate(part.items(), start=1)
+        )
+        blocks.fold(Fold(0, 0, 1, index, contributions))
+    return blocks.tensors(store_of(0, 1))["block"]
+
+
+@pytest.mark.parametrize("up", ["float32", "int8"])
+def test_the_mean_is_of_cut_deltas_over_the_clients_that_a_round_is_to_have(up: str) -> None:
+    """Unweighted, and over four, though three have come, as one sits the round out."""
+    privacy = {"where": "central", "clip": 2.0, "noise": 1e-9, "budget": 1000.0}
+    tables = {"network": {"chunk_bytes": 65536}, "round": {"clients": 8, "fraction": 0.5}, "codec": {"up": up}}
+    config = from_dict({"privacy": privacy, **tables})
+    deltas = {"a": vector(1), "b": vector(2, 1e-3), "c": vector(3, 50.0)}
+    made = fold(config, deltas, Noise(key=1))
+    expected = np.zeros(NUMEL)
+    for delta in deltas.values():
+        wide = delta.astype(np.float64)
+        expected += wide * min(1.0, 2.0 / float(np.linalg.norm(wide))) / 4
+    close = 1e-7 if up == "float32" else 2e-4
+    assert np.abs(made - expected).max() < close
+    assert float(np.linalg.norm(made)) <= 3 * 2.0 / 4
+
+
+def test_the_mean_has_the_noise_that_the_accountant_counts() -> None:
+    config = from_dict({"privacy": CENTRAL, "round": {"clients": 4}, "network": {"chunk_bytes": 65536}})
+    made = fold(config, {"a": np.zeros(NUMEL, np.float32)}, Noise(key=1))
+    assert made.std() == pytest.approx(2.0 / 4, rel=0.02)
+    assert fold(config, {"a": np.zeros(NUMEL, np.float32)}, Noise()).tobytes() != made.tobytes()
+    chunk = Layout.up(config, NUMEL).part(0)
+    halves = made[chunk], made[chunk.stop : 2 * chunk.stop]
+    assert abs(np.corrcoef(*halves)[0, 1]) < 0.04, "each chunk has noise of its own"
+
+
+# Turns
+
+
+def test_who_has_had_all_its_turns_is_drawn_no_more_nor_makes_up_for_others() -> None:
+    tables = {"round": {"fraction": 0.5, "clients": 4, "quorum": 1}, "privacy": LOCAL | {"rounds": 3}}
+    run = from_dict({"rounds": 8, **tables})
+    agenda, names = Agenda(run, 4), ["a", "b", "c", "d"]
+    drawn = []
+    for round in range(8):
+        agenda.decide(round, names)
+        if round == 4:
+            agenda.join("a", 4, ["b", "c", "d"])
+            other = Agenda(run, 4)
+            other.restore(agenda.snapshot())
+            agenda = other  # as after a restart
+        drawn.append([name for name in names if agenda.trains(round, name)])
+    counts = {name: sum(name in those for those in drawn) for name in names}
+    assert max(counts.values()) == 3
+    assert sum(counts.values()) <= 12
+    assert all(len(those) <= 3 for those in drawn)
+
+
+# The record
+
+
+def test_what_has_been_spent_stands_in_every_row_and_outlives_the_broker(tmp_path: Path) -> None:
+    config = from_dict({"privacy": CENTRAL})
+    desk = gathered("a", "b", privacy=CENTRAL)
+    with RunFolder.create(tmp_path / "run", config) as folder:
+        record = Record(folder, RECORDED, config, BEGAN)
+        for round, clients in enumerate((("a", "b"), ("a",))):
+            committed = Committed(round, round % 2, clients, 0, 1.5, 32, 32, "", charged=clients)
+            record.committed(committed, (), BEGAN + 1)
+        record.close()
+        assert [row["epsilon"] for row in folder.read_metrics()] == [epsilon(2.0, 1, 1e-5), epsilon(2.0, 2, 1e-5)]
+        desk.commit("a", "b")
+        desk.commit("a", "b", round=1)
+        entries = [entry for entry, _ in desk.journal]
+        again = Record(folder, RECORDED, config, BEGAN, folder.read_metrics(), entries)
+        assert again.epsilon == epsilon(2.0, 2, 1e-5)
+        again.close()
+    ledger = Ledger(config.privacy)
+    for entry in entries:
+        ledger.charge(entry.charged)
+    assert ledger.most == 2
+
+
+def test_what_private_clients_do_not_tell_is_not_taken_for_a_zero(tmp_path: Path) -> None:
+    config = from_dict({"privacy": LOCAL})
+    with RunFolder.create(tmp_path / "run", config) as folder:
+        record = Record(folder, RECORDED, config, BEGAN)
+        commit(record, 0, at=1.0)
+        land(record, "a", 0)
+        land(record, "b", 0)
+        record.close()
+        (row,) = folder.read_metrics()
+    assert (row["alpha"], row["drift"], row["miss"]) == (None, None, None)
+    assert (row["steps"], row["staleness"]) == (8.0, 1.0)
