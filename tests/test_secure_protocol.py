@@ -102,6 +102,13 @@ def test_a_sum_of_fewer_than_the_threshold_is_not_made() -> None:
     assert "1 contributions are in, and it takes 2 to unmask their sum" in reasons[1]
 
 
+def test_a_mean_that_is_not_finite_is_nobodys_fault_and_counts_for_nothing() -> None:
+    """The server's rate makes it so; the whole numbers themselves are always finite."""
+    network = ended(Network(masked(3, 4, server={"lr": 3e38}), dict.fromkeys("abc", STEADY)))
+    assert contributors(network) == [""] * 4
+    assert all("nothing is counted: the update holds values so large" in entry.reason for entry in network.committed)
+
+
 @pytest.mark.parametrize("at", [0.45, 0.6, 1.0, 1.52, 1.54, 1.6, 1.7, 2.3, 2.55])
 def test_a_client_that_dies_at_any_moment_spoils_nothing(at: float) -> None:
     """Before its keys, after them, before its shares, in the middle of its upload, before it has helped to unmask."""
