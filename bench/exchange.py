@@ -57,6 +57,8 @@ class Exchange:
     """Whether each process writes down what it holds after each round, to FOLDER/NAME.watch, and keeps no times."""
     plain: bool = False
     """Whether nothing is encrypted."""
+    secure: bool = False
+    """Whether contributions are masked."""
     guests: tuple[str, ...] = ()
     """Further names on the broker's list, whose keys lie with the others."""
     excused: int = 0
@@ -132,7 +134,7 @@ def run(exchange: Exchange, folder: Path, links: Network | None = None) -> Finis
     """
     bind = links.bind if links is not None else "tcp://127.0.0.1:*"
     policy = {"quorum": exchange.quorum, "deadline_s": exchange.deadline_s}
-    settings = synthetic.settings(exchange.clients, exchange.rounds, bind, **policy)
+    settings = synthetic.settings(exchange.clients, exchange.rounds, bind, secure=exchange.secure, **policy)
     settings_path, out = folder / "config.toml", folder / "run"
     settings_path.write_text(config.to_toml(settings), encoding="utf-8")
     names = [synthetic.client_name(index) for index in range(exchange.clients)]

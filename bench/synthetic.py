@@ -75,8 +75,13 @@ def update(client: str, round: int, numel: int) -> Update:
     return Update(_noise(rng, numel), weight, steps, loss)
 
 
-def settings(clients: int, rounds: int, bind: str, *, quorum: int = 0, deadline_s: float = 0.0) -> config.Config:
-    """The settings of a run that only exchanges: synchronous, every client counted unless a quorum is named."""
+def settings(
+    clients: int, rounds: int, bind: str, *, quorum: int = 0, deadline_s: float = 0.0, secure: bool = False
+) -> config.Config:
+    """The settings of a run that only exchanges: synchronous, every client counted unless a quorum is named.
+
+    secure: contributions are masked.
+    """
     return config.from_dict(
         {
             "mode": "fedbcd",
@@ -84,6 +89,7 @@ def settings(clients: int, rounds: int, bind: str, *, quorum: int = 0, deadline_
             "solver": {"steps": 1},
             "round": {"clients": clients, "quorum": quorum or clients, "deadline_s": deadline_s},
             "network": {"bind": bind},
+            "secure": {"enabled": secure},
         }
     )
 

@@ -2,11 +2,13 @@
 
     python -m bench.throughput --quick --out throughput.json
     python -m bench.throughput --block-mb 4,16,64,256 --clients 2,4,8 --shm
+    python -m bench.throughput --secure
 
 Real processes on loopback: the broker over a synthetic model, light clients, no compute. A round's time is from the
 first client's start of upload to the last client's holding of the committed block; bytes are those of the blocks, up
 and down, over all clients. Parablock and the bare sockets take turns, so that what else the machine does hits both;
 both are encrypted (CURVE), or with --plain neither is. Memory is above what a process had before it made its arrays.
+With --secure, `bench.secure_cost` is measured instead.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bench import command, exchange, figures, grid, raw, results
+from bench import command, exchange, figures, grid, raw, results, secure_cost
 from bench.exchange import Exchange
+from bench.network import choose
 from parablock.config import Network
 from parablock.layout import chunk_numel
+from parablock.units import parse_rate
 
 if TYPE_CHECKING:
     import argparse
@@ -38,23 +42,31 @@ if TYPE_CHECKING:
 
 WARM_UP_ROUNDS = 2
 DEFAULTS = grid.Defaults(block_mb=("4,16,64,256", "16"), clients=("2,4,8", "2"), rounds=(8, 5), repeat=(3, 1))
+SECURE = grid.Defaults(block_mb=("4,16", "4"), clients=("8", "8"), rounds=(8, 5), repeat=(5, 1))
 
 _console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asked for. blocks: of the model."""
+    """What the command line asked for. blocks: of the model. secure: to be measured instead."""
 
     grid: Grid
     blocks: int
     plain: bool
+    secure: secure_cost.Plan | None
     out: Path | None
     where: Path | None
 
 
 def measure(plan: Plan, folder: Path) -> None:
     """All rows, printed and kept."""
+    if plan.secure is not None:
+        rows = secure_cost.measure(plan.secure, folder)
+        _console.print(secure_cost.table(rows))
+        told = secure_cost.result(rows, plan.secure) | results.conditions(plan.grid.repeat, plan.where)
+        results.emit(told, secure_cost.plot(rows), plan.out)
+        return
     rows = [_row(plan, clients, block_mb, folder) for clients, block_mb in plan.grid.rows()]
     _console.print(table(rows))
     results.emit(result(rows, plan), plot(rows), plan.out)
@@ -187,16 +199,22 @@ def _parser() -> argparse.ArgumentParser:
     DEFAULTS.add_options(parser)
     add("--blocks", type=int, default=2, help="blocks of the model (default: 2)")
     add("--plain", action="store_true", help="encrypt nothing, on either side")
+    add("--secure", action="store_true", help="what masks cost an exchange of 8 clients over shaped links, in pairs")
+    add("--rate", default="100mbit", help="of each client's link (--secure; default: 100mbit)")
+    add("--link", choices=("auto", "kernel", "user"), default="auto", help="made by what (--secure)")
     command.add_shm(parser)
     return parser
 
 
 def _plan(options: argparse.Namespace, where: Path | None) -> Plan:
     """Raises ValueError, with what to do, for what cannot be run."""
-    asked = DEFAULTS.grid(options)
+    asked = (SECURE if options.secure else DEFAULTS).grid(options)
     if options.blocks < 1:
         raise ValueError(f"--blocks must be at least 1, got {options.blocks}")
-    return Plan(asked, options.blocks, options.plain, options.out, where)
+    secure = None
+    if options.secure:
+        secure = secure_cost.Plan(asked, parse_rate(options.rate), choose(options.link, 0.0)[0])
+    return Plan(asked, options.blocks, options.plain, secure, options.out, where)
 
 
 if __name__ == "__main__":

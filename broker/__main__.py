@@ -104,6 +104,7 @@ _WRONG_INPUT = (
 
 def _begin(arguments: argparse.Namespace, out: Path) -> tuple[Opened, RouterSocket]:
     config = _within_budget(settings.load(arguments.config, arguments.set))
+    settings.check_installed(config)
     check_endpoint(config.network.bind, plain=arguments.allow_plain_tcp, any_port=True)
     RunFolder.check_free(out)
     socket = RouterSocket(config.network.bind, _door(arguments))
@@ -126,6 +127,7 @@ def _resume(arguments: argparse.Namespace) -> tuple[Opened, RouterSocket]:
     folder = RunFolder.open(arguments.resume)
     folder.check_unlocked()  # before its port is found taken
     config = settings.load(arguments.config or folder.path / CONFIG, arguments.set)
+    settings.check_installed(config)
     socket = _bound_again(arguments, _within_budget(config))
     try:  # nothing is put right or written before it is sure that the run can be served
         opened = opening.resume(arguments.resume, arguments.config, arguments.set)

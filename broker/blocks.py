@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parablock import feedback, robust
+from parablock import feedback, fixed_point, robust
 from parablock.aggregation import PIECE, STATE, decayed, server_move, unfit
 from parablock.block_file import BLOCK, RESIDUAL, SERVER
 from parablock.coordinator_events import Fold, Folded, Store, Unfit
 from parablock.layout import Layout
 from parablock.noise import Noise, noised_mean
+from parablock.secure_settings import most_tokens
 from parablock.transfer import Encoded
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from parablock.block_file import StoredBlock
     from parablock.config import Config
     from parablock.manifest import Manifest
+    from parablock.unmasking import Unmasking
 
     Vector = npt.NDArray[np.float32]
 
@@ -111,13 +113,18 @@ class GlobalBlocks:
         up, down = Layout.up(self._config, x.size), Layout.down(self._config, x.size, fold.attempt)
         part = up.part(fold.index)
         numel = part.stop - part.start
-        deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
+        deltas: list[Vector] = []  # where they are masked nobody knows them
+        if fold.unmasking is None:
+            deltas = [up.codec.decode(contribution.payload, numel) for contribution in fold.contributions]
         if self._config.robust.by_element and any(map(unfit, deltas)):  # it would leave out what is not finite
             return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
         values = mean = attempt.values[part]
         before = {name: vector[part] for name, vector in self._state.get(fold.block, {}).items()}
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-            self._mean(fold, deltas, mean)
+            if fold.unmasking is None:
+                self._mean(fold, deltas, mean)
+            else:
+                unmasked_mean(self._config, fold, fold.unmasking, mean)
             move, state = server_move(self._config.server, mean, before)
             if not down.codec.lossless and unfit(move) is not None:  # as it is if any contribution is
                 return Unfit(fold.round, fold.attempt, _reasons(fold, deltas))
@@ -197,9 +204,16 @@ class GlobalBlocks:
         return self._attempt
 
 
+def unmasked_mean(config: Config, fold: Fold, unmasking: Unmasking, out: Vector) -> None:
+    """Δ̄ = Σ n_i Δ_i / Σ n_i of a chunk, from what is masked and adds up to Σ n_i Δ_i / n_max in fixed point."""
+    total = unmasking.total([contribution.payload for contribution in fold.contributions], fold.index)
+    tokens = sum(contribution.weight for contribution in fold.contributions)
+    fixed_point.decode(total, most_tokens(config) / tokens, unmasking.bits, out)
+
+
 def _reasons(fold: Fold, deltas: list[Vector]) -> dict[str, str]:
     """Who must not be counted, and why. Where all are finite and their mean is not, it is nobody's fault but all's."""
-    checked = zip(fold.contributions, map(unfit, deltas), strict=True)
+    checked = zip(fold.contributions, map(unfit, deltas), strict=bool(deltas))
     reasons = {contribution.client: reason for contribution, reason in checked if reason is not None}
     too_large = "the update holds values so large that a mean of them is not finite"
     return reasons or {contribution.client: too_large for contribution in fold.contributions}

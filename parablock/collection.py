@@ -23,6 +23,7 @@ from parablock.layout import Layout
 from parablock.messages import Credit, Rejected
 from parablock.quorum import Quorum
 from parablock.rounds import Attempt, Round, RoundState, Upload, decide
+from parablock.secure_settings import most_tokens
 from parablock.transfer import Incoming, TransferError
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
     from parablock.agenda import Agenda
     from parablock.config import Config
     from parablock.distribution import Distribution
+    from parablock.late import Late
     from parablock.manifest import Manifest
-    from parablock.messages import Abstain, Chunk, FromBroker, Offer
+    from parablock.messages import Abstain, Chunk, FromBroker, Keys, Offer, Shares, Unmasked
     from parablock.roster import Roster
     from parablock.saved import Saved
     from parablock.sessions import Session
+    from parablock.sums import Sums
     from parablock.transfer import Encoded
     from parablock.verdict import Verdict
     from parablock.wire import Buffer
@@ -45,7 +48,7 @@ class Collection:
     """emit: asks for an effect. due_by: a Tick is needed by then, in seconds.
 
     stirred: something has happened since `advance` that may begin a fold or close a round. agenda: the rounds up to
-    in_flight beyond the next one are decided.
+    in_flight beyond the next one are decided. sums: where contributions are masked.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Collection:
         say: Callable[[bytes, FromBroker], None],
         emit: Callable[[Effect], None],
         due_by: Callable[[float], None],
+        sums: Sums | None = None,
     ) -> None:
         self.next_round = 0  # the first that is not committed
         self.stirred = False
@@ -71,6 +75,7 @@ class Collection:
         self._say = say
         self._emit = emit
         self._due_by = due_by
+        self._sums = sums
         self._rounds: dict[int, Round] = {}
         self._quorum = Quorum(config.round, config.quorum)
         self._latecomers = Latecomers(config, len(manifest.blocks), roster, self._fits, say, emit)
@@ -93,7 +98,7 @@ class Collection:
 
         What has passed was looked at, and passes only once.
         """
-        dues = [self._quorum.due]
+        dues = [self._quorum.due] if self._sums is None else [self._quorum.due, self._sums.due(now)]
         round = self._rounds.get(self.next_round)
         if round is not None:
             if self._config.round.deadline_s and round.first_done_at is not None:
@@ -129,11 +134,13 @@ class Collection:
             return
         if round.state is not RoundState.OPEN:
             return  # the commit will say that it is closed; if it is opened again, the offer will be repeated
+        if self._sums is not None and not self._sums.admits(session, round.number):
+            return
         if not resumed and session.name in round.done:  # an earlier process of this name has sent one: that counts
             self._say(session.peer, Credit(offer.round, offer.block, 0, offer.nbytes, offer.nbytes))
             return
         if upload is None or not resumed:
-            window = self._config.network.window_bytes
+            window = layout.window_bytes(self._config)
             ahead = offer.round > self.next_round  # takes its first window now, the rest when its turn has come
             incoming = Incoming(offer.nbytes, layout.chunk_bytes, window, paused=ahead)
             upload = Upload(session.token, offer, incoming, now)
@@ -152,6 +159,8 @@ class Collection:
                 f"got block {offer.block} of {offer.nbytes} bytes"
             )
         fewest, most = self._config.solver.step_bounds
+        if self._config.secure.enabled and offer.weight > (tokens := most_tokens(self._config)):
+            raise TransferError(f"a round takes {tokens} tokens at most; got {offer.weight}")
         if not fewest <= offer.steps <= most:  # where steps count in the mean, others' shares depend on them
             raise TransferError(f"a round takes {fewest} to {most} optimizer steps; got {offer.steps}")
         return layout
@@ -174,6 +183,7 @@ class Collection:
             upload.progress_at = now
             if upload.incoming.done:
                 self._done(round, session.name, now)
+            self.stirred = self.stirred or self._sums is not None
             if round.attempt is not None and round.attempt.take(session.name, len(upload.pieces) - 1):
                 self._emit(round.next(len(upload.pieces) - 1))
         if not taken or upload.incoming.owes_grant(now):
@@ -193,6 +203,20 @@ class Collection:
             round.out.add(session.name)
             self._emit(Note("abstained", session.name, f"round {abstain.round}: {abstain.reason}"))
             self.stirred = True
+
+    def sum_up(self, session: Session, message: Keys | Shares | Unmasked, payload: Buffer, now: float) -> None:
+        """What a client says towards the sum of a round. Raises TransferError for what cannot be."""
+        if self._sums is None:
+            raise TransferError(f"a {type(message).__name__} in a run whose contributions are not masked")
+        last = min(self.next_round + self._config.in_flight, self._config.rounds - 1)
+        if self.next_round <= message.round <= last:  # else it was repeated after the round was closed
+            self._sums.receive(session, message, payload, self._out(message.round), now)
+            self.stirred = True
+
+    def remind(self, session: Session) -> None:
+        """Ask a client again for what a sum waits for."""
+        if self._sums is not None:
+            self._sums.remind(session)
 
     def waits(self, session: Session, round: int, now: float) -> None:
         """The client's training stands still until this round's block is there. Of a round that nobody can be at yet it
@@ -259,6 +283,10 @@ class Collection:
             return
         if round.state is RoundState.CLOSING:
             round.move("reopen")
+        if self._sums is not None:  # whose fault it is nobody can see
+            self._sums.fail(number, next(iter(reasons.values())))
+            round.attempt, self.stirred = None, True
+            return
         late = {each.label: each for each in current.late}
         round.attempt = None
         for part in sorted(reasons):
@@ -287,8 +315,13 @@ class Collection:
         if self.complete:
             return
         round = self._round(self.next_round)
+        if self._sums is not None:
+            self._sums.look(self._out, now)
+            self._due_by(self._sums.due(now))
         if round.state is RoundState.OPEN and not self._close(round, now):
             return
+        if round.state is RoundState.CLOSING and self._sums is not None:
+            self._fold_sums(self._sums, round, now)
         if round.state is RoundState.CLOSING and (round.attempt is None or round.attempt.complete):
             self._store(round)
 
@@ -304,7 +337,12 @@ class Collection:
         self._due_by(self._quorum.due)
         policy = self._config.round
         standing = self._standing(round) if self._passed(round, now) else frozenset()
-        decision = decide(round, members, present, self._quorum, policy, now, standing)
+        least = self._sums.needed(round.number) if self._sums is not None else 0
+        decision = decide(round, members, present, self._quorum, policy, now, standing, least)
+        if not decision.close and self._sums is not None:
+            self._sums.name(round, (members | round.done) - round.out, now)
+            self._fold_sums(self._sums, round, now)
+            return False
         if not decision.close:
             expected = expected_of(round, members, self._late, policy, self._config.quorum, now)
             if expected:
@@ -313,6 +351,10 @@ class Collection:
         round.move("close")
         round.why = decision.reason
         counted = tuple(sorted(round.done))
+        if self._sums is not None:
+            if self._sums.settle(round, now) is None and round.attempt is None:
+                self._ship(round, (), (), [], now)
+            return True
         reason = self._config.robust.too_few(len(counted), len(round.unfit))
         if counted and reason is not None:
             round.why += f"; {reason}"
@@ -338,19 +380,44 @@ class Collection:
         late = self._latecomers.ready(round.block)
         if round.attempt is not None and (round.attempt.clients, round.attempt.late) == (clients, late):
             return
-        round.attempts += 1
-        shipment = self._distribution.shipment(round.number, round.block, round.attempts)
         count = Layout.up(self._config, self._manifest.blocks[round.block].numel).count
         held = [len(round.uploads[name].pieces) for name in clients]
         missing = [sum(pieces <= index for pieces in held) for index in range(count)]
+        self._ship(round, clients, late, missing, now)
+        for index, lacking in enumerate(missing):
+            if not lacking:
+                self._emit(round.next(index))
+
+    def _ship(
+        self, round: Round, clients: tuple[str, ...], late: tuple[Late, ...], missing: list[int], now: float
+    ) -> None:
+        """Begin an attempt: every active session is sent what comes of it."""
+        round.attempts += 1
+        shipment = self._distribution.shipment(round.number, round.block, round.attempts)
         bad = self._config.robust.still_bad(len(round.unfit))
         round.attempt = Attempt(clients, late, missing, shipment, self._config.measured, bad)
         if not self._withheld:
             for session in self._roster.active():
                 self._distribution.ship(session, shipment, now)
-        for index, lacking in enumerate(missing):
-            if not lacking:
-                self._emit(round.next(index))
+
+    def _fold_sums(self, sums: Sums, round: Round, now: float) -> None:
+        """Fold the slices that can be unmasked. Whom the attempt counts is known when all of them are settled."""
+        self._due_by(sums.due(now))
+        if (failure := sums.failure(round.number)) is not None:
+            if round.state is RoundState.CLOSING:
+                round.why += f"; nothing is counted: {failure}"
+            round.attempt = None
+            return
+        for fold in sums.folds(round, round.attempts or 1):
+            if round.attempt is None:
+                self._ship(round, (), (), [], now)
+            self._emit(fold)
+        if round.state is RoundState.CLOSING and round.attempt is not None:
+            round.attempt.clients = sums.contributors(round.number)
+
+    def _out(self, number: int) -> set[str]:
+        """Who does not contribute to a round."""
+        return self._rounds[number].out if number in self._rounds else set()
 
     @staticmethod
     def _attempt(round: Round | None, number: int) -> Attempt | None:
@@ -429,6 +496,8 @@ class Collection:
             )
         )
         del self._rounds[round.number]
+        if self._sums is not None:
+            self._sums.close(round.number)
         self.next_round = round.number + 1
         self.stirred = True
         if self.next_round in self._rounds:
@@ -498,4 +567,5 @@ class Collection:
 
     def _members(self, round: Round) -> frozenset[str]:
         """Live clients that shall contribute to a round."""
-        return self._agenda.members(round.number, self._roster.members(round.number))
+        members = self._agenda.members(round.number, self._roster.members(round.number))
+        return members if self._sums is None else self._sums.members(round.number, members)

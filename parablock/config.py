@@ -23,6 +23,8 @@ from parablock.privacy_settings import Privacy
 from parablock.privacy_settings import objection as privacy_objection
 from parablock.robust_settings import Robust
 from parablock.robust_settings import objection as robust_objection
+from parablock.secure_settings import Secure, missing
+from parablock.secure_settings import objection as secure_objection
 from parablock.setting import key as _key
 
 Scalar = bool | int | float | str
@@ -387,6 +389,7 @@ class Config:
     codec: Codecs = field(default_factory=Codecs)
     privacy: Privacy = field(default_factory=Privacy)
     network: Network = field(default_factory=Network)
+    secure: Secure = field(default_factory=Secure)
     journal: Journal = field(default_factory=Journal)
 
     @property
@@ -441,7 +444,9 @@ class Config:
     @property
     def quorum(self) -> int:
         """Fewest clients that must be there for a round to close, and contributions to it at its deadline."""
-        return self.round.quorum or max(self.drawn(self.round.clients) // 2 + 1, self.robust.fewest)
+        drawn = self.drawn(self.round.clients)
+        least = self.secure.needed(drawn) if self.secure.enabled else drawn // 2 + 1
+        return self.round.quorum or max(least, self.robust.fewest)
 
     @property
     def measured(self) -> bool:
@@ -519,6 +524,12 @@ def from_dict(tree: dict[str, Any]) -> Config:
     config: Config = _build(Config, tree, "")
     _check_together(config)
     return config
+
+
+def check_installed(config: Config) -> None:
+    """Raise ConfigError where these settings need a package that is not installed on this machine."""
+    if config.secure.enabled and (told := missing()) is not None:
+        raise ConfigError(told)
 
 
 def to_dict(config: Config, *, shared_only: bool = False) -> dict[str, Any]:
@@ -689,7 +700,7 @@ def _check_together(config: Config) -> None:
         _check_lisa(config)
     if config.solver.adaptive:
         _check_adaptive(config)
-    if (reason := robust_objection(config) or privacy_objection(config)) is not None:
+    if (reason := robust_objection(config) or privacy_objection(config) or secure_objection(config)) is not None:
         raise ConfigError(reason)
     if config.partition.method in ("dirichlet", "field") and not config.partition.field:
         raise ConfigError(

@@ -114,9 +114,40 @@ class Contributions:
             upload.progress_at = now
             self._pump()
 
+    def mask(self, round: int, now: float, *, live: bool) -> None:
+        """The contribution to a round can be encoded from now on."""
+        upload = self._uploads.get(round)
+        if upload is not None and live:
+            self._repeat(upload, now)
+
+    def unmask(self) -> None:
+        """What was encoded is of no use to another broker: it will be encoded anew."""
+        for upload in self._uploads.values():
+            upload.payload = Payload(upload.payload.nbytes, upload.payload.chunk_bytes)
+            upload.outgoing = Outgoing(upload.payload, 0)
+
+    def holds(self, round: int) -> bool:
+        """Whether there is a contribution to a round, which may still be of use."""
+        return round in self._uploads
+
+    def withheld(self, round: int) -> str | None:
+        """Why there is nothing to give to a round; None if there may be."""
+        return self._withheld[round].reason if round in self._withheld else None
+
+    def withdraw(self, abstain: Abstain, told: int, *, live: bool) -> None:
+        """Nothing is to be given to a round for which the worker has trained, or may be about to."""
+        self._uploads.pop(abstain.round, None)
+        if abstain.round in self._unsettled:
+            self._unsettled.remove(abstain.round)
+            self._emit(Dismissed(abstain.round, abstain.reason))
+        self._withhold(abstain, told, live=live)
+
     def withhold(self, abstain: Abstain, told: int, *, live: bool) -> None:
         """A round was trained to no use. told: the first round that is not known to be committed."""
         self._passed = max(self._passed, abstain.round + 1)
+        self._withhold(abstain, told, live=live)
+
+    def _withhold(self, abstain: Abstain, told: int, *, live: bool) -> None:
         if abstain.round >= told:
             self._withheld[abstain.round] = abstain
             if live:

@@ -69,6 +69,7 @@ from parablock.messages import (
     Heartbeat,
     Hello,
     Join,
+    Keys,
     Landed,
     Leave,
     Offer,
@@ -76,9 +77,11 @@ from parablock.messages import (
     Probed,
     Refused,
     Rejoin,
+    Shares,
     Start,
     Stopped,
     Terms,
+    Unmasked,
     Waiting,
     Welcome,
 )
@@ -146,8 +149,13 @@ class Coordinator:
         self._quotas = Quotas(config, manifest)
         self._offences = Offences()
         self._distribution = Distribution(config, manifest, run, epoch, self._emit, self._due_by)
+        sums = None
+        if config.secure.enabled:
+            from parablock.sums import Sums  # cryptography is an extra
+
+            sums = Sums(config, manifest, self._agenda, self._roster, run, epoch, self._send, self._emit)
         self._collection = Collection(
-            config, manifest, self._agenda, self._roster, self._distribution, self._send, self._emit, self._due_by
+            config, manifest, self._agenda, self._roster, self._distribution, self._send, self._emit, self._due_by, sums
         )
         self._expected_until: float | None = None  # in seconds; None: until so long after the first event
         self._gather_until = math.inf  # in seconds; when the run begins with those that are there
@@ -288,6 +296,9 @@ class Coordinator:
                     self._distribution.credit(session, message, now)
                 case Abstain():
                     self._collection.abstain(session, message)
+                case Keys() | Shares() | Unmasked():
+                    assert envelope.payload is not None
+                    self._collection.sum_up(session, message, envelope.payload, now)
                 case Landed() | Evaluated():
                     self._emit(Reported(session.name, message))
                 case Waiting(round):
@@ -421,6 +432,7 @@ class Coordinator:
         self._emit(Reported(session.name, heartbeat))
         if session.start is not None:  # repeated, so that in the end both sides know of the same start
             self._send(session.peer, session.start)
+        self._collection.remind(session)
         self._send(session.peer, Heartbeat(now, self.next_round, 0, self.phase.value))
 
     # Time
@@ -540,8 +552,8 @@ class Coordinator:
         self.phase = Phase.OVER
         self._emit(Over(complete, reason))
 
-    def _send(self, peer: bytes, message: FromBroker) -> None:
-        self._emit(Send(peer, Envelope(self._run, self._epoch, message)))
+    def _send(self, peer: bytes, message: FromBroker, payload: Buffer | None = None) -> None:
+        self._emit(Send(peer, Envelope(self._run, self._epoch, message, payload)))
 
     def _note(self, kind: str, client: str, text: str) -> None:
         self._emit(Note(kind, client, text))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from parablock.messages import Evaluated, Heartbeat, Landed
     from parablock.saved import Entry
     from parablock.transfer import Encoded
+    from parablock.unmasking import Unmasking
     from parablock.verdict import Verdict
     from parablock.wire import Buffer, Envelope
 
@@ -144,7 +145,8 @@ class Fold:
     """Check and fold chunk `index` of these contributions, and answer with `Folded` or `Unfit`.
 
     Of one attempt the chunks come in order. A higher attempt begins the block anew, with other contributions. bad: as
-    in `Measure`.
+    in `Measure`. unmasking: what takes the masks off their sum, where they are masked; they may be others from chunk to
+    chunk then.
     """
 
     round: int
@@ -153,6 +155,7 @@ class Fold:
     index: int
     contributions: tuple[Contribution, ...]
     bad: int = 0
+    unmasking: Unmasking | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from parablock import slices
 from parablock.codec import GROUP, Codec, codec_of
+from parablock.messages import MAX_SLICES
 
 if TYPE_CHECKING:
     from parablock.config import Config
@@ -21,14 +23,21 @@ _LEAST_BYTES = 1 << 20
 _CHUNKS = 8
 
 
-def chunk_numel(numel: int, most_bytes: int) -> int:
+def chunk_numel(numel: int, most_bytes: int, *, masked: bool = False) -> int:
     """Elements of each chunk of a block of `numel`, in whole groups: an eighth of it, within 1 MiB and `most_bytes`.
 
     An exchange ends one chunk after the longer way, so a chunk is a small part of its block; and each costs both ends
     a message, so it is no smaller than that. most_bytes: `network.chunk_bytes`, in float32, a multiple of 4 · GROUP.
+    masked: it ends about three chunks after that (`Layout.window_bytes`), so that a chunk is a sixteenth, of 256 KiB at
+    least.
     """
-    eighth = -(-numel // (_CHUNKS * GROUP)) * GROUP
-    return min(max(eighth, _LEAST_BYTES // 4), most_bytes // 4)
+    parts, least = (MAX_SLICES, _LEAST_BYTES // 4) if masked else (_CHUNKS, _LEAST_BYTES)
+    part = -(-numel // (parts * GROUP)) * GROUP
+    return min(max(part, least // 4), most_bytes // 4)
+
+
+def _chunk_numel(config: Config, numel: int) -> int:
+    return chunk_numel(numel, config.network.chunk_bytes, masked=config.secure.enabled)
 
 
 @dataclass(frozen=True)
@@ -42,13 +51,21 @@ class Layout:
     @classmethod
     def up(cls, config: Config, numel: int) -> Layout:
         """Of a contribution."""
-        return cls(codec_of(config.codec.up), numel, chunk_numel(numel, config.network.chunk_bytes))
+        return cls(codec_of(config.codec.up), numel, _chunk_numel(config, numel))
 
     @classmethod
     def down(cls, config: Config, numel: int, attempt: int) -> Layout:
         """Of a new block: in full (attempt 0: float32), or as an attempt to fold it sends it."""
         codec = codec_of(config.codec.down if attempt else "float32")
-        return cls(codec, numel, chunk_numel(numel, config.network.chunk_bytes))
+        return cls(codec, numel, _chunk_numel(config, numel))
+
+    def window_bytes(self, config: Config) -> int:
+        """Of a contribution, what may be under way: with masks no more than two slices, because what unmasks a slice
+        goes the same way, and would wait behind it."""
+        if not config.secure.enabled:
+            return config.network.window_bytes
+        longest = -(-self.count // slices.count(self.count))
+        return min(config.network.window_bytes, 2 * longest * self.chunk_bytes)
 
     @property
     def count(self) -> int:

@@ -8,7 +8,10 @@ The conversation, W a worker and B the broker:
     W Hello            B Terms            the settings of the run; the worker now loads its model and data
     W Join             B Welcome          same model, same blocks, same tokenizer; or B Refused
                        B Start            train from this round on, and what is decided of the next ones
+    W Keys             B Roll             (secure.enabled) public keys for a round ahead; everybody's
+    W Shares           B Dealt            shares of the secrets behind them, sealed for each other client; those for W
     W Offer, Chunk ... B Credit ...       a contribution goes up; Credit says what is held and what more may come
+    W Unmasked         B Unmask           whose contributions to a slice of the round are added up; the shares for that
     W Abstain                             no contribution to this round (the loss diverged)
                        B Chunk ...        the new block comes down, as far as it is made; W Credit ...
                        B Commit           the round is closed, and what came of this attempt is the new block
@@ -50,6 +53,10 @@ MAX_TASKS = 128
 """Tasks that a client's share of an evaluation tells apart: so many labels fit into one header."""
 MAX_LABEL = 64
 """Characters of a task's label."""
+MAX_SUMMED = 128
+"""Clients whose contributions to a round are added up under masks."""
+MAX_SLICES = 16
+"""Parts of a contribution that are added up one by one (`parablock.slices`)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ Number = Annotated[float, Real(-1e38, 1e38)]
 Name = Annotated[str, Text(MAX_NAME, "name")]
 Digest = Annotated[str, Text(64, "hex")]
 Reason = Annotated[str, Text(1000)]
+Clients = Annotated[tuple[Name, ...], Items(MAX_SUMMED)]
+Slice = Annotated[int, Whole(0, MAX_SLICES - 1)]
 
 
 # From a worker
@@ -152,6 +161,31 @@ class Offer:
 class Abstain:
     round: Round
     reason: Reason
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The client takes part in a round's secure sum. Payload: its public keys, one for sealed shares, then one a slice
+    (`parablock.sum_member`)."""
+
+    round: Round
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The answer to `Roll`. Payload: for each of the others on it, in order, their shares of this client's secrets,
+    sealed for them."""
+
+    round: Round
+
+
+@dataclass(frozen=True)
+class Unmasked:
+    """The answer to `Unmask`. Payload: a share for each client whose shares were dealt, in order: of its own mask's
+    seed if its contribution is added up, of its secret key if not."""
+
+    round: Round
+    slice: Slice
 
 
 @dataclass(frozen=True)
@@ -280,6 +314,32 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class Roll:
+    """Who takes part in a round's secure sum, in order of names. Payload: the payload of each one's `Keys`."""
+
+    round: Round
+    clients: Clients
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Those on the `Roll` whose shares have come: the others' keys mask nothing. Payload: of each of them but the
+    receiver, in order, what it has sealed for the receiver."""
+
+    round: Round
+    clients: Clients
+
+
+@dataclass(frozen=True)
+class Unmask:
+    """Whose contributions to a slice are added up; said once, and never of others for the same slice."""
+
+    round: Round
+    slice: Slice
+    clients: Clients
+
+
+@dataclass(frozen=True)
 class Rejected:
     round: Round
     reason: Reason
@@ -365,17 +425,26 @@ class Heartbeat:
 
 FromWorker = (
     Hello | Join | Offer | Abstain | Landed | Evaluated | Waiting | Leave | Probe | Chunk | Credit | Heartbeat
+    | Keys | Shares | Unmasked
 )  # fmt: skip
 FromBroker = (
     Terms | Welcome | Refused | Start | Commit | Rejected | Late | Rejoin | Goodbye | Stopped | Probed | Chunk | Credit
-    | Heartbeat
+    | Heartbeat | Roll | Dealt | Unmask
 )  # fmt: skip
 Message = FromWorker | FromBroker
+
+_KEYS_BYTES = 32 * (1 + MAX_SLICES)
+_SEALED_BYTES = 2 * 33 * MAX_SLICES + 16  # two shares a slice, and what sealing adds
 
 PAYLOADS: dict[type[Any], Payload] = {
     Chunk: Payload(MAX_CHUNK_BYTES, required=True),
     Probe: Payload(MAX_PROBE_BYTES, required=False),
     Probed: Payload(MAX_PROBE_BYTES, required=False),
+    Keys: Payload(_KEYS_BYTES, required=True),
+    Roll: Payload(MAX_SUMMED * _KEYS_BYTES, required=True),
+    Shares: Payload(MAX_SUMMED * _SEALED_BYTES, required=True),
+    Dealt: Payload(MAX_SUMMED * _SEALED_BYTES, required=True),
+    Unmasked: Payload(MAX_SUMMED * 33, required=True),
 }
 """The messages that have a payload; the others have none."""
 

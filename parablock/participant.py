@@ -40,6 +40,7 @@ from parablock.messages import (
     Chunk,
     Commit,
     Credit,
+    Dealt,
     FromWorker,
     Goodbye,
     Heartbeat,
@@ -51,9 +52,11 @@ from parablock.messages import (
     Refused,
     Rejected,
     Rejoin,
+    Roll,
     Start,
     Stopped,
     Terms,
+    Unmask,
     Waiting,
     Welcome,
 )
@@ -78,6 +81,7 @@ from parablock.participant_events import (
     Started,
     Tick,
     Wait,
+    Withdraw,
     Withhold,
 )
 from parablock.transfer import Payload, TransferError
@@ -85,6 +89,7 @@ from parablock.wire import Buffer, Envelope
 
 if TYPE_CHECKING:
     from parablock.config import Config
+    from parablock.memberships import Memberships
 
 
 class State(Enum):
@@ -106,6 +111,9 @@ EXPECTED: dict[type[Any], frozenset[State]] = {
     Credit: frozenset({State.TRAINING}),
     Rejected: frozenset({State.TRAINING}),
     Late: frozenset({State.TRAINING}),
+    Roll: frozenset({State.TRAINING}),
+    Dealt: frozenset({State.TRAINING}),
+    Unmask: frozenset({State.TRAINING}),
     Heartbeat: frozenset(State) - {State.GONE},
     Rejoin: frozenset({State.PREPARING, State.JOINING, State.WAITING, State.TRAINING}),
     Goodbye: frozenset({State.LEAVING}),
@@ -152,8 +160,10 @@ class Participant:
         self._commits = Commits(0)
         self._told_in = 0  # the epoch of the broker that said what `told` is; 0: an earlier process knew it
         self._begun = False  # there is a position to go on from
+        self._first_start = True  # is still to come to this process
         self._contributions = Contributions(self._send, self._emit)
         self._downloads = Downloads(self._send, self._emit, self._builds)
+        self._sums: Memberships | None = None  # where contributions are masked
         self._start: Start | None = None
         self._turns: Turns | None = None
         self._where = Progress(-1, 0)
@@ -193,6 +203,7 @@ class Participant:
                 if first:
                     self._versions = [0] * len(event.manifest.blocks)
                     self._turns = Turns(event.config, len(event.manifest.blocks))
+                    self._take_part_in_sums()
                     self._resume(event.kept, now)
                 if self.state is State.PREPARING:
                     self._join(now)
@@ -204,6 +215,8 @@ class Participant:
                 self._passed(round)
                 live = self.state is State.TRAINING
                 self._contributions.withhold(Abstain(round, reason), self._commits.told, live=live)
+            case Withdraw(round, reason):
+                self._withdraw(round, reason)
             case SitOut(round):
                 self._where = Progress(-1, 0)
                 self._passed(round)
@@ -321,7 +334,11 @@ class Participant:
                 except TransferError as error:
                     self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
             case Rejected(round, reason):
+                if self._sums is not None:
+                    self._sums.refuse(round)
                 self._contributions.dismiss(round, reason)
+            case Roll() | Dealt() | Unmask():
+                self._hear_of_sum(message, envelope.payload, now)
             case Late(round, into):
                 self._contributions.deferred(round, into, now)
             case Refused(reason):
@@ -357,6 +374,8 @@ class Participant:
         if envelope.epoch != self._epoch:
             self._downloads.forget()
         self._run, self._epoch = envelope.run, envelope.epoch
+        if self._sums is not None:
+            self._greet_sums()
         if self._prepared is None:
             self.state = State.PREPARING
             self._effects.append(Prepare(terms.config, terms.name))
@@ -422,6 +441,12 @@ class Participant:
         first = max(start.round, self._contributions.position)
         self._emit(Started(first, start.clients, start.next, start.pending))
         self._contributions.start(start.round, start.next, self._commits.told, now)
+        if self._sums is not None and self._first_start and self._epoch > 1 and start.round <= start.next:
+            self._withdraw(
+                start.next, "an earlier process may have given to it, and an earlier broker have unmasked that"
+            )
+        self._first_start = False
+        self._show_keys()
         self._begun = True
         self._heartbeat(now)  # at once: the broker places our reports in time by it
 
@@ -444,6 +469,7 @@ class Participant:
         if round + 1 >= self._commits.told:
             self._commits.told, self._told_in = round + 1, self._epoch
         self._contributions.committed(round, counted=commit.counted)
+        self._show_keys()
         told_before = round < self._commits.greeted_at and not commit.contributors  # there was nothing to come
         if self._versions[commit.block] == round + 1 or told_before or not self._commits.wanted(round):
             self._commits.arrive(round)  # in hand since before this session, or not of this session
@@ -523,9 +549,14 @@ class Participant:
     def _contribute(self, event: Contribute, now: float) -> None:
         self._passed(event.round)
         assert self._prepared is not None
-        payload = Payload.of(Layout.up(self._config, self._prepared.manifest.blocks[event.block].numel))
+        layout = Layout.up(self._config, self._prepared.manifest.blocks[event.block].numel)
+        payload = Payload.of(layout)
         offer = Offer(event.round, event.block, payload.nbytes, event.weight, event.steps, event.loss)
-        window, live = self._config.network.window_bytes, self.state is State.TRAINING
+        window, live = layout.window_bytes(self._config), self.state is State.TRAINING
+        if (reason := self._contributions.withheld(event.round)) is not None:
+            self._contributions.withhold(Abstain(event.round, reason), self._commits.told, live=live)
+            return
+        live = live and (self._sums is None or not self._sums.waits(event.round))
         if event.round < self._commits.told:
             self._contributions.late(offer, payload, window, now, live=live)
         else:
@@ -570,8 +601,52 @@ class Participant:
         if self.state is State.TRAINING:
             self._contributions.abstain()
             self._say_waiting()
+            if self._sums is not None:
+                self._sums.remind()
         self._send(Heartbeat(now, self._where.round, self._where.step, self.state.value))
         self._said_at = now
+
+    # Secure sums
+
+    def _take_part_in_sums(self) -> None:
+        assert self._prepared is not None
+        if self._config.secure.enabled:
+            from parablock.memberships import Memberships  # cryptography is an extra
+
+            self._sums = Memberships(
+                self._config, self._prepared.manifest, self._name, self._send, self._emit, self._withdraw
+            )
+            self._sums.greet(self._run, self._epoch)
+
+    def _greet_sums(self) -> None:
+        """Begin anew with another broker's."""
+        assert self._sums is not None
+        if self._sums.greet(self._run, self._epoch):
+            self._contributions.unmask()
+
+    def _show_keys(self) -> None:
+        """Begin with the sums of all rounds that are known and that we train, or have trained."""
+        if self._sums is None or self._start is None:
+            return
+        told = self._commits.told
+        self._sums.forget(told)
+        for round in range(max(told, 0), min(told + self._config.in_flight + 1, self._config.rounds)):
+            turn, ahead = self.turn(round), round >= max(self._start.round, self._contributions.position)
+            ours = turn is not None and turn.trains and (ahead or self._contributions.holds(round))
+            if turn is not None and ours and self._contributions.withheld(round) is None:
+                self._sums.begin(round, turn.block)
+
+    def _hear_of_sum(self, message: Roll | Dealt | Unmask, payload: Buffer | None, now: float) -> None:
+        assert self._sums is not None, "heard of where there are none"
+        try:
+            if self._sums.hear(message, payload):
+                self._contributions.mask(message.round, now, live=self.state is State.TRAINING)
+        except ValueError as error:
+            self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
+
+    def _withdraw(self, round: int, reason: str) -> None:
+        live = self.state is State.TRAINING
+        self._contributions.withdraw(Abstain(round, reason), self._commits.told, live=live)
 
     def _say_waiting(self) -> None:
         if self.state is State.TRAINING and self._waits_for >= self._commits.told:

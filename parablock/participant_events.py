@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
+    from parablock.masker import Masker
     from parablock.messages import Evaluated, Landed, Offer
     from parablock.transfer import Encoded, Payload
     from parablock.wire import Buffer, Envelope
@@ -88,6 +89,14 @@ class Withhold:
 
 
 @dataclass(frozen=True)
+class Withdraw:
+    """The contribution to a round cannot be given after all: it cannot be masked."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class SitOut:
     """A round is trained by others; we have gone on to the next."""
 
@@ -135,7 +144,21 @@ class Denied:
     reason: str
 
 
-Event = Received | Prepared | Contribute | Ready | Withhold | SitOut | Say | Progress | Wait | Finish | Denied | Tick
+Event = (
+    Received
+    | Prepared
+    | Contribute
+    | Ready
+    | Withhold
+    | Withdraw
+    | SitOut
+    | Say
+    | Progress
+    | Wait
+    | Finish
+    | Denied
+    | Tick
+)
 
 
 # Effects
@@ -165,6 +188,17 @@ class Started:
     clients: int
     next: int
     pending: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Encode the contribution to a round with this, from its first chunk on, when there is one.
+
+    None: what it was encoded with before is of no use any more; another one may come.
+    """
+
+    round: int
+    masker: Masker | None
 
 
 @dataclass(frozen=True)
@@ -257,4 +291,18 @@ class Gone:
     reason: str
 
 
-Effect = Send | Prepare | Started | Took | Dropped | Arrived | Uploaded | Dismissed | Deferred | Settled | Notice | Gone
+Effect = (
+    Send
+    | Prepare
+    | Started
+    | Mask
+    | Took
+    | Dropped
+    | Arrived
+    | Uploaded
+    | Dismissed
+    | Deferred
+    | Settled
+    | Notice
+    | Gone
+)

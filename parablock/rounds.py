@@ -203,11 +203,13 @@ def decide(
     policy: Rounds,
     now: float,
     standing: AbstractSet[str] = frozenset(),
+    least: int = 0,
 ) -> Decision:
     """Whether an open round closes at `now`.
 
     members: the live clients that shall contribute to it. present: those, and the live clients that sit it out or begin
-    with a later round. standing: whose training stands still until the round's block is there.
+    with a later round. standing: whose training stands still until the round's block is there. least: contributions at
+    the deadline, if that is more than the quorum.
 
     A contribution of a client that has gone since still counts. A round in which every voter has answered closes
     even with fewer contributions than the quorum (none leaves the block as it was): enough clients are there, they
@@ -219,7 +221,7 @@ def decide(
     voters = members | done
     waiting = voters - done - round.out
     there = len(present | voters)
-    needed, short = quorum.size, ""
+    needed, short = max(quorum.size, least), ""
     if there < quorum.size:
         if not quorum.given_up or policy.quorum_lost != "fewer":
             return Decision(False, f"{there} of at least {quorum.size} clients are there")

@@ -18,11 +18,14 @@ from parablock.messages import (
     Heartbeat,
     Hello,
     Join,
+    Keys,
     Landed,
     Leave,
     Message,
     Offer,
+    Shares,
     Start,
+    Unmasked,
     Waiting,
 )
 from parablock.wire import Envelope
@@ -51,6 +54,9 @@ ALLOWED: dict[type[Any], frozenset[SessionState]] = {
     Landed: frozenset({_ACTIVE}),
     Evaluated: frozenset({_ACTIVE}),
     Waiting: frozenset({_ACTIVE}),
+    Keys: frozenset({_ACTIVE}),
+    Shares: frozenset({_ACTIVE}),
+    Unmasked: frozenset({_ACTIVE}),
 }
 
 

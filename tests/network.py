@@ -18,6 +18,8 @@ what the whole world knows rather than by what the machines say of themselves:
     a window and a chunk at most are under way to anybody, and no more blocks wait for that than there are;
     a client trains what it was told of a round by the time it may, and nobody is told otherwise of its block;
     what was said to an earlier broker, or by one, moves nobody;
+    where contributions are masked, the mean is that of the plain sum to the last bit, and over all brokers a client's
+    contribution to a slice of a round is unmasked with the same others only;
     nobody is given up who was heard within the time that is said, whatever the wall clock does;
     a tick that was due leaves nothing due.
 """
@@ -43,8 +45,8 @@ from broker.blocks import BaseModel, GlobalBlocks
 from broker.store import BlockStore
 from parablock import config as settings
 from parablock import coordinator_events as events
+from parablock import fixed_point, robust, wire
 from parablock import participant_events as worker
-from parablock import robust, wire
 from parablock.agenda import Turn
 from parablock.aggregation import server_move
 from parablock.block_file import BLOCK, StoredBlock
@@ -73,6 +75,7 @@ from parablock.participant import Participant, State
 from parablock.participant_events import End
 from parablock.saved import Entry, Saved, SavedVersion
 from parablock.schedule import Schedule
+from parablock.secure_settings import most_tokens
 from parablock.sessions import SessionState
 from parablock.transfer import Encoded
 from tests import robust_reference
@@ -85,6 +88,7 @@ if TYPE_CHECKING:
     from parablock.aggregation import Contribution
     from parablock.block_file import Label
     from parablock.journal_rows import Row
+    from parablock.masker import Masker
 
     Vector = npt.NDArray[np.float32]
 
@@ -241,6 +245,7 @@ class Made:
     weight: int
     steps: int
     loss: float
+    token: str = ""  # of the process
 
 
 @dataclass
@@ -276,6 +281,8 @@ class Process:
     heard_at: float = 0.0  # when that one's newest heartbeat came
     in_touch: bool = False  # it has heard anything at all
     heard_of: set[int] = field(default_factory=set)  # rounds of which a commit has come
+    maskers: dict[int, Masker] = field(default_factory=dict)  # by round
+    plain: dict[int, Made] = field(default_factory=dict)  # by round, contributions that are to be masked
 
     @property
     def peer(self) -> bytes:
@@ -302,6 +309,11 @@ class Process:
                     network.after(0.5, lambda: self.handle(network.prepared(self)), self)
                 case worker.Started():
                     self.started = effect
+                case worker.Mask(round, masker):
+                    self.maskers.pop(round, None)
+                    if masker is not None:
+                        self.maskers[round] = masker
+                        self._mask(round)
                 case worker.Took(round, block, attempt, index, payload):
                     assert block == network.block(round)
                     chunks = self.buffers.setdefault((round, attempt), [])
@@ -346,6 +358,7 @@ class Process:
         uploads = contributions._uploads
         position = min([n for n, each in uploads.items() if not each.payload.complete], default=contributions.position)
         held = tuple(worker.Held(each.offer, each.payload) for n, each in uploads.items() if n < position)
+        held = () if self.network.config.secure.enabled else held
         return worker.Kept(RUN, versions, position, held)
 
     def loop(self) -> None:
@@ -440,11 +453,36 @@ class Process:
         if round in self.habits.diverges:
             self.handle(worker.Withhold(round, "the loss is not finite"))
             return
+        if self.network.config.secure.enabled:
+            self.plain[round] = made
+            self.handle(worker.Contribute(round, block, made.weight, made.steps, made.loss))
+            self._mask(round)
+            return
         # Encoded one after the other on a thread of the process, while it goes on.
         for number, chunk in enumerate(made.chunks[:1] if round in self.habits.stalls else made.chunks):
             event = worker.Ready(round, Encoded(memoryview(chunk)))
             self.network.after(0.01 * (1 + number), lambda event=event: self.handle(event), self)
         self.handle(worker.Contribute(round, block, made.weight, made.steps, made.loss))
+
+    def _mask(self, round: int) -> None:
+        """As `workers.masking_outbox`."""
+        if round not in self.maskers or round not in self.plain:
+            return
+        made, masker = self.plain[round], self.maskers[round]
+        values = np.frombuffer(made.values, np.float32)
+        if (reason := masker.objection(values, made.weight)) is not None:
+            self.network.after(0.0, lambda: self.handle(worker.Withdraw(round, reason)), self)
+            return
+        layout = Layout.up(self.network.config, values.size)
+
+        def ready(index: int) -> None:
+            if self.maskers.get(round) is masker:
+                chunk = masker.mask(values[layout.part(index)], made.weight, index)
+                assert bytes(chunk) not in made.values, "it is not masked"
+                self.handle(worker.Ready(round, Encoded(chunk)))
+
+        for number in range(1 if round in self.habits.stalls else layout.count):
+            self.network.after(0.01 * (1 + number), lambda number=number: ready(number), self)
 
 
 @dataclass
@@ -575,7 +613,10 @@ class Formula:
         bad: int,
     ) -> bytes:
         """What the block becomes when these contributions are counted, in this order."""
-        mean = robust.aggregate(self._config.robust.rule, bad, deltas, weights, steps, factors)
+        return self.apply(block, robust.aggregate(self._config.robust.rule, bad, deltas, weights, steps, factors))
+
+    def apply(self, block: int, mean: Vector) -> bytes:
+        """What the block becomes with this mean."""
         move, self._state[block] = server_move(self._config.server, mean, self._state.get(block, {}))
         codec = codec_of(self._config.codec.down)
         if not codec.lossless:
@@ -627,6 +668,8 @@ class Network:
         )
         self._formula = Formula(config, self.manifest)
         self._chunks: dict[tuple[int, int, int, int], wire.Envelope] = {}  # sent down; by epoch, round, attempt, offset
+        self._members: dict[int, dict[str, str]] = {}  # by round, of what is masked: tokens by client
+        self.unmasked: dict[tuple[int, int], list[frozenset[str]]] = defaultdict(list)  # by round and chunk
         self.notes: list[events.Note] = []
         self._noted = 0  # how many there were at the broker's newest restart
         self.starts: dict[str, list[Start]] = defaultdict(list)
@@ -800,7 +843,7 @@ class Network:
         chunks = tuple(bytes(layout.codec.encode(delta[layout.part(index)])) for index in range(layout.count))
         fewest, most = self.config.solver.step_bounds
         steps = fewest + seed % (most - fewest + 1)
-        made = Made(delta.tobytes(), chunks, 1 + seed % 100, steps, float(seed % 7))
+        made = Made(delta.tobytes(), chunks, 1 + seed % 100, steps, float(seed % 7), process.token)
         self.made[process.name, round].append(made)
         return made
 
@@ -1022,17 +1065,22 @@ class Network:
             if self.config.announced:
                 assert (name, made_for) in self.drawn, "not drawn for this round"
             made = self.made[name, made_for]
+            if fold.unmasking is not None:
+                continue  # what it is nobody can see; `_expected` has what it adds up to
             sent = [(m.chunks[fold.index], m.weight, m.steps) for m in made]
             counted = (bytes(contribution.payload), contribution.weight, contribution.steps)
             assert counted in sent, "a mixed contribution"
         if folds and (folds[-1].round, folds[-1].attempt) == (fold.round, fold.attempt):
             before = folds[-1]
             assert fold.index == before.index + 1, "the chunks of an attempt are folded in order, each once"
-            assert fold.contributions[0].client == before.contributions[0].client
-            assert parts == [part_of(contribution.client, fold.round) for contribution in before.contributions]
+            assert fold.contributions[0].client == before.contributions[0].client or fold.unmasking is not None
+            earlier = [part_of(contribution.client, fold.round) for contribution in before.contributions]
+            assert parts == earlier or (fold.unmasking is not None and set(parts) < set(earlier))
         else:
             assert fold.index == 0, "an attempt begins with the first chunk"
         folds.append(fold)
+        if fold.unmasking is not None:
+            self._unmasked(fold)
 
     def _check_bad(self, round: int, asked: Sequence[Contribution], bad: int) -> None:
         """That a rule bears as many bad ones among these as there may still be: all that the settings say, but for
@@ -1127,6 +1175,9 @@ class Network:
 
     def _expected(self, last: events.Fold) -> bytes:
         """What the formulas make of the contributions of an attempt, of which `last` was the last chunk."""
+        folds = self.broker.folds[-1 - last.index :]
+        if last.unmasking is not None:
+            return self._formula.apply(last.block, np.concatenate([self._plain_mean(fold) for fold in folds]))
         deltas = self._whole(self.broker.folds, last)
         decay = self.config.round.late_decay
         weights = [contribution.weight * Fraction(decay) ** contribution.missed for contribution in last.contributions]
@@ -1145,6 +1196,34 @@ class Network:
             np.concatenate([layout.codec.decode(c.payload, n) for c, n in zip(client, numels, strict=True)])
             for client in chunks
         ]
+
+    def _unmasked(self, fold: events.Fold) -> None:
+        """Who has contributed to it by which process; and that it is in no other sum."""
+        assert self.coordinator._collection._sums is not None
+        members = self.coordinator._collection._sums._rounds[fold.round].sum.members
+        self._members[fold.round] = dict(members)
+        names = frozenset(contribution.client for contribution in fold.contributions)
+        assert len(names) >= self.config.secure.needed(len(members)) >= 2
+        for others in self.unmasked[fold.round, fold.index]:
+            assert names == others or not names & others, "a contribution is in two different sums"
+        self.unmasked[fold.round, fold.index].append(names)
+
+    def _plain_mean(self, fold: events.Fold) -> Vector:
+        """Of a chunk, by the whole numbers that the clients have masked."""
+        members, most = self._members[fold.round], most_tokens(self.config)
+        bits = fixed_point.exponent(len(members), self.config.secure.range)
+        layout = Layout.up(self.config, self.manifest.blocks[fold.block].numel)
+        part, total, tokens = layout.part(fold.index), 0, 0
+        for contribution in fold.contributions:
+            made = next(
+                m for m in self.made[contribution.client, fold.round] if m.token == members[contribution.client]
+            )
+            assert (made.weight, made.steps) == (contribution.weight, contribution.steps)
+            values = np.frombuffer(made.values, np.float32)[part].astype(np.float64)
+            total = total + np.rint(values * (made.weight / most * 2.0**bits)).astype(np.int64)
+            tokens += made.weight
+        mean: Vector = (total * (most / tokens * 2.0**-bits)).astype(np.float32)
+        return mean
 
     # The end
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from bench import throughput
+import pytest
+
+from bench import secure_cost, throughput
 from bench.exchange import Client, Exchange, Finished
+from bench.figures import FiguresError
 from bench.grid import Grid
 from tests.shown import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
-
 ASKED = Exchange(clients=2, blocks=2, block_bytes=4_000_000, rounds=5, gated=True)
-PLAN = throughput.Plan(Grid((4.0,), (2,), rounds=3, repeat=1), blocks=2, plain=False, out=None, where=None)
+PLAN = throughput.Plan(Grid((4.0,), (2,), rounds=3, repeat=1), blocks=2, plain=False, secure=None, out=None, where=None)
 
 
 def finished(longer: float = 1.0) -> Finished:
@@ -74,6 +76,31 @@ def test_one_small_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert printed["raw_zmq_mb_s"] > 0
     assert len(printed["rows"][0]["rounds_s"]) == len(printed["rows"][0]["raw_rounds_s"]) == 2
     assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_what_masks_cost_is_told_in_pairs() -> None:
+    asked = Exchange(clients=2, blocks=2, block_bytes=4_000_000, rounds=5, gated=True)
+    found = secure_cost.row(asked, [(finished(), finished(longer=1.1))] * 2)
+    assert (found["plain_s"], found["secure_s"]) == (0.5, pytest.approx(0.55))
+    assert found["overhead"]["gap_pct"] == pytest.approx(10.0)
+    assert found["overhead"]["verdict"] == "within"
+    plan = secure_cost.Plan(Grid((4.0,), (2,), rounds=3, repeat=2), rate=1.25e7, kind="user")
+    told = json.loads(json.dumps(secure_cost.result([found], plan), allow_nan=False))
+    assert told["overhead"]["bar_pct"] == pytest.approx(15.0)
+    assert "+10.00" in shown(secure_cost.table([found]))
+    assert len(secure_cost.plot([found]).axes) == 1
+    alone = dataclasses.replace(finished(), contributors=(("a",),) * 5)
+    with pytest.raises(FiguresError, match="did not count every client"):
+        secure_cost.row(asked, [(finished(), alone)])
+
+
+def test_a_masked_exchange_over_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "secure.json"
+    small = ["--secure", "--link", "user", "--block-mb", "0.1", "--clients", "3", "--rounds", "1", "--repeat", "1"]
+    assert throughput.main([*small, "--out", str(out)]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed == json.loads(out.read_text())
+    assert printed["secure_s"] > 0
 
 
 def test_a_model_without_blocks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

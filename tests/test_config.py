@@ -106,7 +106,8 @@ def configs(draw: st.DrawFn) -> Config:
     if isinstance(config, str):
         # Each value is in its range, so that only the checks of several settings together may object.
         known = "robust|exclude|never be reached|must be below|at least twice|more than twice|multiple of 256|one chunk"
-        known += "|privacy|adaptive|max_steps|sgd only|partition.field|draws for a round|with mode = (fedcybgd|lisa)"
+        known += "|secure.enabled|secure.threshold|privacy"
+        known += "|adaptive|max_steps|sgd only|partition.field|draws for a round|with mode = (fedcybgd|lisa)"
         assert re.search(known, config)
         reject()
     return config

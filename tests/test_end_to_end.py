@@ -42,7 +42,8 @@ def overlapped(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def synchronous(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return finished(tmp_path_factory.mktemp("synchronous"), mode="fedbcd")
+    """The longer one of two deltas is cut to the length of the other, so that the broker measures before it folds."""
+    return finished(tmp_path_factory.mktemp("synchronous"), mode="fedbcd", **{"robust.clip_ratio": 1.0})
 
 
 def stored_loss(folder: RunFolder, out: Path, capsys: pytest.CaptureFixture[str]) -> float:
@@ -103,6 +104,14 @@ def test_a_simulation_gives_the_runs_own_blocks_and_loss(which: str, request: py
     rows = folder.read_metrics()
     assert outcome.loss == next(row["eval_loss"] for row in rows if row.get("eval_loss") and row["round"] == 5)
     assert outcome.miss == pytest.approx(statistics.fmean(row["miss"] for row in rows if row["kind"] == "round"))
+
+
+def test_who_was_cut_is_in_the_metrics(overlapped: RunFolder, synchronous: RunFolder) -> None:
+    cut, whole = ([row["clipped"] for row in folder.read_metrics() if row["kind"] == "round"] for folder in
+                  (synchronous, overlapped))  # fmt: skip
+    assert all(len(names) == 1 for names in cut), "of two the longer one"
+    assert {"worker-0", "worker-1"} >= {name for names in cut for name in names}
+    assert not any(whole)
 
 
 def test_the_same_seed_gives_identical_blocks(overlapped: RunFolder, tmp_path: Path) -> None:

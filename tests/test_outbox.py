@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from parablock import wire
-from parablock.config import Config, from_dict
+from parablock import feedback, wire
+from parablock.config import Config, from_dict, to_dict
 from parablock.layout import Layout
+from parablock.noise import Noise
+from workers.noised import Noised
 from workers.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -119,3 +121,19 @@ def test_without_feedback_each_is_by_itself() -> None:
 def test_what_goes_wrong_on_the_thread_is_told() -> None:
     with pytest.raises(RuntimeError, match="the device is gone"):
         encoded(config("int8"), (0, 0, Leaving(vector(0), RuntimeError("the device is gone"))))
+
+
+def test_noise_comes_before_the_codec_whose_residual_knows_nothing_else() -> None:
+    """Of the delta itself nothing is encoded; what is made of it can be kept, also where the codec loses nothing."""
+    privacy = {"where": "local", "clip": 1.0, "noise": 0.01, "budget": 1000.0}
+    noisy = {up: from_dict({**to_dict(config(up)), "privacy": privacy}) for up in ("float32", "int8")}
+    noised = [Noised(Leaving(vector(round)), noisy["int8"].privacy, Noise(key=round)) for round in range(3)]
+    layout = Layout.up(noisy["int8"], NUMEL)
+    residual = np.zeros(NUMEL, np.float32)
+    sent = encoded(noisy["int8"], *((round, 0, delta) for round, delta in enumerate(noised)))
+    for place, (round, chunk) in enumerate(sent):
+        part = layout.part(place % layout.count)
+        expected, _ = feedback.encode(layout.codec, noised[round].wait()[part], residual[part])
+        assert bytes(chunk.payload) == bytes(expected)
+    plain = encoded(noisy["float32"], (0, 0, noised[0]))
+    assert b"".join(bytes(chunk.payload) for _, chunk in plain) == noised[0].wait().tobytes()

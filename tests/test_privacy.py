@@ -10,10 +10,10 @@ import pytest
 
 from broker.blocks import BaseModel, GlobalBlocks
 from broker.record import Record
-from parablock import participant_events
+from parablock import feedback, participant_events
 from parablock.accountant import epsilon
 from parablock.agenda import Agenda
-from parablock.aggregation import Contribution
+from parablock.aggregation import Contribution, server_move
 from parablock.config import Config, from_dict, to_dict
 from parablock.coordinator_events import Committed, Fold, Measure, Send, Store, Tick, Unfit
 from parablock.layout import Layout
@@ -198,6 +198,25 @@ def test_the_mean_has_the_noise_that_the_accountant_counts() -> None:
     chunk = Layout.up(config, NUMEL).part(0)
     halves = made[chunk], made[chunk.stop : 2 * chunk.stop]
     assert abs(np.corrcoef(*halves)[0, 1]) < 0.04, "each chunk has noise of its own"
+
+
+@pytest.mark.parametrize("down", ["float32", "int8"])
+def test_what_is_made_of_the_noisy_mean_knows_no_other(down: str) -> None:
+    """Server optimizers and the way down's codec, with its error feedback, come after the noise: post-processing."""
+    tables = {"privacy": CENTRAL, "network": {"chunk_bytes": 65536}, "codec": {"down": down}}
+    deltas = {"a": vector(1), "b": vector(2)}
+    mean = fold(from_dict({"privacy": CENTRAL, "network": tables["network"]}), deltas, Noise(key=1))
+    server = {"optimizer": "nesterov", "lr": 0.5, "momentum": 0.8}
+    config = from_dict({**tables, "server": server})
+    move, _ = server_move(config.server, mean, {})
+    made = fold(config, deltas, Noise(key=1))
+    if down == "float32":
+        assert made.tobytes() == move.tobytes()
+    else:
+        layout = Layout.down(config, NUMEL, 1)
+        parts = [layout.part(index) for index in range(layout.count)]
+        said = [feedback.encode(layout.codec, move[part], np.zeros_like(move[part]))[1] for part in parts]
+        assert made.tobytes() == np.concatenate(said).tobytes()
 
 
 # Turns

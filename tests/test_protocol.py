@@ -149,6 +149,24 @@ def test_by_each_rule_the_model_is_what_it_makes_of_the_contributions(rule: str,
     assert any(entry.clipped for entry in network.committed)
 
 
+@pytest.mark.parametrize("rule", ["krum", "multi-krum"])
+@pytest.mark.parametrize("seed", range(3))
+def test_who_is_chosen_is_so_whatever_befalls_broker_and_clients(rule: str, seed: int) -> None:
+    """Among others: the broker is killed between a verdict and its commit, and a client while it is left out."""
+    incidents = (
+        Incident("kill", "broker", at=3.0, lasts=1.0, point=POINTS[seed % len(POINTS)]),
+        Incident("kill", "c", at=5.0, lasts=4.5, kept=True),
+        Incident("cut", "d", at=7.0, lasts=2.0),
+        Incident("disk", "broker", at=8.0, lasts=1.5),
+    )
+    faults = Faults(loss=0.05, duplication=0.1, echo=0.05, delay_s=(0.001, 0.3), ordered=False, incidents=incidents)
+    habits = {name: Habits(spoils=frozenset({4} if name == "b" else ())) for name in "abcdef"}
+    settings = {"robust": {"rule": rule, "bad": 1}, "deadline_s": 3.0, "server": {"optimizer": "nesterov"}}
+    network = ended(Network(config_of(6, rounds=10, **settings), habits, faults, seed))
+    assert network.broker.epoch == 2
+    assert sum(bool(entry.left_out) for entry in network.committed) >= 8
+
+
 # What the broker announces
 
 

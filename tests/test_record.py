@@ -210,3 +210,11 @@ def test_a_record_goes_on_and_lacks_no_round(record: Record) -> None:
     assert folder.read_metrics()[-1]["time_s"] == 9.0
     assert folder.read_metrics()[-1]["round_s"] == pytest.approx(4.0), "since its training began"
     assert {(span.process, span.process_name) for span in read_trace(folder.trace_path)} == {(1, "a"), (2, "b")}
+
+
+def test_who_was_left_out_or_cut_is_in_the_rounds_row(record: Record) -> None:
+    said = Committed(0, 0, ("a",), 0, 1.5, 32, 32, "1 contributions; left out: b", (), ("b",), ("a",))
+    record.committed(said, (), BEGAN + 1.0)
+    land(record, "a", 0)
+    (row,) = rows(record)
+    assert (row["contributors"], row["left_out"], row["clipped"]) == (["a"], ["b"], ["a"])

@@ -374,3 +374,14 @@ def test_a_page_tells_of_restarts_and_of_rounds_without_reports() -> None:
     assert "Broker restarts 2, at 19.5 s, 1 min 15 s" in shown.text
     assert "broker restarted" in shown.text
     assert "Broker restarts" not in Page(report.page("run", settings(), rows, [])).text
+
+
+def test_what_privacy_has_cost_stands_among_the_numbers() -> None:
+    privacy = {"where": "central", "clip": 0.5, "noise": 1.5, "budget": 8.0}
+    rows = [round_row(number) | {"epsilon": 1.0 + number} for number in range(3)]
+    ((_, value, remark),) = [
+        line for line in report.headlines(from_dict({"privacy": privacy}), rows, []) if line[0] == "Privacy spent, ε"
+    ]
+    assert value == "3 of 8"
+    assert remark.startswith("at delta 1e-05; central, cut to 0.5, noise multiplier 1.5")
+    assert "Privacy spent, ε" not in numbers(settings(), rows)

@@ -126,9 +126,10 @@ def simplest(kind: type[Any]) -> Envelope:
                 return (value(get_args(base)[0]),) * min(most, 2)
 
     message = kind(**{name: value(hint) for name, hint in fields(kind).items()})
-    if kind is not Chunk:
-        return Envelope("run", 7, message)
     payload = b"payload!"
+    if kind is not Chunk:
+        required = kind in PAYLOADS and PAYLOADS[kind].required
+        return Envelope("run", 7, message, memoryview(payload) if required else None)
     return Envelope("run", 7, dataclasses.replace(message, checksum=wire.checksum(payload)), memoryview(payload))
 
 

@@ -21,7 +21,9 @@ def kept(state: State, config: Config, manifest: Manifest, run: str) -> Kept:
     versions = tuple(
         state.blocks[index].round + 1 if index in state.blocks else 0 for index in range(len(manifest.blocks))
     )
-    held = tuple(_held(spooled, config) for _, spooled in sorted(state.contributions.items()) if spooled.made.offered)
+    offered = [spooled for _, spooled in sorted(state.contributions.items()) if spooled.made.offered]
+    # What masks a contribution dies with its process, and under other masks it may not go into the sum of its round.
+    held = () if config.secure.enabled else tuple(_held(spooled, config) for spooled in offered)
     return Kept(run, versions, -1 if state.position is None else state.position.round, held)
 
 

@@ -30,6 +30,7 @@ from parablock.participant_events import (
     Event,
     Finish,
     Gone,
+    Mask,
     Notice,
     Prepare,
     Prepared,
@@ -42,9 +43,11 @@ from parablock.participant_events import (
     Tick,
     Took,
     Uploaded,
+    Withdraw,
 )
 from workers.handshakes import Handshake, denied, failed
 from workers.inbox import Delivery, Inbox
+from workers.masking_outbox import MaskingOutbox
 from workers.outbox import Outbox
 from workers.socket import DealerSocket
 
@@ -114,6 +117,7 @@ class Link:
         self._timer_due = 0.0
         self._inbox: Inbox | None = None  # these two from `prepared` on
         self._outbox: Outbox | None = None
+        self._masking: MaskingOutbox | None = None  # in its place, where contributions are masked
         # Routing ids that begin with a zero byte are ZeroMQ's own.
         identity = b"w" + bytes.fromhex(session)
         self._socket = DealerSocket(endpoint, identity, self._on_frames, context, credentials, self._on_handshake)
@@ -127,17 +131,23 @@ class Link:
     def prepared(self, prepared: Prepared, staging: Staging, residuals: Mapping[int, Vector] | None = None) -> None:
         """Model and data are loaded; blocks may come and go. residuals: see `Outbox`."""
         self._inbox = Inbox(prepared.config, prepared.manifest, staging, self._fail)
-        self._outbox = Outbox(prepared.config, self._ready, self._fail, residuals)
+        if prepared.config.secure.enabled:
+            self._masking = MaskingOutbox(prepared.config, self._ready, self._unfit, self._fail)
+        else:
+            self._outbox = Outbox(prepared.config, self._ready, self._fail, residuals)
         self.handle(prepared)
 
     def contribute(self, contribution: Contribute, delta: Leaving) -> tuple[bool, Future[Encoding] | None]:
         """Send a delta, which may still be on its way from the device. Whether it is of use, and what it becomes (see
         `Outbox.put`)."""
-        assert self._outbox is not None
         wanted = self.participant.wants(contribution.round)
         self.handle(contribution)
         if not wanted:
             return False, None  # nothing of it is sent, so nothing is encoded, and no residual moves
+        if self._masking is not None:
+            self._masking.put(contribution.round, delta, contribution.weight)
+            return True, None
+        assert self._outbox is not None
         return True, self._outbox.put(contribution.round, contribution.block, delta)
 
     def handle(self, event: Event) -> None:
@@ -152,6 +162,9 @@ class Link:
                 case Started():
                     self.started = effect
                     self.clients = effect.clients
+                case Mask(round, masker):
+                    assert self._masking is not None
+                    self._masking.mask(round, masker)
                 case Took(round, block, attempt, index, payload):
                     assert self._inbox is not None
                     self._inbox.take(round, block, attempt, index, payload)
@@ -176,12 +189,17 @@ class Link:
                 case Gone():
                     self._gone = effect
                     self._on_gone()
+        if self._masking is not None:
+            self._masking.closed(self.participant.told)
         if not isinstance(event, Progress):
             self._changed.set()
             self._set_timer(now)
 
     def _ready(self, round: int, chunk: Encoded) -> None:
         self.handle(Ready(round, chunk))
+
+    def _unfit(self, round: int, reason: str) -> None:
+        self.handle(Withdraw(round, reason))
 
     def step(self, round: int, step: int) -> None:
         """Training has come so far. From any thread."""
@@ -229,7 +247,7 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for box in (self._inbox, self._outbox):
+        for box in (self._inbox, self._outbox, self._masking):
             if box is not None:
                 box.close()
         lost = self._gone is not None and self._gone.end is End.LOST

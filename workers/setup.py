@@ -74,6 +74,7 @@ def prepare(terms: str, local: Local) -> Setup:
     """Load by the broker's `terms` (settings as JSON). Raises ConfigError, ModelError, DataError, PartitionError or
     DeviceError, each of which says what to do."""
     config = settings.from_dict(json.loads(terms))
+    settings.check_installed(config)
     if math.isfinite(local.max_epsilon):
         check_bound(config, local.max_epsilon)
     device = _device(local.device)
