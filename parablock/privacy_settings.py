@@ -99,8 +99,9 @@ def _beyond_range(config: Config) -> str | None:
     needed = config.privacy.clip + 8.0 * config.privacy.deviation
     if config.secure.enabled and config.secure.range < needed:
         return (
-            f"secure.range = {config.secure.range:g} is too small for noise of privacy.noise = {config.privacy.noise:g} "
-            f"times privacy.clip = {config.privacy.clip:g}: clients would abstain; set it to {needed:.3g} or more"
+            f"secure.range = {config.secure.range:g} is too small for noise of privacy.noise = "
+            f"{config.privacy.noise:g} times privacy.clip = {config.privacy.clip:g}: clients would abstain; set it to "
+            f"{needed:.3g} or more"
         )
     return None
 
