@@ -164,8 +164,6 @@ _MUTATIONS: tuple[Callable[[random.Random, list[bytes]], list[bytes]], ...] = (
     _a_flipped_bit, _cut, _longer, _other_frames, _as_it_is,
 )  # fmt: skip
 
-_FRAME: dict[str, Any] = {"v": PROTOCOL, "k": "Hello", "r": "", "e": 0}
-
 _NASTY: tuple[Callable[[random.Random], bytes], ...] = (
     lambda rng: rng.randbytes(rng.choice((0, 1, 40, 700))),
     lambda rng: b"\x91" * rng.choice((100, 1000, 60_000)) + b"\xc0",  # nested lists

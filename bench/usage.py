@@ -12,6 +12,7 @@ import resource
 import sys
 from pathlib import Path
 
+from broker import descriptors
 from parablock.append_file import AppendFile
 
 _STATUS = Path("/proc/self/status")
@@ -29,14 +30,11 @@ def cpu_s() -> float:
 
 def allow_files(count: int) -> None:
     """Let this process and its children have `count` files (sockets too) open. Raises ValueError where they may not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= count:
-        return
-    if hard < count:
+    allowed = descriptors.allow_all()
+    if allowed < count:
         raise ValueError(
-            f"{count} open files are needed, {hard} are allowed; raise the limit (ulimit -Hn), or ask less"
+            f"{count} open files are needed, {allowed} are allowed; raise the limit (ulimit -Hn), or ask less"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 class Memory:

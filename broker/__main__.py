@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from broker import opening
+from broker import descriptors, opening
 from broker.authenticator import Authenticator
 from broker.blocks import BaseModel
 from broker.server import Broker
@@ -192,7 +192,8 @@ def _refused(out: Path, error: OSError) -> int:
 
 
 def tune() -> None:
-    """Make this process ready to move blocks; see `parablock.allocator`."""
+    """Make this process ready to move blocks, see `parablock.allocator`, and to have many connections."""
+    descriptors.allow_all()
     keep_freed_memory()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
 

@@ -4,8 +4,9 @@ libzmq encrypts and proves keys (CURVE); what a key may do it asks here (ZAP, RF
 anything of it is read. Who is not on the allow-list is refused. The list is looked at for each answer, and each second;
 when a client's key is no longer on it, its frames are nobody's from that moment on, and the broker hears of it.
 
-A thread of its own, so that the door stands while a model is being loaded and the event loop has not begun. Should it
-fail, everybody is refused, and the broker is told.
+A thread of its own, so that the door stands while a model is being loaded and the event loop has not begun: who is not
+allowed is told so then too, and who is waits in the handshake, as nobody looks yet at what would come (`broker.guard`).
+Should the door fail, everybody is refused, and the broker is told.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import zmq
@@ -34,6 +36,11 @@ _HANDLER = "inproc://zeromq.zap.01"
 _LOOK_MS = 1000
 _MOST_STRANGERS = 64
 """So many keys that are on no list are told of; whoever makes new ones all day fills no log."""
+
+_MOST_HELD = 1024
+"""So many may wait in the handshake until they are let in. Others come again, as do those who have waited too long."""
+
+_END, _ADMIT = b"\0", b"\1"
 
 _ALLOWED, _FOR_NOW, _REFUSED = b"200", b"300", b"400"
 """300 closes the connection without a word, so that the client comes again; 400 tells it that it is refused."""
@@ -60,10 +67,13 @@ class Authenticator:
         self._heard = False
         self._wake, self._woken = socket.socketpair()
         self._thread: threading.Thread | None = None
+        self._held: deque[list[bytes]] | None = None  # answers that wait; None: nobody has to wait any more
 
-    def open(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """Stand at the door of `context`: to be called before any socket of it is bound."""
-        handler = context.socket(zmq.REP)
+    def open(self, context: zmq.Context[zmq.Socket[bytes]], *, hold: bool = False) -> None:
+        """Stand at the door of `context`: to be called before any socket of it is bound. hold: let nobody in before
+        `admit`."""
+        self._held = deque(maxlen=_MOST_HELD) if hold else None
+        handler = context.socket(zmq.ROUTER)
         handler.set(zmq.LINGER, 0)
         handler.bind(_HANDLER)
         self._thread = threading.Thread(target=self._run, args=(handler,), name="door", daemon=True)
@@ -83,6 +93,10 @@ class Authenticator:
         for revoked, text in waiting:
             (on_revoked if revoked else say)(text)
 
+    def admit(self) -> None:
+        """From now on let in who is allowed, those first who wait. Again, it does nothing."""
+        self._wake.send(_ADMIT)
+
     @property
     def clients(self) -> list[str]:
         """Names of those that are let in."""
@@ -100,7 +114,7 @@ class Authenticator:
     def close(self) -> None:
         """Closing again does nothing."""
         if self._thread is not None:
-            self._wake.send(b"\0")
+            self._wake.send(_END)
             self._thread.join()
             self._thread = None
         self._wake.close()
@@ -116,20 +130,31 @@ class Authenticator:
             while True:
                 ready = dict(poller.poll(_LOOK_MS))
                 if self._woken.fileno() in ready:
-                    return
+                    if _END in self._woken.recv(16):
+                        return
+                    self._look()
+                    waiting, self._held = self._held or (), None
+                    for request in waiting:
+                        handler.send_multipart(self._answer(request))
                 self._look()  # each answer is by the list as it is
                 if handler in ready:
-                    handler.send_multipart(self._answer(handler.recv_multipart()))
+                    request = handler.recv_multipart()
+                    answer = self._answer(request)
+                    if self._held is not None and answer[4] == _ALLOWED:
+                        self._held.append(request)
+                    else:
+                        handler.send_multipart(answer)
         except Exception as error:
             self._on_failure(error)
         finally:
             handler.close()
 
     def _answer(self, request: list[bytes]) -> list[bytes]:
-        """The reply to a request of ZAP 1.0: version, number, domain, address, routing id, mechanism, credentials."""
-        version, number, domain, address, _, mechanism, *credentials = request
+        """The reply to a request of ZAP 1.0: version, number, domain, address, routing id, mechanism, credentials; both
+        after what a ROUTER needs to know whose it is."""
+        asker, empty, version, number, domain, address, _, mechanism, *credentials = request
         code, text, user = self._judge(domain, mechanism, credentials, address.decode(errors="replace"))
-        return [version, number, code, text.encode(), user, b""]
+        return [asker, empty, version, number, code, text.encode(), user, b""]
 
     def _judge(
         self, domain: bytes, mechanism: bytes, credentials: list[bytes], address: str

@@ -6,7 +6,8 @@ is looked at (libzmq's monitor and `zmq.SRCFD` name it), and shut down where
 
     the coordinator says so                           `drop`; half a second later, so that the reason still arrives
     far more has come of it than was taken from it    endless messages; all of a client's connections together
-    too many have said nothing yet                    the oldest of the address that has most of them
+    too many have said nothing yet                    one of the address that has most of them: its newest, as others
+                                                      are nearer to saying something, or one that never will
     one client has too many                           its oldest
     another one speaks under its routing id           which libzmq hands over, and leaves the first one mute: so its
                                                       owner comes again, and takes back what was stolen
@@ -14,14 +15,15 @@ is looked at (libzmq's monitor and `zmq.SRCFD` name it), and shut down where
 
 libzmq finds such a connection closed by its peer. Who had it is told (`on_broken`) and may be held to account; this
 module knows neither messages nor quotas. A descriptor may be closed and its number given to another at any moment by
-libzmq's thread, so none is kept: it is duplicated when it is needed, and used only if it is still the same socket.
+libzmq's thread, so none is kept: it is taken hold of when it is needed, and used only if it is still the same socket.
+And what is read may be of who had the descriptor before, until nothing has been left to read once since the connection
+was there. Until then it is not known whose it is: what has come is counted, it may be closed, and nobody is blamed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import resource
 import socket
 import struct
@@ -34,11 +36,14 @@ from typing import TYPE_CHECKING, cast
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from broker.descriptors import Grip, identity
 from parablock.coordinator_events import NOBODY
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable
+
+    from broker.descriptors import Identity
 
 LOOK_S = 0.1
 """Between two looks at what has come."""
@@ -47,7 +52,10 @@ WINDOWS = 4
 """Times what an honest worker may have under way may be waiting to be taken from all connections of a client."""
 
 MOST_SILENT = 256
-"""So many connections may have said nothing yet."""
+"""So many connections may have said nothing yet, or two for each client where that is more."""
+
+LONG_S = 15.0
+"""Who has said nothing for so long, longer than a handshake may take, will not say anything."""
 
 MOST_OF_CLIENT = 8
 """So many connections may a client have: its worker's, one that is half open since it came back, `parablock plan`."""
@@ -76,20 +84,35 @@ _getsockopt = ctypes.CDLL(None).getsockopt if WATCHES else None
 
 @dataclass
 class Connection:
-    """descriptor: libzmq's, which may be closed, and be another's by now; socket: device and inode tell. since: when it
+    """descriptor: libzmq's, which may be closed, and be another's by now; socket: which one it was. since: when it
     was accepted, and condemned: when it was dropped, in seconds. taken: bytes that were read of it, as they travel.
 
-    client: whose key it has. peer: the routing id of what it said last; None: it has said nothing.
+    sure: what is read under its descriptor is its own. client: whose key it has. peer: the routing id of what it said
+    last; None: it has said nothing, as far as is sure. claimed: both, of what was read last while nothing was sure.
     """
 
     descriptor: int
-    socket: tuple[int, int]
+    socket: Identity
     address: str
     since: float
     taken: int = _GREETING_BYTES
+    sure: bool = False
     client: str | None = None
     peer: bytes | None = None
+    claimed: tuple[bytes, str | None] | None = None
     condemned: float | None = None
+
+    @property
+    def silent(self) -> bool:
+        return self.peer is None and self.claimed is None
+
+    def is_of(self, peer: bytes, client: str | None) -> bool:
+        """Whether it may be this client's, or this peer's where that is not sure."""
+        if client is not None and self.client == client:
+            return True
+        if self.claimed is None:
+            return False
+        return self.claimed[0] == peer or (client is not None and self.claimed[1] == client)
 
 
 class Guard:
@@ -104,9 +127,12 @@ class Guard:
         self._monitor.set(zmq.LINGER, 0)
         self._monitor.connect(_ENDPOINT)
         self._events = cast("int", self._monitor.get(zmq.FD))
+        self._grip = Grip()
         self._connections: dict[int, Connection] = {}  # by descriptor
+        self._unsure: list[Connection] = []
         self._speaking: dict[bytes, Connection] = {}  # by routing id: where it was heard last
         self._most = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES, 8)
+        self._most_silent = MOST_SILENT
         self._most_behind = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -117,10 +143,14 @@ class Guard:
         window_bytes: int,
         most_message_bytes: int,
         on_broken: Callable[[bytes, str, str | None], None],
+        read: Callable[[], None],
+        clients: int,
     ) -> None:
         """From now on look, and call `on_broken(peer, reason, client)` for each connection that must go; peer: NOBODY
-        for one that has said nothing. window_bytes: what an honest worker may have under way."""
-        self._on_broken = on_broken
+        for one that has said nothing. window_bytes: what an honest worker may have under way. clients: how many are
+        awaited. read: have the socket be read soon, until nothing is left (`drained`)."""
+        self._on_broken, self._read = on_broken, read
+        self._most_silent = max(MOST_SILENT, 2 * clients)
         self._most_behind = WINDOWS * window_bytes + most_message_bytes
         self._loop = loop
         loop.add_reader(self._events, self._read_monitor)
@@ -135,6 +165,7 @@ class Guard:
             self._timer.cancel()
         self._watched.disable_monitor()
         self._monitor.close()
+        self._grip.close()
 
     # What the socket says
 
@@ -149,19 +180,28 @@ class Guard:
         connection.taken += sum(map(self._travelling, lengths))
         if connection.condemned is not None:
             return False
+        if not connection.sure:
+            connection.claimed = peer, client
+            return True
         before = self._speaking.get(peer)
         if before is not connection:
             self._speaking[peer] = connection
             connection.peer, connection.client = peer, client
             if before is not None:
-                _shut_down(before)
+                self._shut_down(before)
             self._limit(client)
         return True
+
+    def drained(self) -> None:
+        """Nothing is left to read: what comes from now on is of the connections that there are."""
+        for connection in self._unsure:
+            connection.sure = True
+        self._unsure.clear()
 
     def drop(self, peer: bytes, client: str | None) -> None:
         """Take nothing more from where `peer` was heard last, nor from any connection of the client, and close them
         after what was sent to them."""
-        dropped = [each for each in self._connections.values() if client is not None and each.client == client]
+        dropped = [each for each in self._connections.values() if each.is_of(peer, client)]
         if peer in self._speaking:
             dropped.append(self._speaking[peer])
         for connection in dropped:
@@ -189,19 +229,27 @@ class Guard:
         """Note a connection; None if it is closed already."""
         if descriptor in self._connections:
             self._forget(self._connections[descriptor])  # libzmq says nothing of those that it closes by itself
-        try:
-            found = os.fstat(descriptor)
-            with socket.socket(fileno=os.dup(descriptor)) as same:
+        with self._grip.hold(descriptor) as held:
+            if held is None:
+                return None
+            same, found = held
+            try:
                 address = str(same.getpeername()[0])
-        except OSError:
-            return None
-        connection = Connection(descriptor, (found.st_dev, found.st_ino), address, time.monotonic())
+            except OSError:
+                return None
+        now = time.monotonic()
+        connection = Connection(descriptor, found, address, now)
         self._connections[descriptor] = connection
-        silent = [each for each in self._connections.values() if each.peer is None]
-        if len(silent) > MOST_SILENT or len(self._connections) > self._most:
+        self._unsure.append(connection)
+        if self._loop is not None:
+            self._read()
+        standing = [each for each in self._connections.values() if each.condemned is None]
+        silent = [each for each in standing if each.silent]
+        if len(silent) > self._most_silent or len(standing) > self._most:
             crowded = Counter(each.address for each in silent).most_common(1)[0][0]
-            oldest = next(each for each in silent if each.address == crowded)
-            self._break(oldest, f"too many connections that say nothing, most of them from {crowded}")
+            there = [each for each in silent if each.address == crowded]
+            one = there[0] if now >= there[0].since + LONG_S else there[-1]
+            self._break(one, f"too many connections that say nothing, most of them from {crowded}")
         return connection
 
     def _forget(self, connection: Connection) -> None:
@@ -215,7 +263,7 @@ class Guard:
         if client is not None:
             of_client = [each for each in self._connections.values() if each.client == client]
             for connection in of_client[:-MOST_OF_CLIENT]:
-                _shut_down(connection)
+                self._shut_down(connection)
 
     def _look(self) -> None:
         """At every connection: whether it is still there, is to be closed, or has sent far more than was taken."""
@@ -224,8 +272,8 @@ class Guard:
         behind: defaultdict[str | int | None, list[tuple[int, Connection]]] = defaultdict(list)
         for connection in list(self._connections.values()):
             if connection.condemned is not None and now >= connection.condemned + _LAST_WORDS_S:
-                _shut_down(connection)
-            received = _received(connection.descriptor)
+                self._shut_down(connection)
+            received = _received(connection)
             if received is None:
                 self._forget(connection)
             elif received > connection.taken:
@@ -240,14 +288,24 @@ class Guard:
         """On whose account it is what waits: a client's, the connection's own, or that of all who have said nothing."""
         if connection.client is not None:
             return connection.client
-        return connection.descriptor if connection.peer is not None else None
+        return None if connection.silent else connection.descriptor
 
     def _break(self, connection: Connection, reason: str) -> None:
         """Close it at once, and say so, if it is still there."""
         assert self._loop is not None
         connection.condemned = time.monotonic()
-        if _shut_down(connection):
+        if self._shut_down(connection):
             self._loop.call_soon(self._on_broken, connection.peer or NOBODY, reason, connection.client)
+
+    def _shut_down(self, connection: Connection) -> bool:
+        """Both ways: libzmq reads to the end, and closes it. False if it has done so before, whoever has its descriptor
+        by now."""
+        with self._grip.hold(connection.descriptor) as held:
+            if held is None or held[1] != connection.socket:
+                return False
+            with contextlib.suppress(OSError):  # the peer has closed it meanwhile
+                held[0].shutdown(socket.SHUT_RDWR)
+            return True
 
     def _travelling(self, length: int) -> int:
         """Bytes of a frame with what ZMTP 3.1 puts around it; with CURVE that is a command in a frame."""
@@ -256,38 +314,15 @@ class Guard:
         return length + (2 if length < 256 else 9)
 
 
-def _same(connection: Connection) -> socket.socket | None:
-    """The connection once more; None if libzmq has closed it, whoever has its descriptor by now."""
-    try:
-        descriptor = os.dup(connection.descriptor)
-    except OSError:
-        return None
-    found = os.fstat(descriptor)
-    if (found.st_dev, found.st_ino) != connection.socket:
-        os.close(descriptor)
-        return None
-    return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
-
-
-def _received(descriptor: int) -> int | None:
+def _received(connection: Connection) -> int | None:
     """Bytes that have come, as far as that can be seen; None where it is no connection (any more).
 
     By the C library's getsockopt: a socket object of Python's takes five system calls, ten times a second for each.
     """
     if _getsockopt is None:
-        return 0
+        return 0 if identity(connection.descriptor) == connection.socket else None
     length = ctypes.c_uint32(len(_info))
-    if _getsockopt(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, _info, ctypes.byref(length)):
+    if _getsockopt(connection.descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, _info, ctypes.byref(length)):
         return None
     received: int = _BYTES_RECEIVED.unpack_from(_info, _BYTES_RECEIVED_AT)[0]
     return received
-
-
-def _shut_down(connection: Connection) -> bool:
-    """Both ways: libzmq reads to the end, and closes it. False if it has done so before."""
-    same = _same(connection)
-    if same is None:
-        return False
-    with same, contextlib.suppress(OSError):  # the peer has closed it meanwhile
-        same.shutdown(socket.SHUT_RDWR)
-    return True

@@ -128,7 +128,7 @@ class Broker:
             self._note(Note("restarted", "", f"as epoch {epoch}, from round {journal.next_round}"), time.monotonic())
         for text in opened.said:
             self._note(Note("repaired", "", text), time.monotonic())
-        socket.listen(self._on_frames, self._on_broken, config.network.window_bytes)
+        socket.listen(self._on_frames, self._on_broken, config.network.window_bytes, config.round.clients)
         if not guard.WATCHES:
             self.say(
                 "this system does not tell how much has come of a connection: messages without an end go unnoticed"

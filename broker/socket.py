@@ -64,9 +64,10 @@ class BindError(ValueError):
 
 
 class RouterSocket:
-    """Bound to `endpoint` from its making; `listen` starts the reader. What arrives before that is kept.
+    """Bound to `endpoint` from its making; `listen` starts the reader.
 
-    door: who lets clients in, closed with the socket; None: unencrypted. It stands before the socket is bound.
+    door: who lets clients in, closed with the socket; None: unencrypted. It stands before the socket is bound, and lets
+    nobody past the handshake before `listen`. Without one, what arrives before that is kept, and nothing limits it.
     """
 
     def __init__(self, endpoint: str, door: Authenticator | None = None) -> None:
@@ -89,7 +90,7 @@ class RouterSocket:
         self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._guard = Guard(self._context, self._socket, encrypted=door is not None)
         if door is not None:
-            door.open(self._context)
+            door.open(self._context, hold=True)
             self._socket.set(zmq.CURVE_SERVER, 1)
             self._socket.set(zmq.CURVE_SECRETKEY, door.secret.key.encode())
             self._socket.set(zmq.ZAP_DOMAIN, DOMAIN)
@@ -117,17 +118,20 @@ class RouterSocket:
         on_frames: OnFrames,
         on_broken: OnBroken = lambda *_: None,
         window_bytes: int = _WINDOW_BYTES,
+        clients: int = 1,
     ) -> None:
         """From now on call `on_frames(peer, frames, client)` on the running loop for each message, and
         `on_broken(peer, reason, client)` for each connection that was cut off (see `Guard.listen`).
 
-        client: whose key it came by; None without a door.
+        client: whose key it came by; None without a door. clients: how many are awaited.
         """
         self._on_frames = on_frames
         self._loop = asyncio.get_running_loop()
-        self._guard.listen(self._loop, window_bytes, _MOST_MESSAGE_BYTES, on_broken)
+        self._guard.listen(self._loop, window_bytes, _MOST_MESSAGE_BYTES, on_broken, self._wake, clients)
         self._loop.add_reader(self._descriptor, self._drain)
         self._wake()
+        if self.door is not None:
+            self.door.admit()
 
     def send(self, peer: bytes, frames: list[bytes | memoryview | zmq.Frame]) -> bool:
         """Hand a message to `peer`; false if no such peer is connected (any more).
@@ -186,6 +190,7 @@ class RouterSocket:
             try:
                 peer, frames, client, passed = self._receive()
             except zmq.Again:
+                self._guard.drained()
                 return
             if passed:
                 self._on_frames(peer, frames, client)

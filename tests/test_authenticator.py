@@ -255,6 +255,31 @@ def test_what_happened_before_anybody_listened_is_not_lost(ring: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_nobody_gets_past_the_handshake_before_anybody_looks(ring: Path) -> None:
+    """Until then nothing would limit what they send. They need not come again."""
+
+    async def scenario() -> None:
+        door = Authenticator(ring)
+        router = RouterSocket(HERE, door)
+        handshakes: list[Handshake] = []
+        got: list[tuple[bytes, str | None]] = []
+        a, b = (
+            DealerSocket(router.endpoint, b"d" + name, lambda _: None, None, credentials(ring, name.decode()), said)
+            for name, said in ((b"a", handshakes.append), (b"stranger", lambda _: handshakes.append(Handshake.DENIED)))
+        )
+        a.send([b"hello"])
+        await until(lambda: handshakes == [Handshake.DENIED])  # the one after it; the door's thread takes them in turn
+        await until(lambda: door._held is not None and len(door._held) == 1)
+        router.listen(lambda _, frames, client: got.append((bytes(frames[0]), client)))
+        await until(lambda: got == [(b"hello", "a")])
+        assert sorted(handshakes, key=str) == [Handshake.DENIED, Handshake.DONE]
+        for each in (a, b):
+            each.close(0)
+        router.close()
+
+    asyncio.run(scenario())
+
+
 class Tap:
     """Carries one connection to `port`, and keeps what went up."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -159,7 +162,7 @@ def test_what_is_taken_as_it_comes_is_never_too_much() -> None:
                 await until(lambda: len(door.messages) >= number - 4)  # noqa: B023
             await until(lambda: len(door.messages) == 1000)
             (connection,) = door.guard._connections.values()
-            received = guard._received(connection.descriptor)
+            received = guard._received(connection)
             assert received is not None
             assert received > 1.2e8 > 9 * MOST_BEHIND
             assert 0 <= connection.taken - received < 2048, "but for the greeting"
@@ -168,7 +171,7 @@ def test_what_is_taken_as_it_comes_is_never_too_much() -> None:
     asyncio.run(scenario())
 
 
-def test_of_many_that_say_nothing_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_that_say_nothing_the_newest_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MOST_SILENT", 8)
 
     async def scenario() -> None:
@@ -179,16 +182,149 @@ def test_of_many_that_say_nothing_the_oldest_go(monkeypatch: pytest.MonkeyPatch)
                     silent.append(stack.enter_context(await asyncio.to_thread(Raw, address(door.router.endpoint))))
                     count = len(silent)
                     await until(lambda: len(door.broken) == max(count - 8, 0))  # noqa: B023
-                for raw in silent[:4]:
+                for raw in silent[8:]:
                     assert await asyncio.to_thread(raw.closed)
                 assert {peer for peer, _ in door.broken} == {b""}
                 reason = "too many connections that say nothing, most of them from 127.0.0.1"
                 assert {said for _, said in door.broken} == {reason}
                 spoken.send(b"still there")
                 await until(lambda: (b"one that has spoken", b"still there") in door.messages)
-                await asyncio.to_thread(silent[-1].null, b"slow to greet")
-                silent[-1].send(b"here I am")
+                await asyncio.to_thread(silent[7].null, b"slow to greet")
+                silent[7].send(b"here I am")
                 await door.heard(b"slow to greet")
+
+    asyncio.run(scenario())
+
+
+def test_who_says_nothing_for_long_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MOST_SILENT", 2)
+    monkeypatch.setattr(guard, "LONG_S", 0.0)
+
+    async def scenario() -> None:
+        async with opened() as door:
+            with contextlib.ExitStack() as stack:
+                raws = []
+                for number in range(3):
+                    raws.append(stack.enter_context(await asyncio.to_thread(Raw, address(door.router.endpoint))))
+                    await until(lambda: len(door.guard._connections) + len(door.broken) > number)  # noqa: B023
+                assert await asyncio.to_thread(raws[0].closed)
+
+    asyncio.run(scenario())
+
+
+def test_of_a_burst_no_more_go_than_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are cut off already, and not yet closed by libzmq, count no more."""
+    monkeypatch.setattr(guard, "MOST_SILENT", 32)
+
+    async def scenario() -> None:
+        async with opened() as door:
+            with contextlib.ExitStack() as stack:
+                for _ in range(100):  # while the loop stands still
+                    stack.enter_context(Raw(address(door.router.endpoint)))
+                await until(lambda: len(door.guard._connections) + len(door.broken) >= 100)
+                await until(lambda: len(door.guard._connections) == 32)
+                assert len(door.broken) == 68
+                assert not [each for each in door.guard._connections.values() if each.condemned is not None]
+
+    asyncio.run(scenario())
+
+
+def test_where_no_descriptor_is_left_connections_can_still_be_cut_off() -> None:
+    async def scenario() -> None:
+        async with opened() as door:
+            with await by_hand(door, b"evil") as raw:
+                soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                (connection,) = door.guard._connections.values()
+                taken = [os.dup(0)]
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 1, hard))
+                try:
+                    with contextlib.suppress(OSError):
+                        while True:
+                            taken.append(os.dup(0))
+                    with pytest.raises(OSError, match="Too many open files"):
+                        os.dup(connection.descriptor)
+                    door.guard._break(connection, "it must go")
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                    for descriptor in taken:
+                        os.close(descriptor)
+                await until(lambda: door.broken == [(b"evil", "it must go")])
+                assert await asyncio.to_thread(raw.closed)
+
+    asyncio.run(scenario())
+
+
+def test_hundreds_behind_one_address_and_a_slow_link_get_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them needs a while for its handshake, and comes again until it is let in."""
+    monkeypatch.setattr(guard, "MOST_SILENT", 16)
+    delay_s = 0.05
+
+    async def scenario() -> None:
+        async with opened() as door:
+            near = address(door.router.endpoint)
+            tasks: set[asyncio.Task[None]] = set()
+
+            async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                with contextlib.suppress(ConnectionError):
+                    while data := await reader.read(1 << 16):
+                        await asyncio.sleep(delay_s)
+                        writer.write(data)
+                writer.close()
+
+            async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                far = await asyncio.open_connection(*near)
+                for task in (carry(reader, far[1]), carry(far[0], writer)):
+                    tasks.add(asyncio.create_task(task))
+
+            link = await asyncio.start_server(connected, "127.0.0.1", 0, backlog=512)
+            endpoint = f"tcp://127.0.0.1:{link.sockets[0].getsockname()[1]}"
+            peers = [b"w%d" % number for number in range(120)]
+            for peer in peers:
+                door.dealers.append(DealerSocket(endpoint, peer, lambda _: None))
+                door.dealers[-1].send([b"hello"])
+            await until(lambda: {peer for peer, _ in door.messages} == set(peers))
+            assert door.broken, "else there was room for all of them at once"
+            for dealer in door.dealers:
+                dealer.close(0)
+            link.close()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(not guard.WATCHES, reason="this system does not tell how much has come")
+def test_nobody_is_blamed_for_who_has_its_descriptor_afterwards() -> None:
+    """An honest client's last messages are read when its connection has ended and its descriptor is a hostile one's."""
+    hostile: list[Raw] = []
+
+    def come_and_go(endpoint: tuple[str, int]) -> None:
+        with Raw(endpoint) as honest:
+            honest.null(b"honest")
+            for _ in range(3):
+                honest.send(b"hello")
+            time.sleep(0.2)  # for libzmq to read them, and to see the end
+        time.sleep(0.2)
+        hostile.append(Raw(endpoint, patience_s=0.5))
+        hostile[0].null(b"evil")
+
+    def flood() -> None:
+        with contextlib.suppress(Closed):
+            for _ in range(1 << 10):
+                hostile[0].send(bytes(1 << 20), more=True)
+
+    async def scenario() -> None:
+        async with opened() as door:
+            thread = threading.Thread(target=come_and_go, args=(address(door.router.endpoint),))
+            thread.start()
+            thread.join()  # the loop stands still
+            await until(lambda: len(door.messages) == 3)
+            (connection,) = door.guard._connections.values()
+            assert connection.claimed == (b"honest", None), "else the descriptor was not given away again"
+            await asyncio.to_thread(flood)
+            await until(lambda: bool(door.broken))
+            assert [peer for peer, _ in door.broken] == [b""]
+            assert b"honest" not in door.guard._speaking
+            hostile[0].close()
 
     asyncio.run(scenario())
 
@@ -275,7 +411,7 @@ def test_a_descriptor_that_is_anothers_by_now_is_left_alone() -> None:
             with await by_hand(door, b"a") as raw:
                 (connection,) = door.guard._connections.values()
                 connection.socket = (connection.socket[0], connection.socket[1] + 1)
-                assert not guard._shut_down(connection)
+                assert not door.guard._shut_down(connection)
                 door.router.drop(b"a", None)
                 raw._socket.settimeout(1.0)
                 assert not await asyncio.to_thread(raw.closed)

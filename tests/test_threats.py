@@ -6,7 +6,9 @@
         test_authenticator      test_a_broker_without_keys_or_with_bad_ones_does_not_start
         test_network_endpoint   test_plain_tcp_off_loopback_is_refused
         test_keys_end_to_end    test_a_run_lets_in_and_cuts_off_as_the_list_says
-        test_guard              test_of_many_that_say_nothing_the_oldest_go
+        test_guard              test_of_many_that_say_nothing_the_newest_go
+        test_guard              test_of_a_burst_no_more_go_than_are_too_many
+        test_guard              test_hundreds_behind_one_address_and_a_slow_link_get_in
         test_guard              test_a_port_scan_of_garbage_disturbs_nobody
  2  one client that poses as another: its key is what counts, not its name nor its routing id
         test_session_keys       test_the_name_is_the_lists_whatever_the_greeting_says
@@ -42,7 +44,9 @@
         test_guard              test_a_dropped_peer_hears_why_and_is_cut_off_alone
  7  messages that are huge, endless or too many: bounded by credit and quota, cut off beyond
         test_guard              test_a_message_without_an_end_is_cut_off
+        test_guard              test_nobody_is_blamed_for_who_has_its_descriptor_afterwards
         test_guard              test_before_anything_is_said_a_flood_is_cut_off_too
+        test_authenticator      test_nobody_gets_past_the_handshake_before_anybody_looks
         test_guard              test_who_reads_nothing_is_cut_off_when_its_queue_is_full
         test_guard              test_a_client_has_so_many_connections_and_the_newest_stay
         test_sockets            test_of_an_endless_message_only_the_first_frames_are_kept
