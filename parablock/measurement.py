@@ -30,18 +30,19 @@ if TYPE_CHECKING:
 
     Vector = npt.NDArray[np.float32]
     Matrix = npt.NDArray[np.float64]
+    Squares = npt.NDArray[np.float64]
 
 
 @dataclass
 class _Attempt:
-    """products: ⟨Δ_i, Δ_j⟩ over the chunks so far, of shape (n, n); only the diagonal where no more is needed.
+    """products: as of `products`, over the chunks so far.
 
     unfit: some of it must not be counted, so that nothing comes of it, whatever else has been asked for.
     """
 
     round: int
     number: int
-    products: Matrix
+    products: Matrix | Squares
     chunks: int = 0
     unfit: bool = False
 
@@ -62,7 +63,7 @@ class Measurement:
         number = len(measure.contributions)
         attempt = self._attempt
         if attempt is None or (attempt.round, attempt.number) != (measure.round, measure.attempt):
-            nothing = np.zeros((number, number))
+            nothing = np.zeros((number, number) if self._rule.by_distance else number)
             attempt = self._attempt = _Attempt(measure.round, measure.attempt, nothing)
         if attempt.unfit:
             return None
@@ -84,23 +85,35 @@ class Measurement:
         return Measured(measure.round, measure.attempt, verdict)
 
 
-def products(deltas: Sequence[Vector], *, pairs: bool) -> Matrix:
-    """⟨Δ_i, Δ_j⟩ in float64, of shape (n, n). deltas: float32, of shape (numel,). pairs: else only of each with itself,
-    and 0 beside the diagonal."""
+def products(deltas: Sequence[Vector], *, pairs: bool) -> Matrix | Squares:
+    """⟨Δ_i, Δ_j⟩ in float64, of shape (n, n). deltas: float32, of shape (numel,). pairs: else only ‖Δ_i‖², of shape
+    (n,), one delta after the other."""
+    numel = deltas[0].size
+    if not pairs:
+        piece = np.empty(min(PIECE, numel))
+        return np.array([sum(_square(delta, start, piece) for start in range(0, numel, PIECE)) for delta in deltas])
     total = np.zeros((len(deltas), len(deltas)))
-    for start in range(0, deltas[0].size, PIECE):
+    for start in range(0, numel, PIECE):
         rows = np.stack([delta[start : start + PIECE] for delta in deltas]).astype(np.float64)
-        total += rows @ rows.T if pairs else np.diag(np.einsum("ij,ij->i", rows, rows))
+        total += rows @ rows.T
     return total
 
 
-def judge(settings: Robust, names: Sequence[str], products: Matrix, bad: int) -> Verdict:
+def _square(delta: Vector, start: int, piece: npt.NDArray[np.float64]) -> float:
+    """Of the part that begins there. piece: where to put it in float64."""
+    part = delta[start : start + PIECE]
+    held = piece[: part.size]
+    held[:] = part
+    return float(np.einsum("i,i->", held, held))  # on this thread; BLAS would wake others for each piece
+
+
+def judge(settings: Robust, names: Sequence[str], products: Matrix | Squares, bad: int) -> Verdict:
     """Whom a rule counts, and how much of each delta. names: of the contributions. products: as of `products`. bad: how
     many of them may be.
 
     Contributions are cut first: distances are those of what is left.
     """
-    norms = [math.sqrt(square) for square in np.diagonal(products)]
+    norms = [math.sqrt(square) for square in (np.diagonal(products) if products.ndim == 2 else products)]
     limit = settings.clip or math.inf
     if settings.clip_ratio:
         limit = settings.clip_ratio * robust.lower_median(norms)

@@ -88,7 +88,8 @@ class Quotas:
     def __init__(self, config: Config, manifest: Manifest) -> None:
         self.window = max((_window(config, block.numel) for block in manifest.blocks), default=1)
         by_clock = (config.in_flight + 4) / config.network.heartbeat_s
-        self.rate = _GENEROUS * by_clock + 2 * (self.window + _FEW)
+        resent = self.window / config.network.resend_s  # what of a stalled block is sent again is answered again
+        self.rate = _GENEROUS * by_clock + 2 * (self.window + _FEW) + resent
         self.burst = _BURST_S * self.rate
         self._said: dict[Holder, Bucket] = {}
         self._probed: dict[Holder, Bucket] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,7 +107,22 @@ def test_products_are_those_of_float64(numel: int) -> None:
     deltas = vectors(4, numel)
     exact = np.array([[math.fsum(np.float64(a) * np.float64(b)) for b in deltas] for a in deltas])
     np.testing.assert_allclose(products(deltas, pairs=True), exact, rtol=1e-9, atol=1e-9 * exact.max())
-    np.testing.assert_allclose(products(deltas, pairs=False), np.diag(np.diag(exact)), rtol=1e-12)
+    np.testing.assert_allclose(products(deltas, pairs=False), np.diag(exact), rtol=1e-12)
+
+
+def test_norms_alone_take_no_memory_for_pairs() -> None:
+    """Of 1,000 clients a matrix of pairs is 8 MB, and so are the pieces of all at once."""
+    deltas = [np.ones(PIECE + 7, np.float32)] * 1000
+    tracemalloc.start()
+    try:
+        assert products(deltas, pairs=False) == pytest.approx(np.full(1000, PIECE + 7.0))
+        assert tracemalloc.get_traced_memory()[1] < 8 * PIECE + 200_000
+    finally:
+        tracemalloc.stop()
+    desk = Desk(robust={"clip": 1.0})
+    desk.take(vectors(3), 0)
+    assert desk.measurement._attempt is not None
+    assert desk.measurement._attempt.products.shape == (3,)
 
 
 def test_huge_finite_values_are_measured_and_cut() -> None:

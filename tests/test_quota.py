@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from parablock.messages import Credit, Heartbeat, Hello
@@ -98,3 +100,9 @@ def test_a_window_of_messages_is_that_of_the_largest_block() -> None:
     assert quotas().window == 2  # 2048 bytes in chunks of 1024
     assert Quotas(config_of(2, window=1 << 20), manifest_of((300,))).window == 2  # the block has no more
     assert Quotas(config_of(2), manifest_of(())).window == 1
+
+
+def test_who_answers_what_is_sent_again_of_a_stalled_block_is_within_it() -> None:
+    config = config_of(2)
+    often = dataclasses.replace(config, network=dataclasses.replace(config.network, resend_s=0.01))
+    assert Quotas(often, manifest_of()).rate >= 2 / 0.01
