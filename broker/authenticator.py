@@ -195,6 +195,9 @@ class Authenticator:
             self._tell(f"the list of clients stays as it was: {error}")
             return
         gone, self._list = self._list.gone(newer), newer
+        with self._lock:
+            for client in gone:
+                self._barred.pop(client, None)
         for client in gone:
             self._tell(client, revoked=True)
 

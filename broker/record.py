@@ -98,7 +98,8 @@ class Record:
                 self._write(self._unreported(entry))
 
     def note(self, note: Note, now: float) -> None:
-        self._event(now, note.kind, note.client, note.text)
+        if note.told:
+            self._event(now, note.kind, note.client, note.text)
 
     def folded(self, round: int, began: float, ended: float) -> None:
         span = (began - self._began, ended - self._began)

@@ -244,8 +244,9 @@ class Broker:
             self._clients.discard(note.client)
             self._record.gone(note.client)
             self._view.gone(note.client)
-        whom = "the broker" if note.kind in _OWN else note.client or "a stranger"
-        self._view.say(f"{whom} {note.kind}: {note.text}")
+        if note.told:
+            whom = "the broker" if note.kind in _OWN else note.client or "a stranger"
+            self._view.say(f"{whom} {note.kind}: {note.text}")
 
     def _folded(self, made: Made | Measured | Unfit) -> None:
         if not isinstance(made, Made):

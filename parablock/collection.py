@@ -17,7 +17,7 @@ import math
 from typing import TYPE_CHECKING
 
 from parablock.closing import entry_of, expected_of, passed
-from parablock.coordinator_events import Committed, Effect, Note, Store
+from parablock.coordinator_events import LONGEST_QUOTE, Committed, Effect, Note, Store
 from parablock.latecomers import Latecomers
 from parablock.layout import Layout
 from parablock.messages import Credit, Rejected
@@ -201,7 +201,7 @@ class Collection:
             if session.name in round.uploads:
                 round.drop(session.name)
             round.out.add(session.name)
-            self._emit(Note("abstained", session.name, f"round {abstain.round}: {abstain.reason}"))
+            self._emit(Note("abstained", session.name, f"round {abstain.round}: {abstain.reason[:LONGEST_QUOTE]}"))
             self.stirred = True
 
     def sum_up(self, session: Session, message: Keys | Shares | Unmasked, payload: Buffer, now: float) -> None:
@@ -471,6 +471,7 @@ class Collection:
             shipment = self._distribution.nothing(round.number, round.block)
         for name, reason in round.left_out.items():
             self._tell(name, Rejected(round.number, reason))
+            self._emit(Note("uncounted", name, f"round {round.number}: {reason}"))
         self._latecomers.settle(round, self._members(round), entry.counted)
         for session in self._roster.active():
             turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)

@@ -37,6 +37,7 @@ from parablock import config as settings
 from parablock.agenda import Agenda
 from parablock.collection import Collection
 from parablock.coordinator_events import (
+    LONGEST_QUOTE,
     NOBODY,
     Committed,
     Drop,
@@ -89,6 +90,7 @@ from parablock.offences import Offences
 from parablock.quota import Quotas
 from parablock.roster import Roster
 from parablock.sessions import ALLOWED, Session, SessionState, takes_part
+from parablock.tally import Tally
 from parablock.transfer import TransferError
 from parablock.wire import Envelope
 
@@ -109,6 +111,10 @@ class Phase(Enum):
 
 _PROBE_ANSWER = memoryview(bytes(MAX_PROBE_BYTES))
 """Every answer to a probe is a view of this: whoever asks for many and reads none makes us hold no payload."""
+
+_TELL_ALL = 100
+"""Of a client's comings and goings so many are told one by one, or eight for each client that the run awaits where that
+is more; those whose name nothing proves count together."""
 
 _LONGEST_REASON = 1000
 """Characters; see `parablock.messages.Reason`. A reason may quote what came."""
@@ -148,6 +154,7 @@ class Coordinator:
         self._roster = Roster()
         self._quotas = Quotas(config, manifest)
         self._offences = Offences()
+        self._comings = Tally(max(_TELL_ALL, 8 * config.round.clients))
         self._distribution = Distribution(config, manifest, run, epoch, self._emit, self._due_by)
         sums = None
         if config.secure.enabled:
@@ -200,7 +207,7 @@ class Coordinator:
             case Malformed(peer, reason, client):
                 self._violation(peer, client, reason, now)
             case Revoked(client):
-                self._revoked(client)
+                self._revoked(client, now)
             case Measured(round, attempt, verdict):
                 self._collection.measured(round, attempt, verdict)
             case Folded(round, attempt, chunk, moved):
@@ -305,7 +312,7 @@ class Coordinator:
                     self._collection.waits(session, round, now)
                 case Leave():
                     self._send(peer, Goodbye("until the next time"))
-                    self._remove(session, "left", message.reason)
+                    self._remove(session, "left", message.reason[:LONGEST_QUOTE], now)
         except TransferError as error:
             self._violation(peer, client, str(error), now)
 
@@ -330,9 +337,9 @@ class Coordinator:
         for other in self._roster.named(name):
             if other.token != hello.session:
                 self._send(other.peer, Refused(f"another worker has joined under the name {name}"))
-                self._remove(other, "replaced", "another worker has joined under this name")
+                self._remove(other, "replaced", "another worker has joined under this name", now)
             elif other.peer != peer or other.state is SessionState.ACTIVE:
-                self._remove(other, "rejoining", "the worker greets again")
+                self._remove(other, "rejoining", "the worker greets again", now)
         session = self._roster.greet(peer, name, hello.session, now, client)
         self._due_by(now + self._config.network.timeout_s)
         if session.name != name:
@@ -348,12 +355,12 @@ class Coordinator:
         reason = self._mismatch(join)
         if reason is not None:
             self._send(session.peer, Refused(reason))
-            self._remove(session, "refused", reason)
+            self._remove(session, "refused", reason, now)
             return
         if session.state is SessionState.GREETED:
             session.state = SessionState.JOINED
             rows = "it does not tell its rows" if self._config.privacy.local else f"{join.rows} training rows"
-            self._note("joined", session.name, rows)
+            self._come_or_go(session, "joined", rows, now)
         self._send(session.peer, Welcome(len(self._roster.clients)))
         if self.phase in (Phase.RUNNING, Phase.DRAINING):
             self._admit(session, join, now)
@@ -362,7 +369,7 @@ class Coordinator:
             self._gather_until = now + self._config.network.timeout_s
             self._due_by(self._gather_until)
         if self._gathered(now):
-            self._begin()
+            self._begin(now)
 
     def _gathered(self, now: float) -> bool:
         """Whether all are there with whom the run begins.
@@ -375,12 +382,12 @@ class Coordinator:
             return True
         return there >= self._config.round.clients
 
-    def _begin(self) -> None:
+    def _begin(self, now: float) -> None:
         self.phase = Phase.RUNNING
         self._agenda.decide(self._config.in_flight, self._roster.clients)
         for session in self._roster:
             if session.state is SessionState.JOINED:
-                self._start(session, 0, ())
+                self._start(session, 0, (), now)
 
     def _mismatch(self, join: Join) -> str | None:
         differs = []
@@ -416,9 +423,9 @@ class Coordinator:
         first = self.next_round if short or self.next_round <= join.position <= beyond else beyond
         first = min(first, self._config.rounds)
         self._agenda.join(session.name, first, self._roster.present())
-        self._start(session, first, pending)
+        self._start(session, first, pending, now)
 
-    def _start(self, session: Session, first: int, pending: tuple[int, ...]) -> None:
+    def _start(self, session: Session, first: int, pending: tuple[int, ...], now: float) -> None:
         # What is beyond these is said with the commit that is on its way to the disk.
         turns = self._agenda.turns(self.next_round, session.name)[: self._config.in_flight + 1]
         blocks, trains = tuple(turn.block for turn in turns), tuple(turn.trains for turn in turns)
@@ -426,7 +433,7 @@ class Coordinator:
         self._roster.start(session, start)
         self._collection.stirred = True
         self._send(session.peer, start)
-        self._note("started", session.name, f"from round {first}")
+        self._come_or_go(session, "started", f"from round {first}", now)
 
     def _heartbeat(self, session: Session, heartbeat: Heartbeat, now: float) -> None:
         self._emit(Reported(session.name, heartbeat))
@@ -440,12 +447,12 @@ class Coordinator:
     def _advance(self, now: float) -> None:
         """Begin what can begin, close what can close, end what has ended."""
         if self.phase is Phase.GATHERING and self._gathered(now):
-            self._begin()
+            self._begin(now)
         if self.phase is Phase.RUNNING and self._collection.stirred:
             self._collection.advance(now)
             if self.next_round > self._looked_behind_at:
                 self._looked_behind_at = self.next_round
-                self._leave_behind()
+                self._leave_behind(now)
             if self._collection.complete:
                 self.phase = Phase.DRAINING
             elif self._collection.hopeless:
@@ -458,7 +465,7 @@ class Coordinator:
         times = []
         for session in list(self._roster):
             if now >= session.heard_at + network.timeout_s:
-                self._remove(session, "lost", f"nothing heard for {network.timeout_s:g} s")
+                self._remove(session, "lost", f"nothing heard for {network.timeout_s:g} s", now)
                 continue
             self._distribution.resend(session, now)
             times.append(session.heard_at + network.timeout_s)
@@ -489,7 +496,7 @@ class Coordinator:
 
     # Sessions
 
-    def _leave_behind(self) -> None:
+    def _leave_behind(self, now: float) -> None:
         """A session that has newer versions of some blocks to come than the ones under way shall only get the newest.
 
         That is, when more blocks wait for it than there are.
@@ -497,14 +504,15 @@ class Coordinator:
         for session in self._roster.active():
             if len(session.downloads) > len(self._manifest.blocks) + self._config.in_flight + 1:
                 self._send(session.peer, Rejoin("your link fell too far behind; join again for the newest blocks"))
-                self._remove(session, "behind", f"{len(session.downloads)} blocks wait for its link")
+                self._remove(session, "behind", f"{len(session.downloads)} blocks wait for its link", now)
 
-    def _revoked(self, client: str) -> None:
+    def _revoked(self, client: str, now: float) -> None:
         """End what this client has here: nobody waits for it, and what it has not sent to its end does not count."""
+        self._offences.forget(client)
         reason = "the broker's owner has revoked the key of this worker"
         for session in [session for session in self._roster if session.client == client]:
             self._send(session.peer, Refused(reason))
-            self._remove(session, "revoked", "its key was revoked")
+            self._remove(session, "revoked", "its key was revoked", now, told=True)
         if client in self._roster.expected:
             self._roster.unexpect(client)
             self._collection.stirred = True
@@ -522,24 +530,29 @@ class Coordinator:
         offence = self._offences.add(offender, now, proven=client is not None)
         text = f"broke the protocol: {reason}"
         if offence.number > 1:
-            text += f"; its offence number {offence.number}"
+            text += f"; {'its ' if client is not None else ''}offence number {offence.number}"
+            text += "" if client is not None else " of those without a key"
         if offence.barred_s:
             text += f"; not let in for {offence.barred_s:g} s"
         ended = [each for each in self._roster if (each is session if client is None else each.client == client)]
         for address in {each.peer for each in ended} | (set() if stolen else {peer}):
             self._send(address, Refused(f"the worker {text}"[:_LONGEST_REASON]))
         for each in ended:
-            self._remove(each, "dropped", text)
+            self._remove(each, "dropped", text, now, told=offence.told)
         if not ended and offence.told:
             self._note("dropped", offender, text if offender else f"a stranger {text}")
         self._emit(Drop(peer, reason, client, offence.barred_s))
 
-    def _remove(self, session: Session, kind: str, text: str) -> None:
+    def _remove(self, session: Session, kind: str, text: str, now: float, *, told: bool | None = None) -> None:
+        """told: see `Note`; None: as one of the client's comings and goings."""
         self._roster.remove(session)
         if kind in ("left", "refused", "dropped", "revoked"):
             self._roster.unexpect(session.name)
         self._collection.stirred = True
-        self._note(kind, session.name, text)
+        if told is None:
+            self._come_or_go(session, kind, text, now)
+        else:
+            self._note(kind, session.name, text, told=told)
         if kind not in ("lost", "behind", "rejoining"):  # else the same process may come back, and go on with them
             self._collection.withdraw(session.name)
 
@@ -555,8 +568,14 @@ class Coordinator:
     def _send(self, peer: bytes, message: FromBroker, payload: Buffer | None = None) -> None:
         self._emit(Send(peer, Envelope(self._run, self._epoch, message, payload)))
 
-    def _note(self, kind: str, client: str, text: str) -> None:
-        self._emit(Note(kind, client, text))
+    def _come_or_go(self, session: Session, kind: str, text: str, now: float) -> None:
+        number = self._comings.add(session.client or "", now)
+        if number > self._comings.tell_all:
+            text += f"; number {number} of such events, of which few are told"
+        self._note(kind, session.name, text, told=self._comings.tells(number))
+
+    def _note(self, kind: str, client: str, text: str, *, told: bool = True) -> None:
+        self._emit(Note(kind, client, text, told))
 
     def _emit(self, effect: Effect) -> None:
         self._effects.append(effect)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 NOBODY = b""
 """No peer's address."""
 
+LONGEST_QUOTE = 200
+"""Characters of what a peer gives as its reason that are written down."""
+
 # Events
 
 
@@ -206,11 +209,15 @@ class Reported:
 
 @dataclass(frozen=True)
 class Note:
-    """Something worth a line in the run's events: `kind` is one word, `client` whom it concerns ("": nobody)."""
+    """Something worth a line in the run's events: `kind` is one word, `client` whom it concerns ("": nobody).
+
+    told: else it is one of too many of its kind: what follows from it follows, and no line is written.
+    """
 
     kind: str
     client: str
     text: str
+    told: bool = True
 
 
 @dataclass(frozen=True)

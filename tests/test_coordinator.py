@@ -396,7 +396,9 @@ def test_frames_that_are_no_message_end_the_session(desk: Desk) -> None:
     assert desk.to("a") == [Refused("the worker broke the protocol: the header is not valid msgpack")]
     assert desk.coordinator.clients == ["b"]
     desk.handle(Malformed(b"nobody", "no"))
-    assert desk.of(Note) == [Note("dropped", "", "a stranger broke the protocol: no")]
+    assert desk.of(Note) == [
+        Note("dropped", "", "a stranger broke the protocol: no; offence number 2 of those without a key")
+    ]
 
 
 # Contributions
@@ -1221,7 +1223,9 @@ def test_who_breaks_the_protocol_is_dropped_counted_and_named(desk: Desk) -> Non
     assert desk.of(Drop) == [Drop(peer_of("a"), "no")]
     desk.hello("a")
     desk.handle(Malformed(peer_of("a"), "nor this"))
-    assert desk.of(Note) == [Note("dropped", "a", "broke the protocol: nor this; its offence number 2")]
+    assert desk.of(Note) == [
+        Note("dropped", "a", "broke the protocol: nor this; offence number 2 of those without a key")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -1320,7 +1324,35 @@ def test_the_names_of_strangers_do_not_fill_the_record() -> None:
         desk.handle(Malformed(b"%d" % number, "no"))
         assert desk.of(Drop)
     assert len(desk.notes) < 30
-    assert desk.notes[-1].text == "a stranger broke the protocol: no; its offence number 2048"
+    assert desk.notes[-1].text == "a stranger broke the protocol: no; offence number 2048 of those without a key"
+
+
+def test_names_that_nothing_proves_do_not_fill_the_record() -> None:
+    """Nor do they take memory: anybody on an unencrypted connection may choose any."""
+    desk = Desk()
+    for number in range(3000):
+        desk.now += 1.0
+        desk.handle(Received(b"%d" % number, Envelope("", 0, Hello(f"n{number}", f"{number:x}", PROTOCOL))))
+        desk.handle(Malformed(b"%d" % number, "no"))
+        assert desk.of(Note)[-1].kind == "dropped", "what follows from it follows"
+    assert sum(note.told for note in desk.notes if note.kind == "dropped") < 30
+    assert len(desk.coordinator._offences._tally._counts) == 1
+
+
+def test_one_clients_comings_and_goings_do_not_fill_the_record() -> None:
+    desk = Desk()
+    for _ in range(1000):
+        desk.now += 1.0
+        known(desk, "a")
+        desk.handle(Received(peer_of("a"), Envelope(RUN, 1, Leave("x" * 1000)), "a"))
+    assert [note.kind for note in desk.notes] == ["joined", "left"] * 1000
+    told = [note for note in desk.notes if note.told]
+    assert told[:100] == desk.notes[:100]
+    assert len(told) == 104, "and the 128th, 256th, 512th, 1024th"
+    assert told[-1].text.endswith("; number 1024 of such events, of which few are told")
+    assert max(len(note.text) for note in desk.notes[:100]) == 200
+    known(desk, "b")
+    assert desk.notes[-1].told, "each client has its own count"
 
 
 def test_a_reason_that_quotes_what_came_still_fits_into_a_message() -> None:

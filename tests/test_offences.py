@@ -35,6 +35,28 @@ def test_a_name_that_nothing_proves_is_counted_and_not_barred() -> None:
 
 
 def test_of_strangers_ever_fewer_offences_are_told() -> None:
+    """Whatever they call themselves."""
     offences = Offences()
-    told = [offence.number for offence in (offences.add("", 0.0, proven=False) for _ in range(5000)) if offence.told]
+    names = (f"n{number}" for number in range(5000))
+    told = [offence.number for offence in (offences.add(name, 0.0, proven=False) for name in names) if offence.told]
     assert told == [*range(1, 11), 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
+
+
+def test_for_each_hour_without_one_the_count_is_halved() -> None:
+    """From the end of the last bar on, during which there could be none."""
+    offences = Offences()
+    for _ in range(12):
+        offence = offences.add("a", 0.0, proven=True)
+    assert (offence.number, offence.barred_s) == (12, 3600.0)
+    assert offences.add("a", 3600.0 + 3599.0, proven=True).number == 13
+    assert offences.add("a", 7199.0 + 3600.0 + 2 * 3600.0, proven=True).number == 13 // 4 + 1
+
+
+def test_who_is_revoked_is_forgotten() -> None:
+    offences = Offences()
+    for _ in range(3):
+        offences.add("a", 0.0, proven=True)
+    offences.forget("a")
+    offences.forget("nobody")
+    assert offences.barred_s("a", 0.0) == 0.0
+    assert offences.add("a", 0.0, proven=True) == Offence(1, 10.0, told=True)

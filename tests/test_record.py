@@ -151,6 +151,12 @@ def test_an_evaluation_does_not_wait_for_who_is_gone_nor_for_the_end(record: Rec
     assert [row["round"] for row in rows(record) if row["kind"] == "evaluation"] == [-1, 39]
 
 
+def test_what_is_one_of_too_many_is_not_written(record: Record) -> None:
+    record.note(Note("joined", "a", "8 rows"), BEGAN + 1)
+    record.note(Note("left", "a", "again", told=False), BEGAN + 2)
+    assert [event["kind"] for event in record._folder.read_events()] == ["joined"]
+
+
 def test_what_the_disk_refuses_is_kept_and_written_later(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_row: object) -> None:
         raise OSError(28, "No space left on device")

@@ -40,6 +40,8 @@
         test_coordinator        test_a_client_is_not_let_in_again_for_a_while_and_longer_each_time
         test_authenticator      test_who_is_barred_stays_out_until_the_time_is_over
         test_coordinator        test_the_names_of_strangers_do_not_fill_the_record
+        test_coordinator        test_names_that_nothing_proves_do_not_fill_the_record
+        test_coordinator        test_one_clients_comings_and_goings_do_not_fill_the_record
         test_view               test_what_a_terminal_would_obey_is_shown_and_not_obeyed
         test_guard              test_a_dropped_peer_hears_why_and_is_cut_off_alone
  7  messages that are huge, endless or too many: bounded by credit and quota, cut off beyond

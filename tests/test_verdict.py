@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parablock.coordinator_events import Committed, Fold, Measure, Measured, Send, Store, Tick, Unfit
+from parablock.coordinator_events import Committed, Fold, Measure, Measured, Note, Send, Store, Tick, Unfit
 from parablock.messages import Abstain, Chunk, Commit, Offer, Rejected
 from parablock.verdict import Verdict
 from tests.test_coordinator import NBYTES, Desk
@@ -65,6 +65,7 @@ def test_who_is_left_out_is_told_why_and_neither_counted_nor_late() -> None:
     desk.work()
     rejected, commit = [m for m in desk.to("b") if isinstance(m, Rejected | Commit)]
     assert rejected == Rejected(0, "too far from the others")
+    assert Note("uncounted", "b", "round 0: too far from the others") in desk.notes
     assert isinstance(commit, Commit)
     assert (commit.counted, commit.contributors) == (False, 2)
     assert [m.counted for m in desk.to("a") if isinstance(m, Commit)] == [True]
