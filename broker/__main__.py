@@ -27,8 +27,9 @@ from parablock.budget import plan
 from parablock.journal_rows import JournalError
 from parablock.keys import KeyFileError, fingerprint, folder_of_user
 from parablock.network import EndpointError, check_endpoint
-from parablock.run_folder import CONFIG, KEYS, RunFolder, RunFolderError, how_to_go_on
+from parablock.run_folder import CONFIG, RunFolder, RunFolderError, how_to_go_on
 from parablock.schedule import gap_holds
+from parablock.throw_away import remove, throw_away_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "with --resume: where the port of the broker before is taken, listen on any other; its workers are not told"
     )
     parser.add_argument("--any-port", action="store_true", help=any_port)
-    where = "the keys folder (default: $XDG_CONFIG_HOME or ~/.config, /parablock; or keys/ in RUN, where that is there)"
+    where = "the keys folder (default: what `parablock run` made in RUN, or $XDG_CONFIG_HOME or ~/.config, /parablock)"
     parser.add_argument("--keys", type=Path, metavar="DIR", help=where)
     parser.add_argument("--allow-plain-tcp", action="store_true", help="listen unencrypted, on this machine only")
     parser.add_argument("--verbose", action="store_true", help="log every oddity")
@@ -89,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         contextlib.closing(socket),
         asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
-        return runner.run(_run(opened, socket))
+        code = runner.run(_run(opened, socket))
+    if code == 0 and arguments.resume is not None and arguments.keys is None:  # else `parablock run` waits for workers
+        _throw_away(arguments.resume)
+    return code
 
 
 class _WrongModelError(ValueError):
@@ -167,10 +171,17 @@ def _door(arguments: argparse.Namespace) -> Authenticator | None:
         if arguments.keys is not None:
             raise KeyFileError("--allow-plain-tcp is without keys: leave it or --keys out")
         return None
-    folder = arguments.keys
-    if folder is None and arguments.resume is not None and (arguments.resume / KEYS).exists():
-        folder = arguments.resume / KEYS
-    return Authenticator(folder or folder_of_user())
+    own = throw_away_keys(arguments.resume) if arguments.resume is not None else None
+    return Authenticator(arguments.keys or own or folder_of_user())
+
+
+def _throw_away(run: Path) -> None:
+    """The keys that `parablock run` had made for a run that is complete."""
+    if (folder := throw_away_keys(run)) is not None:
+        try:
+            remove(folder)
+        except OSError as error:
+            print(f"parablock broker: delete {folder}, which the disk refuses: {error}", file=sys.stderr)
 
 
 def _announced(opened: Opened, socket: RouterSocket) -> Opened:

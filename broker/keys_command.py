@@ -15,11 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import zmq
-
+from broker.pairs import new_pair, public_of
 from parablock import allow_list, keys
 from parablock.allow_list import FILE, AllowList
-from parablock.keys import KeyFileError, PublicKey, SecretKey
+from parablock.keys import KeyFileError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,17 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parablock keys: the disk refuses {folder}: {error.strerror or error}", file=sys.stderr)
         return EXIT_LATER
     return EXIT_DONE
-
-
-def new_pair(folder: Path, name: str) -> PublicKey:
-    """Make a pair and keep it in `folder`. Raises KeyFileError."""
-    keys.check_name(name)
-    keys.make_folder(folder)
-    public, secret = (key.decode() for key in zmq.curve_keypair())
-    keys.write_secret(folder, SecretKey(name, secret))
-    found = PublicKey(name, public)
-    keys.write_public(folder, found)
-    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,14 +111,6 @@ def _fingerprint(arguments: argparse.Namespace, folder: Path) -> None:
                 f"{arguments.of} is no file, no key in {folder}, and no client on the list there; on it is: {there}"
             )
         print(found[0])
-
-
-def public_of(path: Path) -> PublicKey:
-    """The public key of a file of either kind. Raises KeyFileError."""
-    if path.suffix != keys.SECRET:
-        return keys.read_public(path)
-    secret = keys.read_secret(path)
-    return PublicKey(secret.name, zmq.curve_public(secret.key.encode()).decode())
 
 
 def _now() -> str:

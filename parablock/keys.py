@@ -4,7 +4,7 @@
     NAME.public    kind = "public", name, key: given to whoever shall know NAME
 
 A key is a CURVE25519 key of 32 bytes, written as 40 characters of Z85 (ZeroMQ RFC 32). Pairs are made by libzmq
-(`broker.keys_command`); nothing is encrypted here.
+(`broker.pairs`); nothing is encrypted here.
 """
 
 from __future__ import annotations

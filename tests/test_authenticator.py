@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from broker.authenticator import Authenticator
-from broker.keys_command import new_pair
+from broker.pairs import new_pair
 from broker.socket import RouterSocket
 from parablock import allow_list, keys
 from parablock.keys import KeyFileError

@@ -13,8 +13,8 @@ import pytest
 from broker import server
 from broker.__main__ import _give_up, _resume, main, parser
 from broker.blocks import BaseModel
-from broker.keys_command import new_pair
 from broker.opening import resume
+from broker.pairs import new_pair
 from broker.server import Broker
 from broker.socket import RouterSocket
 from parablock.coordinator_events import Event, Note, Store, Stored

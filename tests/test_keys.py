@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zmq.utils import z85
 
-from broker.keys_command import new_pair
+from broker.pairs import new_pair
 from parablock import keys
 from parablock.keys import KeyFileError, PublicKey, SecretKey
 

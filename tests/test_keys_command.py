@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from broker import invite_command, keys_command
-from broker.keys_command import new_pair
+from broker.pairs import make_throw_away, new_pair, public_of
 from parablock import cli, keys
 from parablock.allow_list import AllowList
 from parablock.invite import Invite
@@ -63,7 +64,12 @@ def test_an_invite_to_a_run_names_it(home: Path, tmp_path: Path, capsys: pytest.
     desk.opened.close()
     said(capsys, "invite", "run", "--endpoint", "tcp://10.0.0.1:5557", "--out", "mine.toml")
     assert Invite.read(tmp_path / "mine.toml").run == run
-    throw_away = new_pair(tmp_path / "run" / "keys", "broker")
+    own = new_pair(tmp_path / "run" / "keys", "broker")
+    said(capsys, "invite", "run", "--endpoint", "tcp://10.0.0.1:5557", "--out", "mine.toml")
+    assert Invite.read(tmp_path / "mine.toml").broker != own.key, "what lies there is somebody's, and not the run's"
+    shutil.rmtree(tmp_path / "run" / "keys")
+    make_throw_away(tmp_path / "run" / "keys", [])
+    throw_away = public_of(tmp_path / "run" / "keys" / "broker.secret")
     said(capsys, "invite", "run", "--endpoint", "tcp://10.0.0.1:5557", "--out", "mine.toml")
     assert Invite.read(tmp_path / "mine.toml").broker == throw_away.key, "the broker of that run has this one"
 
@@ -106,7 +112,7 @@ def test_a_disk_that_refuses_may_do_later(
     new_pair(home, "broker")
     keys.write_public(tmp_path, new_pair(tmp_path / "us", "us"))
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("parablock.allow_list.write_text", full)

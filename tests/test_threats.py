@@ -96,7 +96,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from broker.keys_command import new_pair
+from broker.pairs import new_pair
 from parablock.keys import SECRET, read_secret
 from tests.test_faults import functions
 
