@@ -75,6 +75,13 @@ def test_a_list_with_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
         AllowList.read(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[[clients]]\nname = 'us'", "extra = 1"])
+def test_a_list_with_something_else_on_it_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "clients.toml").write_text(text)
+    with pytest.raises(KeyFileError, match=r"clients\.toml is wrong: it has (clients|extra), and holds nothing but"):
+        AllowList.read(tmp_path)
+
+
 def test_a_list_that_others_may_change_is_refused(tmp_path: Path) -> None:
     allow_list.allow(tmp_path, PublicKey("us", key()), "noon")
     (tmp_path / "clients.toml").chmod(0o666)
