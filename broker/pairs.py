@@ -26,9 +26,8 @@ def new_pair(folder: Path, name: str) -> PublicKey:
     keys.check_name(name)
     keys.make_folder(folder)
     public, secret = (key.decode() for key in zmq.curve_keypair())
-    keys.write_secret(folder, SecretKey(name, secret))
     found = PublicKey(name, public)
-    keys.write_public(folder, found)
+    keys.write_pair(folder, SecretKey(name, secret), found)
     return found
 
 

@@ -6,13 +6,13 @@ that serves reads it anew when it has changed (`broker.authenticator`).
 
 from __future__ import annotations
 
-import stat
 import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parablock import keys
 from parablock.folder_lock import FolderLock, LockedError
+from parablock.guarded_file import ExposedError, check_mode, read_guarded
 from parablock.keys import KeyFileError, PublicKey
 from parablock.placement import write_text
 
@@ -69,14 +69,14 @@ class AllowList:
         """The list in a keys folder; an empty one where there is none. Raises KeyFileError."""
         path = folder / FILE
         try:
-            with path.open("rb") as file:
-                mode, text = stat.S_IMODE(path.stat().st_mode), file.read()
+            text, mode = read_guarded(path)
+            check_mode(path, mode, secret=False)
         except FileNotFoundError:
             return cls()
+        except ExposedError as error:
+            raise KeyFileError(str(error)) from error
         except OSError as error:
             raise KeyFileError(f"cannot read {path}: {error.strerror}") from error
-        if mode & 0o022:
-            raise KeyFileError(f"{path} may be changed by others (mode {mode:04o}): chmod 600 {path}, and look at it")
         try:
             tree = tomllib.loads(text.decode("utf-8"))
             if unknown := sorted(tree.keys() - {"client"}):

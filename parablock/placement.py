@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 def replace(temporary: Path, path: Path) -> None:
     """Put a file that is already on disk in its place, and the folder's entry on disk as well."""
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Put a folder's entries on disk. Raises OSError where the disk refuses."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -97,8 +97,8 @@ def test_wrong_input_is_told(
     arguments: str, complaint: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new_pair(home, "broker")
-    public = new_pair(tmp_path / "us", "us")
-    keys.write_public(tmp_path, public)
+    new_pair(tmp_path / "us", "us")
+    shutil.copy(tmp_path / "us" / "us.public", tmp_path)
     keys_command.main(["allow", "us.public"])
     capsys.readouterr()
     before = sorted(path for path in tmp_path.rglob("*"))
@@ -110,7 +110,8 @@ def test_a_disk_that_refuses_may_do_later(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new_pair(home, "broker")
-    keys.write_public(tmp_path, new_pair(tmp_path / "us", "us"))
+    new_pair(tmp_path / "us", "us")
+    shutil.copy(tmp_path / "us" / "us.public", tmp_path)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
