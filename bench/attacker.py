@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from parablock.messages import FromWorker
 
 _ENDLESS_BYTES = 256 << 20
-_PATIENCE_S = 1.0
+_PATIENCE_S = 0.25  # a key that is barred is left without an answer
 _PORTION = 16
 """Messages of one connection, about."""
 

@@ -43,7 +43,7 @@ MOST_MORE_BYTES = 512 << 20
 """The broker may need so much more than without an attack: what `broker.guard` lets some connections have at once."""
 
 _WARM_UP = 4
-_GUESTS = 48
+_GUESTS = 400  # most are barred most of the time
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Attack:
     @property
     def rounds(self) -> int:
         """Enough for all of it, and its absences."""
-        return _WARM_UP + int(3.0 * self.count / self.rate / PAUSE_S) + int(4 * TURN_S / PAUSE_S)
+        return _WARM_UP + int(4.0 * self.count / self.rate / PAUSE_S) + int(4 * TURN_S / PAUSE_S)
 
 
 def quiet_peak_bytes(folder: Path, *, plain: bool) -> int:

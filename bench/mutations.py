@@ -48,7 +48,7 @@ def valid(rng: random.Random, kind: type[Any] | None = None) -> tuple[Message, b
     bounds = PAYLOADS.get(kind)
     if bounds is None or not (bounds.required or rng.random() < 0.5):
         return made, None
-    payload = rng.randbytes(rng.choice((1, 7, 64, 4096)))
+    payload = rng.randbytes(min(rng.choice((1, 7, 64, 4096)), bounds.most))
     if kind is Chunk:
         made = dataclasses.replace(made, checksum=wire.checksum(memoryview(payload)))
     return made, payload

@@ -56,7 +56,9 @@ class View:
             self._live = None
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """One line that stays. What a terminal would obey, in peers' words, is shown as it is written in Python."""
+        if not text.isprintable():
+            text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
         if self._live is not None:
             self._console.print(text, soft_wrap=True)
         else:

@@ -49,7 +49,7 @@ class Memberships:
         self._members: dict[int, SumMember] = {}  # by round
         self._said: set[int] = set()  # rounds of which something was said since the last reminder
         self._refused: set[int] = set()  # rounds that go on without us
-        self._given: dict[int, set[tuple[str, ...]]] = {}  # by round: with whom ours was added up, by any broker
+        self._given: dict[int, dict[int, tuple[str, ...]]] = {}  # by round and slice: what we helped any broker add up
 
     def greet(self, run: str, epoch: int) -> bool:
         """This broker begins a session; whether it is its first one with us. Then what was masked is of no use."""
@@ -114,9 +114,11 @@ class Memberships:
                 case Dealt(round, clients):
                     return self._settle(round, member, clients, bytes(payload or b""))
                 case Unmask(round, slice, clients):
+                    given = self._given.setdefault(round, {})
+                    if slice not in member.answered and given.get(slice, clients) != clients:
+                        return False  # an earlier broker has added it up with others, which this one cannot know
                     answer = member.answer(slice, clients)
-                    if self._name in clients:
-                        self._given.setdefault(round, set()).add(clients)
+                    given[slice] = clients
                     self._say(Unmasked(round, slice), memoryview(answer))
         except UnreadableSharesError as error:
             self._give_up(message.round, str(error))
@@ -127,7 +129,7 @@ class Memberships:
         keys = member.settle(clients, sealed)
         if not fresh or round in self._refused:
             return False
-        if any(others != clients for others in self._given.get(round, ())):
+        if any(others != clients for others in self._given.get(round, {}).values()):
             self._give_up(
                 round,
                 "it was added up with other clients' before the broker was restarted; another sum would tell more",

@@ -637,8 +637,9 @@ class Participant:
                 self._sums.begin(round, turn.block)
 
     def _hear_of_sum(self, message: Roll | Dealt | Unmask, payload: Buffer | None, now: float) -> None:
-        assert self._sums is not None, "heard of where there are none"
         try:
+            if self._sums is None:
+                raise ValueError(f"a {type(message).__name__} in a run whose contributions are not masked")
             if self._sums.hear(message, payload):
                 self._contributions.mask(message.round, now, live=self.state is State.TRAINING)
         except ValueError as error:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from parablock import slices
 from parablock.codec import codec_of
 from parablock.layout import Layout, chunk_numel
 
@@ -73,19 +74,22 @@ class Exchange:
         return max(self.up_s, self.down_s)
 
 
-def exchange(numel: int, link: Link, codecs: Codecs, chunk_bytes: int) -> Exchange:
+def exchange(numel: int, link: Link, codecs: Codecs, chunk_bytes: int, *, masked: bool = False) -> Exchange:
     """M of a block of `numel` elements: RTT, and until the last chunk is down, and `COMMIT_S`.
 
-    A chunk comes down when it is up and the one before it is down. chunk_bytes: `network.chunk_bytes`.
+    A chunk comes down when it is up and the one before it is down. chunk_bytes: `network.chunk_bytes`. masked: what
+    unmasks a slice comes after two more (`Layout.window_bytes`), and another RTT.
     """
-    of_chunk = chunk_numel(numel, chunk_bytes)
+    of_chunk = chunk_numel(numel, chunk_bytes, masked=masked)
     up, down = (Layout(codec_of(name), numel, of_chunk) for name in (codecs.up, codecs.down))
-    is_up = is_down = 0.0
+    are_up = list(accumulate(up.chunk_nbytes(index) / link.up_bytes_s for index in range(up.count)))
+    behind = 2 * -(-up.count // slices.count(up.count)) if masked else 0
+    is_down = 0.0
     for index in range(up.count):
-        is_up += up.chunk_nbytes(index) / link.up_bytes_s
-        is_down = max(is_up, is_down) + down.chunk_nbytes(index) / link.down_bytes_s
+        ready = are_up[min(index + behind, up.count - 1)] + (link.rtt_s if masked else 0.0)
+        is_down = max(ready, is_down) + down.chunk_nbytes(index) / link.down_bytes_s
     down_s = down.nbytes / link.down_bytes_s
-    return Exchange(up.nbytes, down.nbytes, is_up, down_s, link.rtt_s + is_down + COMMIT_S)
+    return Exchange(up.nbytes, down.nbytes, are_up[-1], down_s, link.rtt_s + is_down + COMMIT_S)
 
 
 def round_seconds(

@@ -91,7 +91,19 @@ def objection(config: Config) -> str | None:
             f"privacy.delta = {privacy.delta:g} would allow that the data of one of round.clients = {clients} are told "
             f"outright; set it far below 1 / {clients}"
         )
-    return _unlike_a_sum(config) if privacy.central else None
+    return _unlike_a_sum(config) if privacy.central else _beyond_range(config)
+
+
+def _beyond_range(config: Config) -> str | None:
+    """Where clients mask what has their noise: what it needs of the masked integers."""
+    needed = config.privacy.clip + 8.0 * config.privacy.deviation
+    if config.secure.enabled and config.secure.range < needed:
+        return (
+            f"secure.range = {config.secure.range:g} is too small for noise of privacy.noise = "
+            f"{config.privacy.noise:g} times privacy.clip = {config.privacy.clip:g}: clients would abstain; set it to "
+            f"{needed:.3g} or more"
+        )
+    return None
 
 
 def _unlike_a_sum(config: Config) -> str | None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from parablock.layout import Layout
-from parablock.messages import MAX_PROBE_BYTES, Hello, Join
+from parablock.messages import MAX_PROBE_BYTES, MAX_SLICES, Hello, Join
 
 if TYPE_CHECKING:
     from parablock.config import Config
@@ -36,6 +36,9 @@ _BURST_S = 10.0
 
 _FEW = 8
 """Messages that surround a transfer: Offer, Landed, Evaluated, Waiting, and some that are repeated."""
+
+_A_ROUND = _FEW + 2 + MAX_SLICES
+"""Messages of a round: those, and a secure sum's Keys, Shares and an Unmasked for each slice."""
 
 _PROBE_BYTES = 2 << 30
 """May come and go at once in probes; `parablock plan` moves half of that over the fastest link."""
@@ -117,7 +120,7 @@ class Quotas:
     def sent_commit(self, holder: Holder) -> None:
         """A round was closed, and its holder is told."""
         if holder in self._said:
-            self._said[holder].give(self.window + _FEW)
+            self._said[holder].give(self.window + _A_ROUND)
 
     def _bucket(self, buckets: dict[Holder, Bucket], holder: Holder, rate: float, burst: float, now: float) -> Bucket:
         bucket = buckets.get(holder)

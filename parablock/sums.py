@@ -229,7 +229,9 @@ class Sums:
         if number not in self._rounds:
             numel = self._manifest.blocks[self._agenda.block(number)].numel
             chunks, network = Layout.up(self._config, numel).count, self._config.network
-            patience_s = self._config.round.deadline_s or network.timeout_s
+            deadline_s = self._config.round.deadline_s
+            # What was lost is said again with the next heartbeat.
+            patience_s = max(deadline_s, 2 * network.heartbeat_s) if deadline_s else network.timeout_s
             occasion = Occasion(*self._broker, number, chunks)
             sum = SumRound(occasion, self._config.secure, patience_s, network.timeout_s, self._tell)
             self._rounds[number] = _Open(sum, chunks)

@@ -1048,6 +1048,7 @@ class Network:
 
     def _check_work(self, fold: events.Measure | events.Fold, folds: list[Any]) -> None:
         """What the fold's thread is asked for. folds: what it was asked for before, of the same kind."""
+        masked = isinstance(fold, events.Fold) and fold.unmasking is not None
         parts = [part_of(contribution.client, fold.round) for contribution in fold.contributions]
         assert fold.round == len(self.committed), "folding out of order"
         assert fold.block == self.block(fold.round)
@@ -1065,7 +1066,7 @@ class Network:
             if self.config.announced:
                 assert (name, made_for) in self.drawn, "not drawn for this round"
             made = self.made[name, made_for]
-            if fold.unmasking is not None:
+            if masked:
                 continue  # what it is nobody can see; `_expected` has what it adds up to
             sent = [(m.chunks[fold.index], m.weight, m.steps) for m in made]
             counted = (bytes(contribution.payload), contribution.weight, contribution.steps)
@@ -1073,13 +1074,13 @@ class Network:
         if folds and (folds[-1].round, folds[-1].attempt) == (fold.round, fold.attempt):
             before = folds[-1]
             assert fold.index == before.index + 1, "the chunks of an attempt are folded in order, each once"
-            assert fold.contributions[0].client == before.contributions[0].client or fold.unmasking is not None
+            assert fold.contributions[0].client == before.contributions[0].client or masked
             earlier = [part_of(contribution.client, fold.round) for contribution in before.contributions]
-            assert parts == earlier or (fold.unmasking is not None and set(parts) < set(earlier))
+            assert parts == earlier or (masked and set(parts) < set(earlier))
         else:
             assert fold.index == 0, "an attempt begins with the first chunk"
         folds.append(fold)
-        if fold.unmasking is not None:
+        if masked:
             self._unmasked(fold)
 
     def _check_bad(self, round: int, asked: Sequence[Contribution], bad: int) -> None:

@@ -7,6 +7,7 @@ import errno
 import shutil
 import signal
 import sqlite3
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -259,9 +260,14 @@ def test_a_run_is_new_or_it_goes_on(run: Path, capsys: pytest.CaptureFixture[str
 class Deaf:
     """A socket that nobody is connected to."""
 
-    door = None
+    def __init__(self) -> None:
+        self.door: Any = None
+        self.dropped: list[tuple[bytes, str | None]] = []
 
-    def listen(self, _on_frames: Any) -> None: ...
+    def listen(self, _on_frames: Any, _on_broken: Any, _window_bytes: int) -> None: ...
+
+    def drop(self, peer: bytes, client: str | None) -> None:
+        self.dropped.append((peer, client))
 
     def send(self, _peer: bytes, _frames: Any) -> bool:
         return False
@@ -285,6 +291,47 @@ def test_what_is_said_of_the_quorum_is_said_of_no_stranger(tmp_path: Path, capsy
     said = capsys.readouterr().err
     assert "the broker quorum: round 0: 1 of at least 2 clients are there" in said
     assert "stranger" not in said
+
+
+class Bars:
+    """A door that only notes who is to stay out."""
+
+    def __init__(self) -> None:
+        self.barred: dict[str, float] = {}
+
+    def listen(self, *_: Any) -> None: ...
+
+    def bar(self, client: str, until: float) -> None:
+        self.barred[client] = until - time.monotonic()
+
+
+def test_who_breaks_the_protocol_is_cut_off_and_named_and_the_door_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(tmp_path / "run").opened.close()
+    socket = Deaf()
+    socket.door = Bars()
+
+    async def scenario() -> None:
+        opened = resume(tmp_path / "run", None, [])
+        broker = Broker(opened, socket)  # type: ignore[arg-type]
+        broker._on_frames(b"p", [memoryview(b"\xc1")], "mallory")
+        broker._on_broken(b"q", "more than it may", "trent")
+        broker._on_frames(b"r", [memoryview(b"\xc1")], None)
+        broker._fold.close()
+        broker._disk.close()
+        broker._record.close()
+        opened.close()
+
+    asyncio.run(scenario())
+    assert socket.dropped == [(b"p", "mallory"), (b"q", "trent"), (b"r", None)]
+    assert socket.door.barred == {"mallory": pytest.approx(10.0, abs=5), "trent": pytest.approx(10.0, abs=5)}
+    said = capsys.readouterr().err
+    assert "mallory dropped: broke the protocol: the header is not a map" in said
+    assert "trent dropped: broke the protocol: more than it may; not let in for 10 s" in said
+    assert "a stranger dropped: a stranger broke the protocol" in said
+    events = RunFolder.open(tmp_path / "run").read_events()
+    assert [event["client"] for event in events if event["kind"] == "dropped"] == ["mallory", "trent", ""]
 
 
 def test_what_cannot_be_stored_is_not_said_and_tried_until_there_is_room(

@@ -85,6 +85,10 @@ def private(**privacy: Any) -> dict[str, Any]:
         (private(where="none"), r"privacy\.clip = 1 protects nobody with privacy\.where = none"),
         (private() | {"round": {"late": "fold"}}, "two contributions in one round, and the noise hides one"),
         (private() | {"round": {"weights": "tokens"}}, "in which all clients count alike"),
+        (
+            private(where="local") | {"secure": {"enabled": True, "range": 5.0}, "round": {"clients": 4}},
+            r"secure\.range = 5 is too small for noise .* set it to 9 or more",
+        ),
         (private() | {"robust": {"clip": 1.0}}, r"leave \[robust\] out, or set privacy\.where to local"),
     ],
 )

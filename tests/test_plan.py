@@ -49,6 +49,18 @@ def test_an_exchange_is_cut_through() -> None:
     assert exchange(1_000_000, Link(0.1, 2e6, 1e6), FLOAT32, 1_000_000).seconds == pytest.approx(moved.seconds)
 
 
+def test_under_masks_a_slice_comes_down_two_slices_and_an_answer_later() -> None:
+    """Four MB in sixteen chunks, at 1 MB/s each way: the last answer ends the way up, and one chunk is left
+    to come down."""
+    moved = exchange(1_048_576, Link(0.1, 1e6, 1e6), FLOAT32, 1 << 20, masked=True)
+    up, chunk = 4.194304, 0.262144
+    assert moved.up_s == pytest.approx(up)
+    first = 3 * chunk + 0.1  # when the first one can come down
+    assert moved.seconds == pytest.approx(0.1 + first + up + COMMIT_S)
+    slow_up = exchange(1_048_576, Link(0.1, 1e6, 1e9), FLOAT32, 1 << 20, masked=True)
+    assert slow_up.seconds == pytest.approx(0.1 + up + 0.1 + COMMIT_S, abs=0.005)
+
+
 def test_a_block_of_one_chunk_goes_up_and_then_down() -> None:
     assert exchange(250, Link(0.0, 1e3, 1e3), FLOAT32, 1 << 20).seconds == pytest.approx(2.0 + COMMIT_S)
 

@@ -76,6 +76,18 @@ def test_a_rounds_row_is_on_one_time_line_whatever_the_clients_clocks_say(record
     assert [(s.process_name, pytest.approx(s.start_s)) for s in uploads] == [("a", 3.0), ("b", 2.0)]
 
 
+def test_a_client_reports_on_a_round_once(record: Record) -> None:
+    commit(record, 0, at=4.0)
+    for _ in range(50):
+        land(record, "a", 0, computing=(1, 3), uploading=(3, 3.5))
+    land(record, "a", 0, computing=(1, 9))
+    land(record, "b", 0, computing=(1, 2))
+    assert rows(record)[0]["compute_s"] == pytest.approx(2.0)
+    record.close()
+    lanes = [span.lane for span in read_trace(record._folder.trace_path)]
+    assert (lanes.count("compute"), lanes.count("upload")) == (2, 1), "it cannot fill the disk with them"
+
+
 def test_an_exchange_begins_when_the_round_before_is_ready_too(record: Record) -> None:
     """Rounds that different clients train at the same time: b is done first, and a's round is committed first."""
     commit(record, 0, at=5.0, clients=("a",))

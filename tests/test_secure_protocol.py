@@ -15,9 +15,11 @@ import pytest
 
 from parablock import coordinator_events as broker
 from parablock import fixed_point
-from parablock.messages import Chunk, Commit, Keys, Offer, Rejected, Unmask, Unmasked
+from parablock import participant_events as worker
+from parablock.messages import Chunk, Commit, Keys, Offer, Rejected, Shares, Unmask, Unmasked
 from parablock.secure_settings import most_tokens
-from tests.network import Faults, Habits, Incident, Network, config_of
+from parablock.wire import Envelope
+from tests.network import RUN, Faults, Habits, Incident, Network, config_of
 
 if TYPE_CHECKING:
     from parablock.config import Config
@@ -100,6 +102,13 @@ def test_a_sum_of_fewer_than_the_threshold_is_not_made() -> None:
     assert "1 contributions are in, and it takes 2 to unmask their sum" in reasons[1]
 
 
+def test_a_mean_that_is_not_finite_is_nobodys_fault_and_counts_for_nothing() -> None:
+    """The server's rate makes it so; the whole numbers themselves are always finite."""
+    network = ended(Network(masked(3, 4, server={"lr": 3e38}), dict.fromkeys("abc", STEADY)))
+    assert contributors(network) == [""] * 4
+    assert all("nothing is counted: the update holds values so large" in entry.reason for entry in network.committed)
+
+
 @pytest.mark.parametrize("at", [0.45, 0.6, 1.0, 1.52, 1.54, 1.6, 1.7, 2.3, 2.55])
 def test_a_client_that_dies_at_any_moment_spoils_nothing(at: float) -> None:
     """Before its keys, after them, before its shares, in the middle of its upload, before it has helped to unmask."""
@@ -137,6 +146,54 @@ def test_after_a_restart_another_set_of_a_round_that_was_unmasked_is_not_summed(
         network = ended(Network(masked(4, 10, window=1024), dict.fromkeys("abcd", STEADY), faults))
         found += [reason for process in network.processes for reason in process.dismissed.values()]
     assert any("another sum would tell more" in reason for reason in found), found
+
+
+def spoken(network: Network, name: str, message: Any, payload: bytes) -> list[str]:
+    """What the broker notes when it hears this."""
+    noted = len(network.notes)
+    envelope = Envelope(RUN, 1, message, memoryview(payload))
+    network.handle(broker.Received(network.process(name).peer, envelope))
+    return [note.text for note in network.notes[noted:]]
+
+
+@pytest.mark.parametrize(
+    ("message", "payload", "why"),
+    [
+        (Keys(0), bytes(7), "keys for round 0 are"),
+        (Shares(1), bytes(7), "for which nobody has shown keys"),
+        (Unmasked(0, 0), bytes(33), "bytes of shares for slice 0"),
+        (Shares(0), bytes(7), "after the roll"),
+    ],
+)
+def test_what_cannot_be_in_a_sum_breaks_the_protocol(message: Any, payload: bytes, why: str) -> None:
+    network = Network(masked(2, 6), {"a": STEADY, "b": STEADY}, Faults(delay_s=(0.01, 0.01)))
+    network.run(0.62)  # they have shown their keys
+    sums = network.coordinator._collection._sums
+    assert sums is not None
+    del sums._rounds[1]
+    assert any(why in text for text in spoken(network, "a", message, payload))
+    assert spoken(network, "b", message=Keys(7), payload=bytes(7)) == [], "of a round that nobody is at yet"
+
+
+def test_in_a_plain_run_nobody_speaks_of_sums() -> None:
+    network = Network(config_of(2, 6), {"a": STEADY, "b": STEADY})
+    network.run(1.0)
+    assert "not masked" in spoken(network, "a", Keys(0), bytes(64))[0]
+    process = network.process("b")
+    process.handle(worker.Received(Envelope(RUN, 1, Unmask(0, 0, ("a", "b")))))
+    assert process.gone is not None
+    assert "not masked" in process.gone.reason
+
+
+def test_a_broker_that_asks_for_two_sums_is_left() -> None:
+    network = Network(masked(3, 6), dict.fromkeys("abc", STEADY))
+    network.run(1.2)
+    process = network.process("b")
+    process.handle(worker.Received(Envelope(RUN, 1, Unmask(0, 0, ("a", "b", "c")))))
+    assert process.gone is None
+    process.handle(worker.Received(Envelope(RUN, 1, Unmask(0, 0, ("a", "b")))))
+    assert process.gone is not None
+    assert "a second, different sum of slice 0" in process.gone.reason
 
 
 class Overheard(Network):

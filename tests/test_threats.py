@@ -38,6 +38,7 @@
         test_coordinator        test_a_client_is_not_let_in_again_for_a_while_and_longer_each_time
         test_authenticator      test_who_is_barred_stays_out_until_the_time_is_over
         test_coordinator        test_the_names_of_strangers_do_not_fill_the_record
+        test_view               test_what_a_terminal_would_obey_is_shown_and_not_obeyed
         test_guard              test_a_dropped_peer_hears_why_and_is_cut_off_alone
  7  messages that are huge, endless or too many: bounded by credit and quota, cut off beyond
         test_guard              test_a_message_without_an_end_is_cut_off
@@ -75,13 +76,17 @@
         test_banned             test_nothing_that_is_banned_is_in_the_code
         test_banned             test_a_planted_line_is_found
         test_models             test_code_of_the_repository_is_refused_and_not_run
-13  what a client's update tells of its text: noise by a stated measure, at the client or at the broker
+13  what a client's update tells of its text: noise by a stated measure, or a sum of which only the sum is seen
         test_noise              test_no_delta_leaves_longer_than_it_may
         test_noise              test_one_client_more_or_less_moves_the_sum_by_no_more_than_the_noise_is_made_for
         test_noise              test_noise_depends_on_nothing_that_anybody_knows
         test_accountant         test_epsilon_is_that_of_the_analytic_gaussian_mechanism
         test_privacy            test_nothing_of_a_block_leaves_before_its_round_is_durable
         test_releases           test_no_more_leave_than_the_budget_allows_whatever_the_broker_says
+        test_secure_protocol    test_the_broker_is_told_no_value_of_any_contribution
+        test_secure_protocol    test_what_is_masked_looks_like_noise
+        test_secure_sum         test_a_member_answers_for_one_set_of_a_slice_and_gives_one_share_of_each
+        test_secure_sum         test_the_sum_is_exact_whoever_falls_out_when_and_else_nothing_is_counted
 14  secrets in files or logs: files that others may read are refused
         test_keys               test_a_secret_that_others_may_read_is_refused
         test_keys               test_a_pair_is_two_files_and_the_secret_one_is_its_owners_alone

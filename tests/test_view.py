@@ -91,3 +91,10 @@ def test_what_has_been_spent_of_the_budget_is_in_the_line(capsys: pytest.Capture
     view = View(from_dict({"rounds": 4, "privacy": privacy}), MANIFEST, one_after_the_other)
     view.show({**ROW, "comm_s": 0.5, "exposed_s": 0.0, "epsilon": 6.5734})
     assert capsys.readouterr().err.endswith("waited 0.00 s  ε 6.573 of 20\n")
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    view = View(from_dict({}), MANIFEST, one_after_the_other)
+    view.say("w0 left: \x1b]0;title\x07\x1b[2J\r\nround 9/9 done \u202egnol \ud800 Grüße · 你好")
+    said = capsys.readouterr().err
+    assert said == "w0 left: \\x1b]0;title\\x07\\x1b[2J\\r\\nround 9/9 done \\u202egnol \\ud800 Grüße · 你好\n"

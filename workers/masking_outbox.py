@@ -67,6 +67,7 @@ class MaskingOutbox:
         self._maskers.pop(round, None)
         if masker is not None:
             self._maskers[round] = masker
+            self._conveyor.put(masker.prepare)  # mostly while the round still trains
             self._encode(round)
 
     def closed(self, before: int) -> None:

@@ -223,7 +223,8 @@ def outcome(
     """
     steps, codecs = config.solver.steps, config.codec
     compute_s = [cost.seconds(steps) for cost in costs]
-    exchanges = [plan.exchange(block.numel, link, codecs, config.network.chunk_bytes) for block in manifest.blocks]
+    chunk_bytes, masked = config.network.chunk_bytes, config.secure.enabled
+    exchanges = [plan.exchange(block.numel, link, codecs, chunk_bytes, masked=masked) for block in manifest.blocks]
     result = {
         "mode": config.mode,
         "steps": steps,
