@@ -14,7 +14,7 @@ from broker.pairs import public_of
 from parablock import keys
 from parablock.invite import Invite
 from parablock.keys import KeyFileError
-from parablock.network import EndpointError, check_endpoint
+from parablock.network import EndpointError, check_endpoint, is_everywhere
 from parablock.run_folder import RunFolder, RunFolderError
 from parablock.throw_away import throw_away_keys
 
@@ -35,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         check_endpoint(arguments.endpoint)
+        if is_everywhere(arguments.endpoint):
+            raise EndpointError(
+                f"{arguments.endpoint} is where a broker may listen, and nowhere that workers can reach it: give the "
+                "name or the address of its machine"
+            )
         run = RunFolder.open(arguments.run).run_facts()["run"] if arguments.run is not None else ""
         own = throw_away_keys(arguments.run) if arguments.run is not None else None
         folder = arguments.keys or own or keys.folder_of_user()

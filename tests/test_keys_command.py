@@ -44,10 +44,15 @@ def test_from_two_pairs_to_an_invite(home: Path, tmp_path: Path, capsys: pytest.
     assert public.fingerprint in said(capsys, "keys", "allow", "theirs/us.public", "--name", "hospital-2")
     listed = said(capsys, "keys", "list")
     assert listed.startswith(f"hospital-2  {public.fingerprint}  since 20")
-    for what in ("theirs/us.public", "theirs/us.secret", "hospital-2"):
+    for what in ("theirs/us.public", "theirs/us.secret"):
         assert said(capsys, "keys", "fingerprint", what) == public.fingerprint + "\n"
+    assert said(capsys, "keys", "fingerprint", "hospital-2") == f"{public.fingerprint}  client on the list\n"
     broker = keys.read_public(home / "broker.public")
-    assert said(capsys, "keys", "fingerprint", "broker") == broker.fingerprint + "\n"
+    own = f"{broker.fingerprint}  own key, {home / 'broker.secret'}\n"
+    assert said(capsys, "keys", "fingerprint", "broker") == own
+    mine = new_pair(home, "hospital-2")
+    both = f"{mine.fingerprint}  own key, {home / 'hospital-2.secret'}\n{public.fingerprint}  client on the list\n"
+    assert said(capsys, "keys", "fingerprint", "hospital-2") == both
     assert broker.fingerprint in said(capsys, "invite", "--endpoint", "tcp://broker.example.org:5557")
     assert Invite.read(tmp_path / "invite.toml") == Invite("tcp://broker.example.org:5557", broker.key)
     secret = keys.read_secret(home / "broker.secret").key
@@ -81,7 +86,12 @@ def test_an_invite_to_a_run_names_it(home: Path, tmp_path: Path, capsys: pytest.
         ("keys new broker", "is there already"),
         ("keys allow none.public", "there is no key file none.public"),
         ("keys allow config/parablock/broker.secret", "holds a secret key, and here a public key is needed"),
-        ("keys allow config/parablock/broker.public", "broker is the broker's own name"),
+        ("keys allow config/parablock/broker.public", "is the broker's own public key"),
+        ("keys allow us.public --name broker", "broker is the broker's own name"),
+        ("keys allow config/parablock/broker.public --name me", "is the broker's own public key"),
+        ("invite --endpoint tcp://0.0.0.0:5557", "nowhere that workers can reach it"),
+        ("invite --endpoint tcp://[::]:5557", "nowhere that workers can reach it"),
+        ("invite --endpoint tcp://*:5557", "nowhere that workers can reach it"),
         ("keys allow us.public --name a/b", "a name has 1 to 64"),
         ("keys allow us.public", "there is a client us already"),
         ("keys allow us.public --name again", "is that of us already"),
