@@ -98,6 +98,19 @@ def test_so_many_and_later_each_time() -> None:
     assert refusals.denied() == 1.0
 
 
+def test_what_is_said_between_a_refusal_and_the_next_try_is_lost_and_no_more(ring: Path) -> None:
+    async def scenario() -> None:
+        forger = Forger()
+        with linked(ring, forger.endpoint, 60.0) as link:
+            await until(lambda: link._again is not None)
+            for _ in range(3):
+                link._socket.send([b"header", memoryview(b"payload")])
+            assert link.gone is None
+        forger.close()
+
+    asyncio.run(scenario())
+
+
 def test_who_was_never_let_in_believes_the_third_one(ring: Path) -> None:
     async def scenario() -> None:
         forger = Forger()
