@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     fingerprint.add_argument(
         "of",
         metavar="FILE-OR-NAME",
-        help="a key file; or a name, of a key in the keys folder, as `broker`, or of a client on the list: both are shown",
+        help="a key file; or the name of a key in the keys folder, as `broker`, or of a client on the list, or of both",
     )
     return parser
 

@@ -130,15 +130,17 @@ def write_pair(folder: Path, secret: SecretKey, public: PublicKey) -> None:
         for (suffix, *_), beside in zip(parts, made, strict=True):
             os.link(beside, folder / f"{name}{suffix}")  # unlike a rename, over nothing
             placed.append(folder / f"{name}{suffix}")
-    except OSError as error:
+        sync_folder(folder)
+    except BaseException as error:
         made += placed
         if isinstance(error, FileExistsError):
             raise _taken(folder / f"{name}{parts[len(placed)][0]}") from error
-        raise KeyFileError(f"cannot write {folder / name}: {error.strerror}; choose another --keys") from error
+        if isinstance(error, OSError):
+            raise KeyFileError(f"cannot write {folder / name}: {error.strerror}; choose another --keys") from error
+        raise
     finally:
         for path in made:
             path.unlink(missing_ok=True)
-    sync_folder(folder)
 
 
 def read_secret(path: Path) -> SecretKey:

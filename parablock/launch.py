@@ -171,7 +171,7 @@ class Launch:
                 self._take_back()
             if code == 0:
                 self._end()
-                self._throw_keys_away()
+                self._throw_away(self._out / KEYS)
             return code
         finally:
             self._end()
@@ -264,20 +264,21 @@ class Launch:
             print(f"parablock run: {error}", file=sys.stderr)
             return EXIT_INPUT
         except OSError as error:
+            self._throw_away(partial)
             return _refused(self._out, error)
         return EXIT_LATER if code < 0 or self._signalled else code
 
-    def _throw_keys_away(self) -> None:
+    def _throw_away(self, folder: Path) -> None:
         try:
-            throw_away.remove(self._out / KEYS)
+            throw_away.remove(folder)
         except OSError as error:
-            print(f"parablock run: delete {self._out / KEYS}, which the disk refuses: {error}", file=sys.stderr)
+            print(f"parablock run: delete {folder}, which the disk refuses: {error}", file=sys.stderr)
 
     def _take_back(self) -> None:
         """Leave nothing of a run that the broker has not begun."""
         if not (self._out / CONFIG).exists():
             (self._out / LAUNCH).unlink(missing_ok=True)
-            self._throw_keys_away()
+            self._throw_away(self._out / KEYS)
             if self._made:
                 with contextlib.suppress(OSError):  # the shards' plot is in it
                     self._out.rmdir()

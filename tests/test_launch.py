@@ -254,7 +254,7 @@ def test_where_no_keys_can_be_made_nothing_is_left(place: Path, monkeypatch: pyt
 
     monkeypatch.setattr("pathlib.Path.rename", full)
     assert started(place)[0] == 75
-    assert not (place / "run" / "keys").exists()
+    assert not (place / "run").exists()
 
 
 @pytest.mark.parametrize("umask", [0o002, 0])

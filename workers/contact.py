@@ -49,7 +49,7 @@ def contact(arguments: argparse.Namespace) -> Contact:
         named = [f"--{name}" for name in ("invite", "key", "keys") if getattr(arguments, name) is not None]
         if named:
             raise EndpointError(
-                f"--allow-plain-tcp is without keys and without an invite: leave it out, or leave {', '.join(named)} out"
+                f"--allow-plain-tcp is without keys and without an invite: leave it or {', '.join(named)} out"
             )
         if arguments.broker is None:
             raise EndpointError("--allow-plain-tcp wants a --broker tcp://127.0.0.1:PORT")
