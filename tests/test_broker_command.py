@@ -262,7 +262,7 @@ class Deaf:
         self.door: Any = None
         self.dropped: list[tuple[bytes, str | None]] = []
 
-    def listen(self, _on_frames: Any, _on_broken: Any, _window_bytes: int) -> None: ...
+    def listen(self, _on_frames: Any, _on_broken: Any, _window_bytes: int, _clients: int) -> None: ...
 
     def drop(self, peer: bytes, client: str | None) -> None:
         self.dropped.append((peer, client))

@@ -229,6 +229,22 @@ def test_of_a_burst_no_more_go_than_are_too_many(monkeypatch: pytest.MonkeyPatch
     asyncio.run(scenario())
 
 
+def test_who_is_to_go_already_takes_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MOST_SILENT", 1)
+
+    async def scenario() -> None:
+        async with opened() as door:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(await asyncio.to_thread(Raw, address(door.router.endpoint)))
+                await until(lambda: len(door.guard._connections) == 1)
+                (connection,) = door.guard._connections.values()
+                connection.condemned = time.monotonic()  # its last words are still on their way
+                stack.enter_context(await by_hand(door, b"honest"))
+                assert door.broken == []
+
+    asyncio.run(scenario())
+
+
 def test_where_no_descriptor_is_left_connections_can_still_be_cut_off() -> None:
     async def scenario() -> None:
         async with opened() as door:
