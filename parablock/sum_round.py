@@ -25,7 +25,6 @@ from parablock.unmasking import Unmasking
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from parablock.secure_settings import Secure
     from parablock.sum_member import Occasion
 
     Say = Callable[[str, str, Roll | Dealt | Unmask, bytes | None], None]
@@ -51,12 +50,11 @@ class _Slice:
 class SumRound:
     """say(client, token, message, payload): to that process of the client, if it is there. Times in seconds."""
 
-    def __init__(self, occasion: Occasion, secure: Secure, patience_s: float, answer_s: float, say: Say) -> None:
+    def __init__(self, occasion: Occasion, patience_s: float, answer_s: float, say: Say) -> None:
         self.phase = Phase.KEYS
         self.reason = ""  # why it has failed
         self.needed = 0  # clients that must be left, from SHARES on
         self._occasion = occasion
-        self._secure = secure
         self._patience_s = patience_s
         self._answer_s = answer_s
         self._say = say
@@ -142,10 +140,10 @@ class SumRound:
         if self.phase is Phase.KEYS and (over or not lacking):
             there = {name: token for name, token in self._tokens.items() if here.get(name) == token and name in awaited}
             chosen = sorted(there)[:MAX_SUMMED]
-            if len(chosen) >= max(2, self._secure.threshold):
+            if len(chosen) >= self._occasion.fewest:
                 self._call_roll({name: there[name] for name in chosen})
             elif quorate and not lacking:
-                self.fail(f"{len(chosen)} clients can take part, too few for a secure sum")
+                self.fail(f"{len(chosen)} clients can take part, and a secure sum takes {self._occasion.fewest}")
         elif self.phase is Phase.SHARES:
             silent = [name for name in self._tokens.keys() & awaited if name not in self._sealed]
             if over or not any(here.get(name) == self._tokens[name] for name in silent):
@@ -204,7 +202,7 @@ class SumRound:
     def _call_roll(self, tokens: dict[str, str]) -> None:
         self.phase, self._tokens, self._began = Phase.SHARES, tokens, math.inf
         self._roll = {name: place for place, name in enumerate(tokens, start=1)}
-        self.needed = self._secure.needed(len(tokens))
+        self.needed = self._occasion.needed(len(tokens))
         for name in tokens:
             self._say_roll(name)
 
@@ -255,7 +253,7 @@ class SumRound:
             earlier = tuple(public[other] for other in named.clients if other < name)
             later = tuple(public[other] for other in named.clients if other > name)
             lost.append((secret, earlier, later))
-        bits = exponent(len(self._tokens), self._secure.range)
+        bits = exponent(len(self._tokens), self._occasion.secure.range)
         named.unmasking = Unmasking(self._occasion.masks(slice), bits, tuple(seeds), tuple(lost))
 
 

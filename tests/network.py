@@ -1204,7 +1204,8 @@ class Network:
         members = self.coordinator._collection._sums._rounds[fold.round].sum.members
         self._members[fold.round] = dict(members)
         names = frozenset(contribution.client for contribution in fold.contributions)
-        assert len(names) >= self.config.secure.needed(len(members)) >= 2
+        drawn = self.config.drawn(self.config.round.clients)
+        assert len(names) >= max(self.config.secure.needed(drawn), self.config.secure.needed(len(members))) >= 2
         for others in self.unmasked[fold.round, fold.index]:
             assert names == others or not names & others, "a contribution is in two different sums"
         self.unmasked[fold.round, fold.index].append(names)

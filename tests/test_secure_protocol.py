@@ -269,3 +269,13 @@ def test_histories_in_which_much_goes_wrong(seed: int) -> None:
     network = Network(config, habits, faults, seed)
     network.run(2000.0).check_ended()
     assert any(contributors(network))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_who_is_left_while_others_stand_still_is_no_group_of_its_own(seed: int) -> None:
+    """Seven of eight stand still now and then, beyond patience and deadlines: there is no sum of fewer than six."""
+    rng = random.Random(seed)
+    stands = tuple(Incident("freeze", name, rng.uniform(0.3, 6.0), rng.uniform(1.0, 6.0)) for name in "bcdefgh")
+    faults = Faults(delay_s=(0.01, 0.01), incidents=stands)
+    network = ended(Network(masked(8, 8, deadline_s=1.0), dict.fromkeys("abcdefgh", STEADY), faults))
+    assert {len(names) for names in contributors(network)} <= {0, 6, 7, 8}
