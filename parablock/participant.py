@@ -452,11 +452,17 @@ class Participant:
 
     def _goes_back(self, next_round: int) -> None:
         """The broker was started again from a journal that lacks rounds which another one had announced."""
+        private = self._prepared is not None and self._prepared.config.privacy.local
+        without = (
+            "or this worker's part in the run ends here, as it tells nothing of its data twice"
+            if private
+            else "or begin here without what was kept (delete the folder that --state names)"
+        )
         self._gone(
             End.REFUSED,
             f"the broker goes on with round {next_round}, but round {self._commits.greeted_at - 1} was announced as "
             "committed before: its journal is older than what it has announced. Have the run's newest folder put back "
-            "there; or begin here without what was kept (delete the folder that --state names)",
+            f"there; {without}",
         )
 
     def _commit(self, commit: Commit, now: float) -> None:

@@ -12,11 +12,16 @@ if TYPE_CHECKING:
 def replace(temporary: Path, path: Path) -> None:
     """Put a file that is already on disk in its place, and the folder's entry on disk as well."""
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Have the folder's entries on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str, *, synced: bool = True) -> None:

@@ -20,8 +20,8 @@ class Secure:
     enabled: bool = key(False, "contributions are masked, so that the broker learns only what they add up to")
     threshold: int = key(
         0,
-        "clients of a round that must be left to unmask its sum, however few are there: at least 2 and more than half of "
-        "those that train in one by round.clients; 0: two thirds, rounded up",
+        "clients of a round that must be left to unmask its sum, however few are there: at least 2 and more than half "
+        "of those that train in one by round.clients; 0: two thirds, rounded up",
         low=0,
         high=MAX_SUMMED,
     )

@@ -684,6 +684,7 @@ def test_a_broker_with_an_older_journal_is_not_waited_for(seat: Seat) -> None:
     (gone,) = seat.of(Gone)
     assert gone.end is End.REFUSED
     assert "goes on with round 2, but round 2 was announced" in gone.reason
+    assert "delete the folder that --state names" in gone.reason
     assert "older" in gone.reason
     assert seat.participant.state is State.GONE
 
@@ -720,6 +721,21 @@ def test_a_late_start_that_is_repeated_has_it_greet_again(seat: Seat) -> None:
     seat.hear(Start(0, 2, 0, ()))
     assert seat.participant.state is State.CALLING
     assert Hello in kinds(seat.handle(Tick(), after_s=1.0))
+
+
+def test_where_its_own_noise_was_told_a_worker_is_not_sent_to_begin_anew() -> None:
+    """It would tell of its rows a second time, with a budget that is whole again."""
+    seat = Seat(privacy={"where": "local", "clip": 1.0, "noise": 1.0, "budget": 8.0})
+    seat.hear(Terms("{}", "a"))
+    seat.prepared()
+    seat.hear(Welcome(2), Start(0, 2, 0, ()))
+    for round in range(3):
+        seat.land(round)
+    seat.hear(Rejoin("who are you?"))
+    seat.hear(Terms("{}", "a"), Welcome(2), Start(2, 2, 2, ()), epoch=2)
+    (gone,) = seat.of(Gone)
+    assert "this worker's part in the run ends here" in gone.reason
+    assert "delete" not in gone.reason
 
 
 def test_a_commit_from_an_older_journal_does_not_hide_that_it_is_older(seat: Seat) -> None:

@@ -308,7 +308,7 @@ class Worker:
         if state is not None and state.position is not None:
             log.info("going on from %s, with round %d", self._folder.path, state.position.round)
         if private:
-            self._releases = Releases(self._folder, state, setup.config)
+            self._releases = Releases(self._folder, run, state, setup.config)
             log.info("%s", plan(setup.config).told)
         call_soon, fail = self._loop.call_soon_threadsafe, self._link.fail
         self._keeper = Keeper(self._folder, state, call_soon, lambda error: fail({"exception": error}))
