@@ -204,7 +204,7 @@ class Collection:
             self._emit(Note("abstained", session.name, f"round {abstain.round}: {abstain.reason}"))
             self.stirred = True
 
-    def sum_up(self, session: Session, message: Keys | Shares | Unmasked, payload: Buffer, now: float) -> None:
+    def sum_up(self, session: Session, message: Keys | Shares | Unmasked, payload: Buffer | None, now: float) -> None:
         """What a client says towards the sum of a round. Raises TransferError for what cannot be."""
         if self._sums is None:
             raise TransferError(f"a {type(message).__name__} in a run whose contributions are not masked")

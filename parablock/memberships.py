@@ -116,7 +116,8 @@ class Memberships:
                 case Unmask(round, slice, clients):
                     given = self._given.setdefault(round, {})
                     if slice not in member.answered and given.get(slice, clients) != clients:
-                        return False  # an earlier broker has added it up with others, which this one cannot know
+                        self._say(Unmasked(round, slice), None)  # which this broker cannot know
+                        return False
                     answer = member.answer(slice, clients)
                     given[slice] = clients
                     self._say(Unmasked(round, slice), memoryview(answer))

@@ -39,11 +39,12 @@ class Phase(Enum):
 
 @dataclass
 class _Slice:
-    """A slice whose contributors are named. answers: by client, its shares."""
+    """A slice whose contributors are named. answers: by client, its shares. refused: who gives none."""
 
     clients: tuple[str, ...]
     named_at: float
     answers: dict[str, bytes] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
     unmasking: Unmasking | None = None
 
 
@@ -104,13 +105,15 @@ class SumRound:
         return None
 
     def answer(self, name: str, token: str, slice: int, payload: bytes) -> None:
-        """A client's shares for a slice. Raises TransferError for what cannot be."""
+        """A client's shares for a slice; b"": it gives none. Raises TransferError for what cannot be."""
         if self.phase is Phase.FAILED or self._tokens.get(name) != token:
             return  # of a round that was given up
-        if slice >= len(self._slices) or len(payload) != SHARE_BYTES * len(self._tokens):
+        if slice >= len(self._slices) or len(payload) not in (0, SHARE_BYTES * len(self._tokens)):
             raise TransferError(f"{len(payload)} bytes of shares for slice {slice} of round {self._occasion.round}")
         named = self._slices[slice]
-        if named.unmasking is None:
+        if not payload:
+            named.refused.add(name)
+        elif named.unmasking is None:
             named.answers.setdefault(name, payload)
             if len(named.answers) == self.needed:
                 self._unmask(slice, named)
@@ -150,12 +153,19 @@ class SumRound:
                 self._deal(now)
         elif self.phase is Phase.MASKED:
             for number, each in enumerate(self._slices):
-                can = {name for name, token in self._tokens.items() if here.get(name) == token} | each.answers.keys()
+                present = {name for name, token in self._tokens.items() if here.get(name) == token}
+                can = (present - each.refused) | each.answers.keys()
                 if each.unmasking is None and (len(can) < self.needed or now >= each.named_at + self._answer_s):
-                    self.fail(
+                    reason = (
                         f"of the {self.needed} clients that it takes to unmask slice {number} of the sum, "
                         f"{len(each.answers)} have answered"
                     )
+                    if each.refused:
+                        reason += (
+                            f", and {', '.join(sorted(each.refused))} will not: an earlier broker has added it up with "
+                            "others, and another sum would tell more"
+                        )
+                    self.fail(reason)
                     return
 
     def name(self, clients: tuple[str, ...], now: float) -> None:
@@ -190,7 +200,7 @@ class SumRound:
         """Ask this client again for what it has not answered."""
         if self.phase is Phase.MASKED and self._tokens.get(name) == token:
             for slice, named in enumerate(self._slices):
-                if named.unmasking is None and name not in named.answers:
+                if named.unmasking is None and name not in named.answers and name not in named.refused:
                     self._ask(name, slice)
 
     def fail(self, reason: str) -> None:

@@ -72,10 +72,15 @@ class Sums:
     # What clients say
 
     def receive(
-        self, session: Session, message: Keys | Shares | Unmasked, payload: Buffer, out: Collection[str], now: float
+        self,
+        session: Session,
+        message: Keys | Shares | Unmasked,
+        payload: Buffer | None,
+        out: Collection[str],
+        now: float,
     ) -> None:
         """Towards an open round. out: who does not contribute to it. Raises TransferError for what cannot be."""
-        number, said, name, token = message.round, bytes(payload), session.name, session.token
+        number, said, name, token = message.round, bytes(payload or b""), session.name, session.token
         opened = self._rounds.get(number)
         if isinstance(message, Keys):
             known = opened is not None and opened.sum.members.get(name) == token

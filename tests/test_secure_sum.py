@@ -337,6 +337,26 @@ def test_what_was_lost_is_said_again() -> None:
     assert not table.taken(Unmask)
 
 
+def test_a_sum_that_too_many_refuse_is_given_up_at_once_with_the_reason() -> None:
+    table = Table(4)
+    table.show_keys()
+    table.deal()
+    table.settle()
+    table.round.name(tuple(table.names), 0.0)
+    asked = [name for name, _ in table.taken(Unmask)]
+    table.round.answer("c00", table.here["c00"], 0, b"")
+    table.advance(0.0)
+    assert table.round.phase is Phase.MASKED, "three are left, and three are needed"
+    for name in asked:
+        table.round.remind(name, table.here[name])
+    assert [name for name, _ in table.taken(Unmask)] == asked[1:], "it has said so"
+    table.round.answer("c01", table.here["c01"], 0, table.members["c01"].answer(0, tuple(table.names)))
+    table.round.answer("c02", table.here["c02"], 0, b"")
+    table.advance(0.0)
+    assert table.round.phase is Phase.FAILED
+    assert "1 have answered, and c00, c02 will not: an earlier broker has added it up with others" in table.round.reason
+
+
 def test_another_process_of_a_client_is_not_the_one_that_was_dealt_with() -> None:
     table = Table(3)
     table.show_keys()
