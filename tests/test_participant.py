@@ -8,23 +8,27 @@ import pytest
 
 from parablock import wire
 from parablock.agenda import Turn
+from parablock.layout import Layout
 from parablock.messages import (
     PROTOCOL,
     Abstain,
     Chunk,
     Commit,
     Credit,
+    Dealt,
     Evaluated,
     Goodbye,
     Heartbeat,
     Hello,
     Join,
+    Keys,
     Leave,
     Message,
     Offer,
     Refused,
     Rejected,
     Rejoin,
+    Roll,
     Start,
     Stopped,
     Terms,
@@ -42,6 +46,7 @@ from parablock.participant_events import (
     Event,
     Finish,
     Gone,
+    Mask,
     Notice,
     Prepare,
     Prepared,
@@ -58,6 +63,7 @@ from parablock.participant_events import (
     Wait,
     Withhold,
 )
+from parablock.sum_member import Occasion, SumMember
 from parablock.transfer import Encoded
 from parablock.wire import Envelope
 from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of
@@ -938,3 +944,27 @@ def test_a_round_that_was_sat_out_is_not_trained_when_a_later_start_asks_for_it(
     seat.greet(Start(1, 2, 1, (0,), (2, 1), (True, True)))
     said = [effect.envelope.message for effect in seat.of(Send)]
     assert [message.round for message in said if isinstance(message, Abstain)] == [1]
+
+
+@pytest.mark.parametrize("dealt", [False, True])
+def test_a_round_that_an_earlier_process_may_have_given_to_is_not_given_to_with_another_broker(dealt: bool) -> None:
+    """This process begins with the same broker as that one, too late for the round's sum, unless it is in it itself."""
+    seat = Seat(secure={"enabled": True})
+    seat.hear(Terms("{}", "a"))
+    seat.prepared()
+    seat.hear(Welcome(2), Start(0, 2, 0, ()))
+    said = [(effect.envelope.message, effect.envelope.payload) for effect in seat.of(Send)]
+    keys = next(bytes(payload or b"") for message, payload in said if message == Keys(0))
+    if dealt:
+        chunks = Layout.up(seat.config, SIZES[0]).count
+        other = SumMember(Occasion(RUN, 1, 0, chunks, seat.config.secure, fewest=2), "b")
+        seat.handle(Received(Envelope(RUN, 1, Roll(0, ("a", "b")), memoryview(keys + other.keys))))
+        sealed = other.deal(("a", "b"), keys + other.keys)
+        seat.handle(Received(Envelope(RUN, 1, Dealt(0, ("a", "b")), memoryview(sealed))))
+        assert seat.of(Mask)
+    seat.hear(Rejoin("who are you?"))
+    seat.hear(Terms("{}", "a"), Welcome(2), epoch=2)
+    said = seat.hear(Start(0, 2, 0, ()), epoch=2)
+    assert {m.round for m in said if isinstance(m, Abstain)} == (set() if dealt else {0})
+    assert (Keys(0) in said) is dealt
+    assert Keys(1) in said, "later ones are as any"
