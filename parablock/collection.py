@@ -444,6 +444,8 @@ class Collection:
         if attempt is not None:
             self._agenda.moved(round.number, round.block, attempt.moved)
         self._agenda.decide(round.number + self._config.in_flight + 1, self._roster.present())
+        for text in self._agenda.take_short():
+            self._emit(Note("drawn", "", text))
         came_late, late_bytes = self._latecomers.take_counts()
         round.entry = entry_of(
             round,
