@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.keys_command import new_pair
+from broker.pairs import new_pair
 from parablock.allow_list import AllowList, Client
 from parablock.invite import Invite
 from parablock.keys import BROKER, SECRET

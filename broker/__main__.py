@@ -24,11 +24,13 @@ from parablock import config as settings
 from parablock.accountant import NoAccountantError
 from parablock.allocator import keep_freed_memory
 from parablock.budget import plan
+from parablock.invite import Invite
 from parablock.journal_rows import JournalError
 from parablock.keys import KeyFileError, fingerprint, folder_of_user
 from parablock.network import EndpointError, check_endpoint
-from parablock.run_folder import CONFIG, KEYS, RunFolder, RunFolderError, how_to_go_on
+from parablock.run_folder import CONFIG, INVITE, RunFolder, RunFolderError, how_to_go_on
 from parablock.schedule import gap_holds
+from parablock.throw_away import remove, throw_away_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         "with --resume: where the port of the broker before is taken, listen on any other; its workers are not told"
     )
     parser.add_argument("--any-port", action="store_true", help=any_port)
-    where = "the keys folder (default: $XDG_CONFIG_HOME or ~/.config, /parablock; or keys/ in RUN, where that is there)"
+    where = "the keys folder (default: what `parablock run` made in RUN, or $XDG_CONFIG_HOME or ~/.config, /parablock)"
     parser.add_argument("--keys", type=Path, metavar="DIR", help=where)
     parser.add_argument("--allow-plain-tcp", action="store_true", help="listen unencrypted, on this machine only")
     parser.add_argument("--verbose", action="store_true", help="log every oddity")
@@ -72,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tune()
     logging.basicConfig(level=logging.DEBUG if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s")
     out: Path = arguments.resume or arguments.out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    door = _door_options(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):  # until the event loop takes them over
-        signal.signal(number, partial(_give_up, out))
+        signal.signal(number, partial(_give_up, out, door))
     try:
         if arguments.resume is not None:
             opened, socket = _resume(arguments)
@@ -83,13 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parablock broker: {error}", file=sys.stderr)
         return EXIT_INPUT
     except OSError as error:
-        return _refused(out, error)
+        return _refused(out, door, error)
     with (
         contextlib.closing(opened),
         contextlib.closing(socket),
         asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
-        return runner.run(_run(opened, socket))
+        code = runner.run(_run(opened, socket, door))
+    if code == 0 and arguments.resume is not None and arguments.keys is None:  # else `parablock run` waits for workers
+        _throw_away(arguments.resume)
+    return code
 
 
 class _WrongModelError(ValueError):
@@ -134,6 +140,8 @@ def _resume(arguments: argparse.Namespace) -> tuple[Opened, RouterSocket]:
     except BaseException:
         socket.close()
         raise
+    if socket.door is not None:
+        _tell_new_key(opened.folder.path, socket.door.public)
     return _announced(opened, socket), socket
 
 
@@ -167,10 +175,41 @@ def _door(arguments: argparse.Namespace) -> Authenticator | None:
         if arguments.keys is not None:
             raise KeyFileError("--allow-plain-tcp is without keys: leave it or --keys out")
         return None
-    folder = arguments.keys
-    if folder is None and arguments.resume is not None and (arguments.resume / KEYS).exists():
-        folder = arguments.resume / KEYS
-    return Authenticator(folder or folder_of_user())
+    own = throw_away_keys(arguments.resume) if arguments.resume is not None else None
+    return Authenticator(arguments.keys or own or folder_of_user())
+
+
+def _throw_away(run: Path) -> None:
+    """The keys that `parablock run` had made for a run that is complete."""
+    if (folder := throw_away_keys(run)) is not None:
+        try:
+            remove(folder)
+        except OSError as error:
+            print(f"parablock broker: delete {folder}, which the disk refuses: {error}", file=sys.stderr)
+
+
+def _door_options(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """By which this broker has clients let in, as the next one of the run needs them as well."""
+    if arguments.allow_plain_tcp:
+        return ("--allow-plain-tcp",)
+    return ("--keys", str(arguments.keys)) if arguments.keys is not None else ()
+
+
+def _tell_new_key(path: Path, public: str) -> None:
+    """That the run's clients know the broker by another key than it has now."""
+    try:
+        before = Invite.read(path / INVITE).broker
+    except KeyFileError as error:
+        if (path / INVITE).exists():
+            print(f"parablock broker: {error}; it is written anew", file=sys.stderr)
+        return
+    if before != public:
+        print(
+            f"parablock broker: THE BROKER HAS ANOTHER KEY than before: {fingerprint(public)}, and it was "
+            f"{fingerprint(before)}. Clients with an invite to that one do not come in: each needs a new invite "
+            f"(parablock invite {path} --endpoint tcp://HOST:PORT). If that is not meant, go on with the right --keys",
+            file=sys.stderr,
+        )
 
 
 def _announced(opened: Opened, socket: RouterSocket) -> Opened:
@@ -184,10 +223,10 @@ def _announced(opened: Opened, socket: RouterSocket) -> Opened:
     return opened
 
 
-def _refused(out: Path, error: OSError) -> int:
+def _refused(out: Path, door: Sequence[str], error: OSError) -> int:
     named = f" ({error.filename})" if error.filename else ""
     print(f"parablock broker: the disk refuses the run folder {out}: {error.strerror or error}{named}", file=sys.stderr)
-    print(f"when it no longer does, {how_to_go_on(out)}", file=sys.stderr)
+    print(f"when it no longer does, {how_to_go_on(out, door)}", file=sys.stderr)
     return EXIT_LATER
 
 
@@ -197,12 +236,12 @@ def tune() -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
-async def _run(opened: Opened, socket: RouterSocket) -> int:
+async def _run(opened: Opened, socket: RouterSocket, door: Sequence[str] = ()) -> int:
     config, path, manifest = opened.config, opened.folder.path, opened.base.manifest
     try:
         broker = Broker(opened, socket)
     except OSError as error:
-        return _refused(path, error)
+        return _refused(path, door, error)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _interrupt, broker, number)
@@ -228,13 +267,13 @@ async def _run(opened: Opened, socket: RouterSocket) -> int:
         print(f"epsilon spent: {broker.epsilon:.4g} of {config.privacy.budget:g}", file=sys.stderr)
     print(f"{'done' if over.complete else 'not complete'}: {over.reason}; {path}", file=sys.stderr)
     if not over.complete:
-        print(how_to_go_on(path), file=sys.stderr)
+        print(how_to_go_on(path, door), file=sys.stderr)
     return 0 if over.complete else EXIT_LATER
 
 
-def _give_up(out: Path, number: int, _frame: FrameType | None) -> None:
-    name = signal.Signals(number).name
-    print(f"parablock broker: interrupted ({name}) before it served anybody; {how_to_go_on(out)}", file=sys.stderr)
+def _give_up(out: Path, door: Sequence[str], number: int, _frame: FrameType | None) -> None:
+    name, more = signal.Signals(number).name, how_to_go_on(out, door)
+    print(f"parablock broker: interrupted ({name}) before it served anybody; {more}", file=sys.stderr)
     sys.exit(EXIT_LATER)
 
 

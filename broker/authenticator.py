@@ -2,10 +2,12 @@
 
 libzmq encrypts and proves keys (CURVE); what a key may do it asks here (ZAP, RFC 27), once for each connection, before
 anything of it is read. Who is not on the allow-list is refused. The list is looked at for each answer, and each second;
-when a client's key is no longer on it, its frames are nobody's from that moment on, and the broker hears of it.
+when a client's key is no longer on it, its frames are nobody's from that moment on, and the broker hears of it. A list
+that is gone, or empty, ends everybody's session, and may be so only while an editor saves it: that holds if the look a
+moment later finds the same.
 
 A thread of its own, so that the door stands while a model is being loaded and the event loop has not begun. Should it
-fail, everybody is refused, and the broker is told.
+fail, everybody is refused, and the broker is told, if need be when it begins to listen.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ DOMAIN = b"parablock"
 
 _HANDLER = "inproc://zeromq.zap.01"
 _LOOK_MS = 1000
+_MOMENT_S = 0.9
+"""So long nobody may have been on the list before that is believed."""
 _MOST_STRANGERS = 64
 """So many keys that are on no list are told of; whoever makes new ones all day fills no log."""
 
@@ -49,13 +53,17 @@ class Authenticator:
         self.folder = folder
         self._path = folder / FILE
         self._seen = _stamp(self._path)
+        self._read = True  # what was seen; else it is to be read again
+        self._trouble = ""  # why it could not be read, as was told
+        self._emptied_at: float | None = None  # when nobody was found on it, on the monotonic clock
         self._list = AllowList.read(folder)
-        self._barred: dict[str, float] = {}  # by client: until when, on the monotonic clock
+        self._barred: dict[str, float] = {}  # by key: until when, on the monotonic clock
         self._lock = threading.Lock()
         self._strangers: set[bytes] = set()
         self._say: Callable[[str], object] = lambda _text: None
         self._on_revoked: Callable[[str], object] = lambda _client: None
-        self._on_failure: Callable[[BaseException], object] = _raise
+        self._on_failure: Callable[[BaseException], object] = lambda _error: None
+        self._failure: BaseException | None = None  # before anybody listened
         self._waiting: list[tuple[bool, str]] = []  # what happened before anybody listened: (revoked, text)
         self._heard = False
         self._wake, self._woken = socket.socketpair()
@@ -80,8 +88,11 @@ class Authenticator:
         with self._lock:
             self._on_revoked, self._say, self._on_failure, self._heard = on_revoked, say, on_failure, True
             waiting, self._waiting = self._waiting, []
+            failure = self._failure
         for revoked, text in waiting:
             (on_revoked if revoked else say)(text)
+        if failure is not None:
+            on_failure(failure)
 
     @property
     def clients(self) -> list[str]:
@@ -93,9 +104,10 @@ class Authenticator:
         return self._list.names.get(user)
 
     def bar(self, client: str, until: float) -> None:
-        """Let a client in no more before `until`, on the monotonic clock; connections that it has are not touched."""
+        """Let a client's key in no more before `until`, on the monotonic clock; connections that it has are not
+        touched. Whoever has its name with another key is another one."""
         with self._lock:
-            self._barred[client] = until
+            self._barred.update({key: until for key, name in self._list.names.items() if name == client})
 
     def close(self) -> None:
         """Closing again does nothing."""
@@ -121,7 +133,10 @@ class Authenticator:
                 if handler in ready:
                     handler.send_multipart(self._answer(handler.recv_multipart()))
         except Exception as error:
-            self._on_failure(error)
+            with self._lock:
+                heard, self._failure = self._heard, error
+            if heard:
+                self._on_failure(error)
         finally:
             handler.close()
 
@@ -143,9 +158,9 @@ class Authenticator:
             self._refused(credentials[0], key.decode(), address)
             return _REFUSED, "this key is not allowed", b""
         with self._lock:
-            if time.monotonic() < self._barred.get(client, -math.inf):
+            if time.monotonic() < self._barred.get(key.decode(), -math.inf):
                 return _FOR_NOW, "barred for a while", b""
-            self._barred.pop(client, None)
+            self._barred.pop(key.decode(), None)
         return _ALLOWED, client, key
 
     def _refused(self, raw: bytes, key: str, address: str) -> None:
@@ -159,19 +174,41 @@ class Authenticator:
         )
 
     def _look(self) -> None:
-        """Read the list if it has changed. One that cannot be read changes nothing."""
+        """Read the list if it has changed, or could not be read. As long as it cannot, nothing changes."""
         stamp = _stamp(self._path)
-        if stamp == self._seen:
+        if self._read and stamp == self._seen:
             return
-        self._seen = stamp
+        self._seen, self._read = stamp, False
         try:
             newer = AllowList.read(self.folder)
         except KeyFileError as error:
-            self._tell(f"the list of clients stays as it was: {error}")
+            if self._trouble != str(error):
+                self._trouble = str(error)
+                self._tell(f"the list of clients stays as it was: {error}")
             return
-        gone, self._list = self._list.gone(newer), newer
+        self._trouble = ""
+        if not newer.clients and not self._is_believed():
+            return
+        self._read, self._emptied_at = True, None
+        gone = self._list.gone(newer)
+        with self._lock:
+            self._barred = {key: until for key, until in self._barred.items() if self._list.same(newer, key)}
+            self._list = newer
         for client in gone:
             self._tell(client, revoked=True)
+
+    def _is_believed(self) -> bool:
+        """That nobody is on the list, which has just been found."""
+        if not self._list.clients:
+            return True
+        now = time.monotonic()
+        if self._emptied_at is None:
+            self._emptied_at = now
+            self._tell(
+                f"NOBODY IS ON THE LIST OF CLIENTS any more ({self._path} is {'empty' if self._seen else 'gone'}): if "
+                f"that is so in a second, the sessions end of {', '.join(self.clients)}"
+            )
+        return now >= self._emptied_at + _MOMENT_S
 
     def _tell(self, text: str, *, revoked: bool = False) -> None:
         with self._lock:
@@ -181,14 +218,10 @@ class Authenticator:
         (self._on_revoked if revoked else self._say)(text)
 
 
-def _raise(error: BaseException) -> None:
-    raise error
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes with a file; None where there is none."""
+def _stamp(path: Path) -> tuple[int, int, int, int] | None:
+    """What changes with a file, its mode and owner included; None where there is none."""
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

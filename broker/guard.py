@@ -4,7 +4,9 @@ What is here is below messages: libzmq closes no single connection of a socket, 
 last frame is there, however many there are, and takes as many connections as come. So each connection's own descriptor
 is looked at (libzmq's monitor and `zmq.SRCFD` name it), and shut down where
 
-    the coordinator says so                           `drop`; half a second later, so that the reason still arrives
+    the coordinator says so                           `drop`; half a second later, so that the reason still arrives.
+                                                      Who has said nothing yet goes too: it may have the same key
+    something comes by a key that was revoked         `condemn`
     far more has come of it than was taken from it    endless messages; all of a client's connections together
     too many have said nothing yet                    the oldest of the address that has most of them
     one client has too many                           its oldest
@@ -140,12 +142,9 @@ class Guard:
 
     def took(self, descriptor: int, peer: bytes, client: str | None, lengths: Iterable[int]) -> bool:
         """A message was read; whether it is to be looked at. lengths: bytes of its frames, routing id left out."""
-        connection = self._connections.get(descriptor)
+        connection = self._connection(descriptor)
         if connection is None:
-            self._read_monitor()
-            connection = self._connections.get(descriptor) or self._accepted(descriptor)
-            if connection is None:
-                return True  # closed since
+            return True  # closed since
         connection.taken += sum(map(self._travelling, lengths))
         if connection.condemned is not None:
             return False
@@ -160,19 +159,41 @@ class Guard:
 
     def drop(self, peer: bytes, client: str | None) -> None:
         """Take nothing more from where `peer` was heard last, nor from any connection of the client, and close them
-        after what was sent to them."""
+        after what was sent to them. Those that have said nothing may be the client's: they go at once, as nothing was
+        sent to them either, and honest ones come again."""
+        if client is not None:
+            self._read_monitor()
+            for connection in self._connections.values():
+                if connection.peer is None:
+                    self._condemn(connection, at_once=True)
         dropped = [each for each in self._connections.values() if client is not None and each.client == client]
         if peer in self._speaking:
             dropped.append(self._speaking[peer])
         for connection in dropped:
-            if connection.condemned is None:
-                connection.condemned = time.monotonic()
+            self._condemn(connection)
+
+    def condemn(self, descriptor: int, peer: bytes) -> None:
+        """What came on this connection, under the routing id `peer`, is nobody's. Who has spoken there before may still
+        be told why."""
+        connection = self._connection(descriptor)
+        if connection is None:
+            return  # closed since
+        self._condemn(connection, at_once=connection.peer is None)
+        before = self._speaking.get(peer)
+        if before is not None and before is not connection:
+            _shut_down(before)  # it is mute, and its owner comes again
 
     def full(self, peer: bytes) -> None:
         """What was sent to this peer is not read, and no more can be."""
         connection = self._speaking.get(peer)
         if connection is not None and connection.condemned is None:
             self._break(connection, "it does not read what is sent to it")
+
+    def _connection(self, descriptor: int) -> Connection | None:
+        """On which something came just now; None if it is closed since."""
+        if descriptor not in self._connections:
+            self._read_monitor()
+        return self._connections.get(descriptor) or self._accepted(descriptor)
 
     # What the monitor says
 
@@ -241,6 +262,13 @@ class Guard:
         if connection.client is not None:
             return connection.client
         return connection.descriptor if connection.peer is not None else None
+
+    def _condemn(self, connection: Connection, *, at_once: bool = False) -> None:
+        """Take nothing more of it, and close it: after last words, or at once."""
+        if connection.condemned is None:
+            connection.condemned = time.monotonic()
+        if at_once:
+            _shut_down(connection)
 
     def _break(self, connection: Connection, reason: str) -> None:
         """Close it at once, and say so, if it is still there."""

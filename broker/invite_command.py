@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from broker.keys_command import public_of
+from broker.pairs import public_of
 from parablock import keys
 from parablock.invite import Invite
 from parablock.keys import KeyFileError
-from parablock.network import EndpointError, check_endpoint
-from parablock.run_folder import KEYS, RunFolder, RunFolderError
+from parablock.network import EndpointError, check_endpoint, is_everywhere
+from parablock.run_folder import RunFolder, RunFolderError
+from parablock.throw_away import throw_away_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,10 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         check_endpoint(arguments.endpoint)
+        if is_everywhere(arguments.endpoint):
+            raise EndpointError(
+                f"{arguments.endpoint} is where a broker may listen, and nowhere that workers can reach it: give the "
+                "name or the address of its machine"
+            )
         run = RunFolder.open(arguments.run).run_facts()["run"] if arguments.run is not None else ""
-        folder = arguments.keys or keys.folder_of_user()
-        if arguments.keys is None and arguments.run is not None and (arguments.run / KEYS).exists():
-            folder = arguments.run / KEYS
+        own = throw_away_keys(arguments.run) if arguments.run is not None else None
+        folder = arguments.keys or own or keys.folder_of_user()
         public = public_of(folder / f"{keys.BROKER}{keys.SECRET}")
         Invite(arguments.endpoint, public.key, run).write(arguments.out)
     except (EndpointError, KeyFileError, RunFolderError) as error:

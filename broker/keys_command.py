@@ -15,11 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import zmq
-
+from broker.pairs import new_pair, public_of
 from parablock import allow_list, keys
 from parablock.allow_list import FILE, AllowList
-from parablock.keys import KeyFileError, PublicKey, SecretKey
+from parablock.keys import KeyFileError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,17 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parablock keys: the disk refuses {folder}: {error.strerror or error}", file=sys.stderr)
         return EXIT_LATER
     return EXIT_DONE
-
-
-def new_pair(folder: Path, name: str) -> PublicKey:
-    """Make a pair and keep it in `folder`. Raises KeyFileError."""
-    keys.check_name(name)
-    keys.make_folder(folder)
-    public, secret = (key.decode() for key in zmq.curve_keypair())
-    keys.write_secret(folder, SecretKey(name, secret))
-    found = PublicKey(name, public)
-    keys.write_public(folder, found)
-    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     fingerprint.add_argument(
         "of",
         metavar="FILE-OR-NAME",
-        help="a key file; or a key in the keys folder, as `broker`, or a client on the list",
+        help="a key file; or the name of a key in the keys folder, as `broker`, or of a client on the list, or of both",
     )
     return parser
 
@@ -90,7 +78,10 @@ def _new(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def _allow(arguments: argparse.Namespace, folder: Path) -> None:
-    client = allow_list.allow(folder, keys.read_public(arguments.file), _now(), arguments.name)
+    public, own = keys.read_public(arguments.file), folder / f"{keys.BROKER}{keys.SECRET}"
+    if own.exists() and public_of(own).key == public.key:
+        raise KeyFileError(f"{arguments.file} is the broker's own public key; a client makes a pair of its own")
+    client = allow_list.allow(folder, public, _now(), arguments.name)
     print(f"{client.name} is let in, with the key {client.fingerprint}: compare that with its owner, by telephone say")
 
 
@@ -112,25 +103,17 @@ def _fingerprint(arguments: argparse.Namespace, folder: Path) -> None:
     path = Path(arguments.of)
     if path.suffix in (keys.SECRET, keys.PUBLIC) or path.is_file():
         print(public_of(path).fingerprint)
-    elif (own := folder / f"{arguments.of}{keys.SECRET}").exists():
-        print(public_of(own).fingerprint)
-    else:
-        clients = AllowList.read(folder).clients
-        found = [client.fingerprint for client in clients if client.name == arguments.of]
-        if not found:
-            there = ", ".join(client.name for client in clients) or "nobody"
-            raise KeyFileError(
-                f"{arguments.of} is no file, no key in {folder}, and no client on the list there; on it is: {there}"
-            )
-        print(found[0])
-
-
-def public_of(path: Path) -> PublicKey:
-    """The public key of a file of either kind. Raises KeyFileError."""
-    if path.suffix != keys.SECRET:
-        return keys.read_public(path)
-    secret = keys.read_secret(path)
-    return PublicKey(secret.name, zmq.curve_public(secret.key.encode()).decode())
+        return
+    own = folder / f"{arguments.of}{keys.SECRET}"
+    found = [f"{public_of(own).fingerprint}  own key, {own}"] if own.exists() else []
+    clients = AllowList.read(folder).clients
+    found += [f"{client.fingerprint}  client on the list" for client in clients if client.name == arguments.of]
+    if not found:
+        there = ", ".join(client.name for client in clients) or "nobody"
+        raise KeyFileError(
+            f"{arguments.of} is no file, no key in {folder}, and no client on the list there; on it is: {there}"
+        )
+    print("\n".join(found))
 
 
 def _now() -> str:

@@ -34,6 +34,7 @@ from parablock.budget import plan
 from parablock.invite import Invite
 from parablock.journal import Journal
 from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_from_json, entry_json
+from parablock.network import on_this_machine
 from parablock.placement import write_text
 from parablock.run_folder import CONFIG, ENDPOINT, INVITE, JOURNAL, RunFolder, RunFolderError
 from parablock.saved import spent
@@ -99,7 +100,9 @@ class Opened:
         if key is None:
             invite.unlink(missing_ok=True)
         else:
-            Invite(endpoint, key, self.journal.facts.run).write(invite)
+            here = on_this_machine(endpoint)
+            note = "For this machine; others need one with its address: parablock invite" if here != endpoint else ""
+            Invite(here, key, self.journal.facts.run).write(invite, note)
         write_text(self.folder.path / ENDPOINT, endpoint + "\n", synced=False)
 
     def close(self) -> None:

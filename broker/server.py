@@ -139,6 +139,8 @@ class Broker:
                 lambda text: call_soon(self.say, text),
                 lambda error: call_soon(self._fail, {"message": "the door failed", "exception": error}),
             )
+            for client in sorted(set(self._coordinator.expected) - set(socket.door.clients)):  # revoked meanwhile
+                self._handle(Revoked(client))
 
     def say(self, text: str) -> None:
         self._view.say(text)

@@ -208,8 +208,12 @@ class RouterSocket:
                 if self.door is not None:
                     client = self.door.client(cast("str", frame.get("User-Id")))
                 descriptor = _descriptor_of(frame)
-                passed = descriptor is not None and self._guard.took(descriptor, peer, client, lengths[1:])
-                return peer, frames[1:], client, passed and (self.door is None or client is not None)
+                if descriptor is None:
+                    return peer, frames[1:], client, False
+                if self.door is not None and client is None:
+                    self._guard.condemn(descriptor, peer)
+                    return peer, frames[1:], client, False
+                return peer, frames[1:], client, self._guard.took(descriptor, peer, client, lengths[1:])
 
 
 def _descriptor_of(frame: zmq.Frame) -> int | None:

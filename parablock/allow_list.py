@@ -6,13 +6,13 @@ that serves reads it anew when it has changed (`broker.authenticator`).
 
 from __future__ import annotations
 
-import stat
 import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from parablock import keys
 from parablock.folder_lock import FolderLock, LockedError
+from parablock.guarded_file import ExposedError, check_mode, read_guarded
 from parablock.keys import KeyFileError, PublicKey
 from parablock.placement import write_text
 
@@ -69,16 +69,18 @@ class AllowList:
         """The list in a keys folder; an empty one where there is none. Raises KeyFileError."""
         path = folder / FILE
         try:
-            with path.open("rb") as file:
-                mode, text = stat.S_IMODE(path.stat().st_mode), file.read()
+            text, mode = read_guarded(path)
+            check_mode(path, mode, secret=False)
         except FileNotFoundError:
             return cls()
+        except ExposedError as error:
+            raise KeyFileError(str(error)) from error
         except OSError as error:
             raise KeyFileError(f"cannot read {path}: {error.strerror}") from error
-        if mode & 0o022:
-            raise KeyFileError(f"{path} may be changed by others (mode {mode:04o}): chmod 644 {path}, and look at it")
         try:
             tree = tomllib.loads(text.decode("utf-8"))
+            if unknown := sorted(tree.keys() - {"client"}):
+                raise KeyFileError(f"it has {', '.join(unknown)}, and holds nothing but [[client]] entries")
             return cls(tuple(_client(entry) for entry in tree.get("client", [])))
         except KeyFileError as error:
             raise KeyFileError(f"{path} is wrong: {error}") from error
@@ -89,7 +91,8 @@ class AllowList:
             ) from error
 
     def write(self, folder: Path) -> None:
-        """Raises OSError where the disk refuses; then the old one is still there."""
+        """Raises OSError where the disk refuses; then the old one is still there. KeyFileError where it was written and
+        a broker will not read the same."""
         lines = ["# Who may take part: written by `parablock keys allow` and `revoke`."]
         for client in self.clients:
             lines += [
@@ -97,11 +100,19 @@ class AllowList:
                 "[[client]]",
                 *(f'{field} = "{getattr(client, field)}"' for field in ("name", "key", "since")),
             ]
-        write_text(folder / FILE, "\n".join(lines) + "\n")
+        write_text(folder / FILE, "\n".join(lines) + "\n", mode=0o600)
+        if AllowList.read(folder).clients != self.clients:
+            raise KeyFileError(
+                f"{folder / FILE} is not what was written just now; look at it, and at who else changes it"
+            )
 
     def gone(self, newer: AllowList) -> list[str]:
         """Names whose key here is not theirs in a newer list."""
-        return sorted(name for key, name in self.names.items() if newer.names.get(key) != name)
+        return sorted(name for key, name in self.names.items() if not self.same(newer, key))
+
+    def same(self, newer: AllowList, key: str) -> bool:
+        """Whether a key is on both lists, as the same client's."""
+        return key in self.names and self.names[key] == newer.names.get(key)
 
 
 def allow(folder: Path, public: PublicKey, since: str, name: str = "") -> Client:

@@ -486,6 +486,11 @@ class Coordinator:
                 self._collection.stirred = True
                 self._note("lost", name, f"not back within {timeout_s:g} s of the broker's restart")
 
+    @property
+    def expected(self) -> list[str]:
+        """Names of those that took part before the broker's restart, and have not come yet."""
+        return self._roster.expected
+
     # Sessions
 
     def _leave_behind(self) -> None:
@@ -504,9 +509,10 @@ class Coordinator:
         for session in [session for session in self._roster if session.client == client]:
             self._send(session.peer, Refused(reason))
             self._remove(session, "revoked", "its key was revoked")
+        self._collection.withdraw(client)  # of one that was lost, too, and might have come back
+        self._collection.stirred = True
         if client in self._roster.expected:
             self._roster.unexpect(client)
-            self._collection.stirred = True
             self._note("revoked", client, "its key was revoked before it was back")
         self._emit(Drop(NOBODY, reason, client))
 

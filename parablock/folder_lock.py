@@ -37,7 +37,8 @@ class FolderLock:
 
         Raises LockedError, after half a second in which nobody has let go, and OSError where the disk refuses.
         """
-        self._file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600 if private else 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(folder / NAME, flags, 0o600 if private else 0o644)
         try:
             if not _taken(self._file):
                 raise LockedError(

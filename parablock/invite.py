@@ -31,12 +31,13 @@ class Invite:
     broker: str
     run: str = ""
 
-    def write(self, path: Path) -> None:
-        """Raises OSError where the disk refuses."""
+    def write(self, path: Path, note: str = "") -> None:
+        """note: a line for people. Raises OSError where the disk refuses."""
         endpoint = toml_value(self.endpoint)
         lines = ['kind = "invite"', f"endpoint = {endpoint}", f'broker = "{self.broker}"', f'run = "{self.run}"']
         about = f"# The broker's key has the fingerprint {keys.fingerprint(self.broker)}: compare it with its owner."
-        write_text(path, "\n".join([about, *lines]) + "\n")
+        notes = [about, f"# {note}"] if note else [about]
+        write_text(path, "\n".join([*notes, *lines]) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Invite:

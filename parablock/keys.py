@@ -4,7 +4,7 @@
     NAME.public    kind = "public", name, key: given to whoever shall know NAME
 
 A key is a CURVE25519 key of 32 bytes, written as 40 characters of Z85 (ZeroMQ RFC 32). Pairs are made by libzmq
-(`broker.keys_command`); nothing is encrypted here.
+(`broker.pairs`); nothing is encrypted here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import base64
 import hashlib
 import os
 import re
-import stat
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 
+from parablock.guarded_file import ExposedError, check_folder, check_mode, read_guarded
 from parablock.messages import MAX_NAME, NAME
+from parablock.placement import sync_folder
 
 BROKER = "broker"
 """The name of the broker's own key in a keys folder; no client's."""
@@ -59,16 +61,25 @@ def folder_of_user() -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for keys, nobody else's to look into. Raises KeyFileError where it cannot be."""
+    """Make a folder for keys, nobody else's to look into. Raises KeyFileError where it cannot be, or is there and is
+    open to others."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(folder)
+    except ExposedError as error:
+        raise KeyFileError(str(error)) from error
     except OSError as error:
         raise KeyFileError(f"cannot make the keys folder {folder}: {error.strerror}; choose another --keys") from error
 
 
+def is_name(name: str) -> bool:
+    """Whether it can be one of `parablock.messages.NAME`."""
+    return re.fullmatch(NAME, name) is not None and len(name) <= MAX_NAME
+
+
 def check_name(name: str) -> str:
-    """The name. Raises KeyFileError unless it can be one of `parablock.messages.NAME`."""
-    if not re.fullmatch(NAME, name) or len(name) > MAX_NAME:
+    """The name. Raises KeyFileError unless it is one."""
+    if not is_name(name):
         raise KeyFileError(
             f"a name has 1 to {MAX_NAME} letters, digits, dots, dashes or underscores, and begins with a letter or a "
             f"digit; got {name!r}"
@@ -86,7 +97,8 @@ def raw(key: str) -> bytes:
         for digit in key[start : start + 5]:
             value = value * 85 + _VALUES[digit]
         if value >= 1 << 32:
-            raise KeyFileError(f"{key[start : start + 5]!r} is no Z85, so this is no key; copy it once more")
+            where = f"characters {start + 1} to {start + 5}"  # and not which: it may be a secret
+            raise KeyFileError(f"{where} are no Z85, so this is no key; copy it once more")
         found += value.to_bytes(4, "big")
     return found
 
@@ -97,34 +109,56 @@ def fingerprint(key: str) -> str:
     return "-".join(text[start : start + 4] for start in range(0, len(text), 4))
 
 
-def write_secret(folder: Path, secret: SecretKey) -> Path:
-    """A new file that only its owner can read. Raises KeyFileError where there is one already, or none can be."""
-    return _write_new(folder / f"{secret.name}{SECRET}", "secret", secret.name, secret.key, 0o600)
+def write_pair(folder: Path, secret: SecretKey, public: PublicKey) -> None:
+    """Two new files, the secret one its owner's alone; both of them, or none.
 
-
-def write_public(folder: Path, public: PublicKey) -> Path:
-    """A new file. Raises KeyFileError where there is one already, or none can be."""
-    return _write_new(folder / f"{public.name}{PUBLIC}", "public", public.name, public.key, 0o644)
+    Raises KeyFileError where there is one already, or none can be.
+    """
+    assert secret.name == public.name
+    name = check_name(secret.name)
+    parts = [(SECRET, "secret", secret.key, 0o600), (PUBLIC, "public", public.key, 0o644)]
+    for suffix, _, key, _ in parts:
+        raw(key)
+        if os.path.lexists(folder / f"{name}{suffix}"):
+            raise _taken(folder / f"{name}{suffix}")
+    made: list[Path] = []
+    placed: list[Path] = []
+    try:
+        for suffix, kind, key, mode in parts:
+            made.append(folder / f".{name}{suffix}.{token_hex(4)}")
+            _write_beside(made[-1], f'kind = "{kind}"\nname = "{name}"\nkey = "{key}"\n', mode)
+        for (suffix, *_), beside in zip(parts, made, strict=True):
+            os.link(beside, folder / f"{name}{suffix}")  # unlike a rename, over nothing
+            placed.append(folder / f"{name}{suffix}")
+        sync_folder(folder)
+    except BaseException as error:
+        made += placed
+        if isinstance(error, FileExistsError):
+            raise _taken(folder / f"{name}{parts[len(placed)][0]}") from error
+        if isinstance(error, OSError):
+            raise KeyFileError(f"cannot write {folder / name}: {error.strerror}; choose another --keys") from error
+        raise
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
 
 
 def read_secret(path: Path) -> SecretKey:
     """Raises KeyFileError where the file is no secret key, or anybody but its owner may read or change it."""
     try:
-        with path.open("rb") as file:
-            mode, text = os.fstat(file.fileno()).st_mode, file.read()
+        text, mode = read_guarded(path)
+        secret = SecretKey(*_parsed(path, text, "secret"))
+        check_mode(path, mode, secret=True)
+    except ExposedError as error:
+        raise KeyFileError(str(error)) from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    name, key = _parsed(path, text, "secret")
-    if stat.S_IMODE(mode) & 0o077:
-        raise KeyFileError(
-            f"{path} may be read or changed by others (mode {stat.S_IMODE(mode):04o}), so it keeps no secret: "
-            f"chmod 600 {path} if you are sure that nobody has, or make a new pair with `parablock keys new NAME`"
-        )
-    return SecretKey(name, key)
+    return secret
 
 
 def read_public(path: Path) -> PublicKey:
-    """Raises KeyFileError where the file is no public key."""
+    """Raises KeyFileError where the file is no public key. It may lie anywhere, and be anybody's: people compare its
+    fingerprint."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -133,23 +167,18 @@ def read_public(path: Path) -> PublicKey:
     return PublicKey(name, key)
 
 
-def _write_new(path: Path, kind: str, name: str, key: str, mode: int) -> Path:
-    text = f'kind = "{kind}"\nname = "{check_name(name)}"\nkey = "{key}"\n'
-    raw(key)
-    try:
-        # Exclusive, so that nobody's key is written over, and never for a moment readable by others.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    except FileExistsError as error:
-        raise KeyFileError(
-            f"{path} is there already; choose another name, or another --keys, or move it away first"
-        ) from error
-    except OSError as error:
-        raise KeyFileError(f"cannot write {path}: {error.strerror}; choose another --keys") from error
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+def _write_beside(path: Path, text: str, mode: int) -> None:
+    """Never for a moment readable by others than `mode` says."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, mode), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), mode)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    return path
+
+
+def _taken(path: Path) -> KeyFileError:
+    return KeyFileError(f"{path} is there already; choose another name, or another --keys, or move it away first")
 
 
 def _parsed(path: Path, text: bytes, kind: str) -> tuple[str, str]:
@@ -163,15 +192,19 @@ def _parsed(path: Path, text: bytes, kind: str) -> tuple[str, str]:
             f"{path} is no key file ({type(error).__name__}); `parablock keys new NAME` makes one, with a kind, a "
             "name and a key"
         ) from error
+    if found not in ("secret", "public", "invite"):
+        raise KeyFileError(f"{path} is no key file; `parablock keys new NAME` makes one")
     if found != kind:
         wanted = {
             "secret": "here a secret key is needed: NAME.secret, of the same pair, which its owner has",
             "public": "here a public key is needed: NAME.public, of the same pair. Never give a secret key to anybody; "
             "one that you were given, or have sent, is to be made anew",
         }
-        raise KeyFileError(f"{path} holds a {found} key, and {wanted[kind]}")
+        what = "is an invite" if found == "invite" else f"holds a {found} key"
+        raise KeyFileError(f"{path} {what}, and {wanted[kind]}")
+    if not is_name(name):  # nor is that shown: who has written the file may have changed it for the key
+        raise KeyFileError(f"{path} holds no usable key: its name is none")
     try:
-        check_name(name)
         raw(key)
     except KeyFileError as error:
         raise KeyFileError(f"{path} holds no usable key: {error}") from error

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +20,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from parablock import allow_list, launch_file
 from parablock import config as settings
+from parablock import launch_file, throw_away
 from parablock.folder_lock import holder
 from parablock.journal import Journal
-from parablock.keys import BROKER, SECRET, KeyFileError
+from parablock.keys import SECRET
 from parablock.launch_file import LaunchFile
 from parablock.run_folder import (
     CONFIG,
@@ -135,6 +133,7 @@ class Launch:
         self._device = device
         self._threads = threads or max((os.cpu_count() or 1) // workers, 1)
         self._shards: subprocess.Popen[bytes] | None = None
+        self._pairs: subprocess.Popen[bytes] | None = None
         self._broker: subprocess.Popen[bytes] | None = None
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: list[IO[bytes]] = []
@@ -148,7 +147,7 @@ class Launch:
             self._check_place()
             if self._resume == () and self._is_over():
                 said = f"{self._out} is complete: each of its {self._config.rounds} rounds is committed"
-                shutil.rmtree(self._out / KEYS, ignore_errors=True)
+                throw_away.remove(self._out / KEYS)
                 print(f"{said}. {_next(self._out)}")
                 return 0
         except ValueError as error:
@@ -161,6 +160,8 @@ class Launch:
             if self._resume is None and (code := self._prepare()) != 0:
                 return code
             if (code := self._make_keys()) != 0:
+                if self._resume is None:
+                    self._take_back()
                 return code
             listens = self._start_broker()
             if listens:
@@ -170,7 +171,7 @@ class Launch:
                 self._take_back()
             if code == 0:
                 self._end()
-                shutil.rmtree(self._out / KEYS, ignore_errors=True)
+                self._throw_away(self._out / KEYS)
             return code
         finally:
             self._end()
@@ -184,6 +185,10 @@ class Launch:
         """
         if self._resume is None:
             RunFolder.check_free(self._out)
+        otherwise = "choose another --out" if self._resume is None else "move it away"
+        for folder in self._keys:
+            throw_away.check_ours(folder, otherwise)
+        if self._resume is None:
             return
         RunFolder(self._out).check_unlocked()
         owners = {name: holder(self._out / WORKERS / name) for name in self._names()}
@@ -227,37 +232,53 @@ class Launch:
             return _refused(self._out, error)
         return 0
 
+    @property
+    def _keys(self) -> tuple[Path, Path]:
+        """Where the run's keys are, and where they are being made."""
+        return self._out / KEYS, self._out / f".{KEYS}.partial"
+
     def _make_keys(self) -> int:
         """A pair for the broker and each worker, and the broker's list of those; the exit code.
 
-        A run that goes on has them, whole or not at all.
+        A run that goes on has them, whole or not at all. A process makes them, as the core knows nothing of libzmq.
         """
-        # By name, as in `parablock.cli`: pairs are made by libzmq, of which the core knows nothing.
-        new_pair = importlib.import_module("broker.keys_command").new_pair
-        folder = self._out / KEYS
-        partial = folder.with_name(f".{KEYS}.partial")
+        folder, partial = self._keys
         try:
             if self._resume is not None and folder.exists():
                 return 0
-            for old in (partial, folder):
-                if old.exists():
-                    shutil.rmtree(old)
-            new_pair(partial, BROKER)
-            for name in self._names():
-                allow_list.allow(partial, new_pair(partial, name), "the run's beginning")
-            partial.rename(folder)
-        except KeyFileError as error:
+            for old in self._keys:
+                throw_away.remove(old)
+                throw_away.check_ours(old, "choose another --out")  # something else was in it
+            command = [sys.executable, "-P", "-m", "broker.pairs", str(partial), *self._names()]
+            self._pairs = subprocess.Popen(command, process_group=0)
+            self._catch_up(self._pairs)
+            code = self._pairs.wait()
+            if code == 0 and not self._signalled:
+                partial.rename(folder)
+            else:
+                throw_away.remove(partial)
+            if code < 0 and not self._signalled:
+                ended = signal.Signals(-code).name
+                print(f"parablock run: making keys was ended by {ended}; {how_to_go_on(self._out)}", file=sys.stderr)
+        except RunFolderError as error:
             print(f"parablock run: {error}", file=sys.stderr)
             return EXIT_INPUT
         except OSError as error:
+            self._throw_away(partial)
             return _refused(self._out, error)
-        return 0
+        return EXIT_LATER if code < 0 or self._signalled else code
+
+    def _throw_away(self, folder: Path) -> None:
+        try:
+            throw_away.remove(folder)
+        except OSError as error:
+            print(f"parablock run: delete {folder}, which the disk refuses: {error}", file=sys.stderr)
 
     def _take_back(self) -> None:
         """Leave nothing of a run that the broker has not begun."""
         if not (self._out / CONFIG).exists():
             (self._out / LAUNCH).unlink(missing_ok=True)
-            shutil.rmtree(self._out / KEYS, ignore_errors=True)
+            self._throw_away(self._out / KEYS)
             if self._made:
                 with contextlib.suppress(OSError):  # the shards' plot is in it
                     self._out.rmdir()
@@ -389,7 +410,7 @@ class Launch:
             process.terminate()
 
     def _children(self) -> list[subprocess.Popen[bytes]]:
-        processes = [self._shards, self._broker, *self._workers.values()]
+        processes = [self._shards, self._pairs, self._broker, *self._workers.values()]
         return [process for process in processes if process is not None and process.poll() is None]
 
     def _end(self) -> None:

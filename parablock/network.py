@@ -28,6 +28,23 @@ def check_endpoint(endpoint: str, *, plain: bool = False, any_port: bool = False
         )
 
 
+def is_everywhere(endpoint: str) -> bool:
+    """Whether it is where one may listen, on every address of the machine, and nowhere that one can be reached at."""
+    match = _ENDPOINT.fullmatch(endpoint)
+    host = "" if match is None else match["host"].strip("[]")
+    try:
+        return host == "*" or ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def on_this_machine(endpoint: str) -> str:
+    """Where a broker that listens everywhere is reached by its own machine; another endpoint as it is."""
+    if not is_everywhere(endpoint):
+        return endpoint
+    return f"tcp://{'[::1]' if '[' in endpoint else '127.0.0.1'}:{endpoint.rpartition(':')[2]}"
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

@@ -30,7 +30,7 @@ import logging
 import math
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -358,11 +358,12 @@ class RunFolder:
         return {block.label.index: (block.label.version, block.values) for block in self.read_blocks()}
 
 
-def how_to_go_on(path: Path) -> str:
-    """What to do about a run that ended before it was complete, as a sentence without its stop."""
+def how_to_go_on(path: Path, door: Sequence[str] = ()) -> str:
+    """What to do about a run that ended before it was complete, as a sentence without its stop. door: the options by
+    which its broker had clients let in; `parablock run` needs none."""
     if (path / JOURNAL).exists():
-        command = "run" if (path / LAUNCH).exists() else "broker"
-        return f"go on with it: parablock {command} --resume {shlex.quote(str(path))}"
+        command, options = ("run", ()) if (path / LAUNCH).exists() else ("broker", door)
+        return f"go on with it: parablock {command} {shlex.join(['--resume', str(path), *options])}"
     if (path / CONFIG).exists():
         return f"the run had not begun: delete {shlex.quote(str(path))}, and give the same command again"
     return "the run had not begun: give the same command again"

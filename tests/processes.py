@@ -16,7 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from broker.keys_command import new_pair
+from broker.pairs import new_pair
 from parablock.allow_list import allow
 from parablock.invite import Invite
 from parablock.keys import BROKER, PUBLIC, read_public

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
 import zmq
 
-from parablock import allow_list
+from parablock import allow_list, keys
 from parablock.allow_list import AllowList, Client
 from parablock.folder_lock import FolderLock
 from parablock.keys import KeyFileError, PublicKey
@@ -73,6 +75,13 @@ def test_a_list_with_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
         AllowList.read(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[[clients]]\nname = 'us'", "extra = 1"])
+def test_a_list_with_something_else_on_it_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "clients.toml").write_text(text)
+    with pytest.raises(KeyFileError, match=r"clients\.toml is wrong: it has (clients|extra), and holds nothing but"):
+        AllowList.read(tmp_path)
+
+
 def test_a_list_that_others_may_change_is_refused(tmp_path: Path) -> None:
     allow_list.allow(tmp_path, PublicKey("us", key()), "noon")
     (tmp_path / "clients.toml").chmod(0o666)
@@ -85,3 +94,33 @@ def test_gone_is_whose_key_is_not_theirs_any_more() -> None:
     before = AllowList((Client("a", one, ""), Client("b", two, ""), Client("c", three, "")))
     after = AllowList((Client("a", one, "later"), Client("b", key(), ""), Client("d", three, "")))
     assert before.gone(after) == ["b", "c"]
+
+
+@pytest.mark.parametrize("umask", [0o002, 0, 0o077])
+def test_the_list_does_not_hang_on_the_umask(tmp_path: Path, umask: int) -> None:
+    us, them = PublicKey("us", key()), PublicKey("them", key())
+    keys.make_folder(tmp_path / "keys")
+    (tmp_path / "keys" / ".clients.toml.partial").touch(0o666)  # as a kill may leave it
+    (tmp_path / "keys" / ".clients.toml.partial").chmod(0o666)
+    before = os.umask(umask)
+    try:
+        for public in (us, them):
+            allow_list.allow(tmp_path / "keys", public, "noon")
+            assert stat.S_IMODE((tmp_path / "keys" / "clients.toml").stat().st_mode) == 0o600
+        allow_list.revoke(tmp_path / "keys", "us", "one")
+    finally:
+        os.umask(before)
+    assert AllowList.read(tmp_path / "keys").names == {them.key: "them"}
+    assert stat.S_IMODE((tmp_path / "keys" / "clients.toml").stat().st_mode) == 0o600
+
+
+def test_it_is_not_said_to_be_done_before_it_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow_list.allow(tmp_path, PublicKey("us", key()), "noon")
+    write = allow_list.write_text
+    monkeypatch.setattr(allow_list, "write_text", lambda path, text, **_: write(path, text, mode=0o666))
+    with pytest.raises(KeyFileError, match="may be changed by others"):
+        allow_list.revoke(tmp_path, "us", "one")
+    (tmp_path / "clients.toml").chmod(0o600)
+    monkeypatch.setattr(allow_list, "write_text", lambda *_, **__: None)
+    with pytest.raises(KeyFileError, match="is not what was written just now"):
+        allow_list.allow(tmp_path, PublicKey("us", key()), "two")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 import zmq
 
-from broker.authenticator import Authenticator
-from broker.keys_command import new_pair
+from broker.authenticator import Authenticator, _stamp
+from broker.pairs import new_pair
 from broker.socket import RouterSocket
 from parablock import allow_list, keys
 from parablock.keys import KeyFileError
@@ -135,23 +135,42 @@ def test_an_unknown_key_is_refused_and_told(ring: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_nobody_is_let_in_where_there_is_no_list_and_none_where_the_door_has_failed(
-    ring: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nobody_is_let_in_where_there_is_no_list(ring: Path) -> None:
     async def scenario() -> None:
         async with opened(ring) as (desk, client):
             a = client(credentials(ring, "a"))
             await until(lambda: Handshake.DENIED in a.handshakes)
-            failures: list[BaseException] = []
-            desk.door.listen(desk.revoked.append, desk.said.append, failures.append)
-            monkeypatch.setattr(desk.door, "_answer", lambda _request: 1 / 0)
-            b = client(credentials(ring, "b"))
-            await until(lambda: len(failures) == 1 and len(b.handshakes) >= 2)
-            assert set(b.handshakes) == {Handshake.FAILED}
             assert desk.got == []
 
-    monkeypatch.setattr("broker.socket.HANDSHAKE_MS", 200)
     (ring / "clients.toml").unlink()
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_nobody_is_let_in_where_the_door_has_failed_and_the_broker_is_told(
+    ring: Path, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """early: before the broker listens, while it loads its model."""
+
+    async def scenario() -> None:
+        async with opened(ring) as (desk, client):
+            failures: list[BaseException] = []
+            desk.door._heard = not early
+            desk.door._on_failure = failures.append
+            client(credentials(ring, "a")).socket.send([b"before"])
+            await until(lambda: desk.bodies() == [(b"before", "a")])
+            monkeypatch.setattr(desk.door, "_answer", lambda _request: 1 / 0)
+            b = client(credentials(ring, "b"))  # which is on the list
+            b.socket.send([b"after"])
+            await until(lambda: len(b.handshakes) >= 2)
+            assert len(failures) == (0 if early else 1)
+            if early:
+                desk.door.listen(desk.revoked.append, desk.said.append, failures.append)
+            assert [type(failure) for failure in failures] == [ZeroDivisionError]
+            assert set(b.handshakes) == {Handshake.FAILED}
+            assert desk.bodies() == [(b"before", "a")]
+
+    monkeypatch.setattr("broker.socket.HANDSHAKE_MS", 200)
     asyncio.run(scenario())
 
 
@@ -201,6 +220,131 @@ def test_a_list_that_cannot_be_read_changes_nothing_and_is_told(ring: Path) -> N
             (ring / "clients.toml").write_text(intact.replace('"a"', '"z"'))
             await until(lambda: desk.revoked == ["a"])
             assert desk.door.clients == ["b", "z"]
+
+    asyncio.run(scenario())
+
+
+def test_a_list_is_read_again_until_it_can_be_and_told_of_once(ring: Path) -> None:
+    """The cause may not be in the file at all: here it is the folder's mode."""
+
+    async def scenario() -> None:
+        async with opened(ring) as (desk, client):
+            b = client(credentials(ring, "b"))
+            b.socket.send([b"hello"])
+            await until(lambda: len(desk.got) == 1)
+            text = (ring / "clients.toml").read_text().replace('"a"', '"z"')
+            os.chmod(ring, 0o755)
+            (ring / "clients.toml").write_text(text)
+            await until(lambda: len(desk.said) == 1)
+            assert f"the list of clients stays as it was: others may look into the keys folder {ring}" in desk.said[0]
+            told = desk.door._seen
+            os.chmod(ring, 0o700)
+            await until(lambda: desk.revoked == ["a"])
+            assert len(desk.said) == 1
+            assert desk.door._seen == told, "nothing of the file has changed"
+
+    asyncio.run(scenario())
+
+
+def test_a_change_of_the_mode_alone_is_seen(ring: Path) -> None:
+    before = _stamp(ring / "clients.toml")
+    os.chmod(ring / "clients.toml", 0o400)
+    assert _stamp(ring / "clients.toml") != before
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+def test_a_list_that_is_away_for_a_moment_ends_nobodys_session(
+    ring: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = Authenticator(ring)
+    said: list[str] = []
+    revoked: list[str] = []
+    door.listen(revoked.append, said.append, _fail)
+    now = 0.0
+    monkeypatch.setattr("broker.authenticator.time.monotonic", lambda: now)
+    path = ring / "clients.toml"
+    text = path.read_text()
+    for _ in range(2):
+        path.unlink() if how == "gone" else path.write_text("")
+        for _ in range(3):  # looks at the same moment, as handshakes come
+            door._look()
+        (told,) = said
+        assert told.startswith("NOBODY IS ON THE LIST OF CLIENTS any more")
+        assert told.endswith(f"is {how}): if that is so in a second, the sessions end of a, b")
+        path.write_text(text)
+        path.chmod(0o600)
+        now += 5
+        door._look()
+        assert (revoked, door.clients) == ([], ["a", "b"])
+        said.clear()
+    path.unlink()
+    door._look()
+    now += 1
+    door._look()
+    assert (revoked, door.clients) == (["a", "b"], [])
+    door.close()
+
+
+def test_a_bar_is_the_keys_and_lifted_when_that_is_revoked(ring: Path) -> None:
+    door = Authenticator(ring)
+
+    def answer(name: str) -> bytes:
+        return door._judge(b"parablock", b"CURVE", [keys.raw(keys.read_public(ring / f"{name}.public").key)], "")[0]
+
+    door.bar("a", time.monotonic() + 100)
+    door.bar("b", time.monotonic() + 100)
+    assert (answer("a"), answer("b")) == (b"300", b"300")
+    allow_list.revoke(ring, "a", "later")
+    allow_list.allow(ring, keys.read_public(ring / "stranger.public"), "later", name="a")
+    door._look()
+    assert (answer("stranger"), answer("a"), answer("b")) == (b"200", b"400", b"300")
+    allow_list.allow(ring, keys.read_public(ring / "a.public"), "later", name="c")
+    door._look()
+    assert answer("a") == b"200"
+    door.close()
+
+
+def test_a_revoked_key_keeps_no_connection_that_has_said_nothing(ring: Path) -> None:
+    async def scenario() -> None:
+        async with opened(ring) as (desk, client):
+            spoken, b = client(credentials(ring, "a")), client(credentials(ring, "b"), identity=b"b")
+            silent = [client(credentials(ring, "a")) for _ in range(5)]
+            honest = client(credentials(ring, "b"))
+            for each in (spoken, b):
+                each.socket.send([b"hello"])
+            await until(lambda: len(desk.got) == 2)
+            await until(lambda: all(Handshake.DONE in each.handshakes for each in (*silent, honest)))
+            allow_list.revoke(ring, "a", "later")
+            await until(lambda: desk.revoked == ["a"])
+            desk.router.drop(b"", "a")  # as the coordinator has it done
+            await until(lambda: all(Handshake.DENIED in each.handshakes for each in (spoken, *silent)))
+            honest.socket.send([b"come again"])
+            await until(lambda: (b"come again", "b") in desk.bodies())
+            assert len(desk.router._guard._connections) == 2
+
+    asyncio.run(scenario())
+
+
+def test_what_comes_by_a_revoked_key_costs_its_connection_and_nobody_elses(ring: Path) -> None:
+    async def scenario() -> None:
+        async with opened(ring) as (desk, client):
+            b, spoken = client(credentials(ring, "b"), identity=b"b's"), client(credentials(ring, "a"))
+            for each in (b, spoken):
+                each.socket.send([b"hello"])
+            await until(lambda: len(desk.got) == 2)
+            evil = client(credentials(ring, "a"), identity=b"b's")
+            await until(lambda: Handshake.DONE in evil.handshakes)
+            allow_list.revoke(ring, "a", "later")
+            await until(lambda: desk.revoked == ["a"])
+            for each in (evil, spoken):
+                each.socket.send([b"flood", memoryview(bytes(1 << 20))])
+            await until(lambda: all(Handshake.DENIED in each.handshakes for each in (evil, spoken)))
+            await until(lambda: b.handshakes == [Handshake.DONE, Handshake.DONE])
+            b.socket.send([b"mine again"])
+            await until(lambda: len(desk.got) == 3)
+            assert desk.bodies()[2] == (b"mine again", "b")
+            assert desk.router.send(b"b's", [b"welcome back"])
+            await until(lambda: b.got == [b"welcome back"])
 
     asyncio.run(scenario())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import shutil
 import signal
 import sqlite3
 import time
@@ -12,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from broker import server
-from broker.__main__ import _give_up, _resume, main, parser
+from broker.__main__ import _door, _give_up, _resume, main, parser
+from broker.authenticator import Authenticator
 from broker.blocks import BaseModel
-from broker.keys_command import new_pair
 from broker.opening import resume
+from broker.pairs import make_throw_away, new_pair
 from broker.server import Broker
 from broker.socket import RouterSocket
-from parablock.coordinator_events import Event, Note, Store, Stored
+from parablock.allow_list import allow
+from parablock.coordinator_events import Event, Note, Revoked, Store, Stored
+from parablock.invite import Invite
 from parablock.journal import Journal
-from parablock.keys import BROKER
+from parablock.keys import BROKER, fingerprint
 from parablock.run_folder import RunFolder
 from tests.test_opening import MANIFEST, begun, damage, killed, vector
 
@@ -86,10 +90,101 @@ def test_what_is_to_go_on_later_says_how(
         patch.setattr("broker.opening.Opened.begin_epoch", full)
         assert refused(capsys, "--resume", str(run), code=75).endswith(how)
     with pytest.raises(SystemExit) as caught:
-        _give_up(run, signal.SIGTERM, None)
+        _give_up(run, (), signal.SIGTERM, None)
     assert caught.value.code == 75
     said = capsys.readouterr().err
     assert said == f"parablock broker: interrupted (SIGTERM) before it served anybody; {how}"
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_how_to_go_on_names_the_door(
+    run: Path, launched: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the next broker has another key, and none of the clients on its list."""
+    new_pair(run.parent / "our keys", BROKER)
+    if launched:
+        (run / "launch.json").touch()
+    monkeypatch.setattr("broker.opening.Opened.begin_epoch", full)
+    for given, named in (
+        (["--keys", str(run.parent / "our keys")], f" --keys '{run.parent / 'our keys'}'"),
+        (["--allow-plain-tcp"], " --allow-plain-tcp"),
+    ):
+        said = refused(capsys, "--resume", str(run), *given, code=75)
+        how = f"parablock run --resume {run}" if launched else f"parablock broker --resume {run}{named}"
+        assert said.endswith(f"go on with it: {how}\n")
+
+
+def test_another_key_of_the_broker_is_told(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.opening.Opened.begin_epoch", full)
+    refused(capsys, "--resume", str(run), code=75)
+    before = Invite.read(run / "invite.toml").broker
+    assert "ANOTHER KEY" not in refused(capsys, "--resume", str(run), code=75)
+    public = new_pair(run.parent / "keys", BROKER)
+    said = refused(capsys, "--resume", str(run), "--keys", str(run.parent / "keys"), code=75)
+    assert f"THE BROKER HAS ANOTHER KEY than before: {public.fingerprint}, and it was {fingerprint(before)}" in said
+    assert f"each needs a new invite (parablock invite {run} --endpoint" in said
+    (run / "invite.toml").write_text("kind =")
+    assert "invite.toml is no invite" in refused(capsys, "--resume", str(run), code=75)
+
+
+def test_a_run_that_goes_on_takes_its_own_throw_away_keys_and_no_others(run: Path) -> None:
+    own = new_pair(run / "keys", BROKER)
+    arguments = parser().parse_args(["--resume", str(run)])
+    door = _door(arguments)
+    assert door is not None
+    assert door.public != own.key, "somebody's, and not the run's"
+    door.close()
+    shutil.rmtree(run / "keys")
+    make_throw_away(run / "keys", ["worker-0"])
+    door = _door(arguments)
+    assert door is not None
+    assert (door.folder, door.clients) == (run / "keys", ["worker-0"])
+    door.close()
+
+
+@pytest.mark.parametrize(("code", "given", "left"), [(0, False, False), (75, False, True), (0, True, True)])
+def test_throw_away_keys_go_with_the_run_that_is_complete(
+    run: Path, code: int, given: bool, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """given: by `parablock run`, which waits for its workers before it deletes them."""
+
+    async def ends(*_: object) -> int:
+        return code
+
+    make_throw_away(run / "keys", ["worker-0"])
+    monkeypatch.setattr("broker.__main__._run", ends)
+    monkeypatch.setattr("broker.__main__.tune", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert main(["--resume", str(run), *(["--keys", str(run / "keys")] if given else [])]) == code
+    assert (run / "keys").exists() == left
+
+
+def test_a_client_that_was_revoked_while_no_broker_served_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(tmp_path / "run").opened.close()
+    monkeypatch.setattr("parablock.coordinator.Coordinator.expected", property(lambda _self: ["a", "b"]))
+    folder = tmp_path / "keys"
+    new_pair(folder, BROKER)
+    allow(folder, new_pair(folder, "b"), "noon")
+    asked: list[Event] = []
+
+    async def scenario() -> None:
+        opened = resume(tmp_path / "run", None, [])
+        socket = RouterSocket("tcp://127.0.0.1:*", Authenticator(folder))
+        with monkeypatch.context() as patch:
+            patch.setattr(Broker, "_handle", lambda _self, event: asked.append(event))
+            broker = Broker(opened, socket)
+        broker._fold.close()
+        broker._disk.close()
+        broker._record.close()
+        socket.close()
+        opened.close()
+
+    asyncio.run(scenario())
+    assert asked == [Revoked("a")]
 
 
 def test_a_run_with_another_config_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,6 +295,7 @@ class Bars:
     """A door that only notes who is to stay out."""
 
     def __init__(self) -> None:
+        self.clients: list[str] = []
         self.barred: dict[str, float] = {}
 
     def listen(self, *_: Any) -> None: ...

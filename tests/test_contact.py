@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from broker.keys_command import new_pair
+from broker.pairs import new_pair
 from parablock import keys
 from parablock.invite import Invite
 from parablock.keys import KeyFileError
@@ -70,8 +70,9 @@ def test_plain_tcp_is_asked_for_and_stays_on_this_machine() -> None:
     [
         ("", "--invite is missing"),
         ("--allow-plain-tcp", "wants a --broker"),
-        ("--allow-plain-tcp --broker tcp://127.0.0.1:1 --invite invite.toml", "is without keys"),
-        ("--allow-plain-tcp --broker tcp://127.0.0.1:1 --key parablock/us.secret", "is without keys"),
+        ("--allow-plain-tcp --broker tcp://127.0.0.1:1 --invite invite.toml", "leave it or --invite out"),
+        ("--allow-plain-tcp --broker tcp://127.0.0.1:1 --key parablock/us.secret", "leave it or --key out"),
+        ("--allow-plain-tcp --broker tcp://127.0.0.1:1 --keys parablock", "is without keys"),
         ("--invite none.toml", "there is no invite none.toml"),
         ("--invite parablock/us.secret", "is no invite: it is a secret key"),
         ("--invite invite.toml --broker nowhere", "an endpoint is tcp://HOST:PORT"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import zmq
 
-from broker.keys_command import new_pair
+from broker.pairs import new_pair
 from parablock.invite import Invite
 from parablock.keys import KeyFileError, fingerprint
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from broker import invite_command, keys_command
-from broker.keys_command import new_pair
+from broker.pairs import make_throw_away, new_pair, public_of
 from parablock import cli, keys
 from parablock.allow_list import AllowList
 from parablock.invite import Invite
@@ -43,10 +44,15 @@ def test_from_two_pairs_to_an_invite(home: Path, tmp_path: Path, capsys: pytest.
     assert public.fingerprint in said(capsys, "keys", "allow", "theirs/us.public", "--name", "hospital-2")
     listed = said(capsys, "keys", "list")
     assert listed.startswith(f"hospital-2  {public.fingerprint}  since 20")
-    for what in ("theirs/us.public", "theirs/us.secret", "hospital-2"):
+    for what in ("theirs/us.public", "theirs/us.secret"):
         assert said(capsys, "keys", "fingerprint", what) == public.fingerprint + "\n"
+    assert said(capsys, "keys", "fingerprint", "hospital-2") == f"{public.fingerprint}  client on the list\n"
     broker = keys.read_public(home / "broker.public")
-    assert said(capsys, "keys", "fingerprint", "broker") == broker.fingerprint + "\n"
+    own = f"{broker.fingerprint}  own key, {home / 'broker.secret'}\n"
+    assert said(capsys, "keys", "fingerprint", "broker") == own
+    mine = new_pair(home, "hospital-2")
+    both = f"{mine.fingerprint}  own key, {home / 'hospital-2.secret'}\n{public.fingerprint}  client on the list\n"
+    assert said(capsys, "keys", "fingerprint", "hospital-2") == both
     assert broker.fingerprint in said(capsys, "invite", "--endpoint", "tcp://broker.example.org:5557")
     assert Invite.read(tmp_path / "invite.toml") == Invite("tcp://broker.example.org:5557", broker.key)
     secret = keys.read_secret(home / "broker.secret").key
@@ -63,7 +69,12 @@ def test_an_invite_to_a_run_names_it(home: Path, tmp_path: Path, capsys: pytest.
     desk.opened.close()
     said(capsys, "invite", "run", "--endpoint", "tcp://10.0.0.1:5557", "--out", "mine.toml")
     assert Invite.read(tmp_path / "mine.toml").run == run
-    throw_away = new_pair(tmp_path / "run" / "keys", "broker")
+    own = new_pair(tmp_path / "run" / "keys", "broker")
+    said(capsys, "invite", "run", "--endpoint", "tcp://10.0.0.1:5557", "--out", "mine.toml")
+    assert Invite.read(tmp_path / "mine.toml").broker != own.key, "what lies there is somebody's, and not the run's"
+    shutil.rmtree(tmp_path / "run" / "keys")
+    make_throw_away(tmp_path / "run" / "keys", [])
+    throw_away = public_of(tmp_path / "run" / "keys" / "broker.secret")
     said(capsys, "invite", "run", "--endpoint", "tcp://10.0.0.1:5557", "--out", "mine.toml")
     assert Invite.read(tmp_path / "mine.toml").broker == throw_away.key, "the broker of that run has this one"
 
@@ -75,7 +86,12 @@ def test_an_invite_to_a_run_names_it(home: Path, tmp_path: Path, capsys: pytest.
         ("keys new broker", "is there already"),
         ("keys allow none.public", "there is no key file none.public"),
         ("keys allow config/parablock/broker.secret", "holds a secret key, and here a public key is needed"),
-        ("keys allow config/parablock/broker.public", "broker is the broker's own name"),
+        ("keys allow config/parablock/broker.public", "is the broker's own public key"),
+        ("keys allow us.public --name broker", "broker is the broker's own name"),
+        ("keys allow config/parablock/broker.public --name me", "is the broker's own public key"),
+        ("invite --endpoint tcp://0.0.0.0:5557", "nowhere that workers can reach it"),
+        ("invite --endpoint tcp://[::]:5557", "nowhere that workers can reach it"),
+        ("invite --endpoint tcp://*:5557", "nowhere that workers can reach it"),
         ("keys allow us.public --name a/b", "a name has 1 to 64"),
         ("keys allow us.public", "there is a client us already"),
         ("keys allow us.public --name again", "is that of us already"),
@@ -91,8 +107,8 @@ def test_wrong_input_is_told(
     arguments: str, complaint: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new_pair(home, "broker")
-    public = new_pair(tmp_path / "us", "us")
-    keys.write_public(tmp_path, public)
+    new_pair(tmp_path / "us", "us")
+    shutil.copy(tmp_path / "us" / "us.public", tmp_path)
     keys_command.main(["allow", "us.public"])
     capsys.readouterr()
     before = sorted(path for path in tmp_path.rglob("*"))
@@ -104,9 +120,10 @@ def test_a_disk_that_refuses_may_do_later(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new_pair(home, "broker")
-    keys.write_public(tmp_path, new_pair(tmp_path / "us", "us"))
+    new_pair(tmp_path / "us", "us")
+    shutil.copy(tmp_path / "us" / "us.public", tmp_path)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("parablock.allow_list.write_text", full)

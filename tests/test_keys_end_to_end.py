@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from broker import keys_command
-from broker.keys_command import new_pair
+from broker.pairs import new_pair
 from parablock.keys import BROKER, PUBLIC, SECRET, read_public
 from tests.processes import Processes, wait_for
 

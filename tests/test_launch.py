@@ -6,6 +6,8 @@ the folder `broker` of the working directory before the installed package.
 
 from __future__ import annotations
 
+import errno
+import importlib
 import io
 import json
 import os
@@ -22,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from broker.pairs import make_throw_away
 from parablock import config as settings
 from parablock import keys, launch, quickstart
 from parablock.allow_list import AllowList
@@ -81,7 +84,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fakes(place: Path, broker: str, worker: str = "mark()\n") -> None:
     for package, source in (("broker", BROKER + broker), ("workers", WORKER + worker)):
         (place / package).mkdir()
-        (place / package / "__init__.py").touch()
+        real = importlib.import_module(package).__path__[0]  # which is where the rest of the package is
+        (place / package / "__init__.py").write_text(f"__path__.append({real!r})\n", encoding="utf-8")
         (place / package / "__main__.py").write_text(source, encoding="utf-8")
 
 
@@ -184,16 +188,85 @@ def test_throw_away_keys_are_nobody_elses_and_stay_as_long_as_the_run_can_go_on(
 def test_keys_of_a_run_that_was_not_begun_are_made_anew(place: Path) -> None:
     fakes(place, "listen()\nuntil(lambda: marks() == 2)\nsys.exit(75)\n")
     for left in (".keys.partial", "keys"):  # as a kill may leave them
-        keys.write_public(keys_folder(place / "run" / left), keys.PublicKey("worker-7", "0" * 40))
+        make_throw_away(place / "run" / left, ["worker-7"])
     assert started(place)[0] == 75
     assert sorted(AllowList.read(place / "run" / "keys").names.values()) == ["worker-0", "worker-1"]
     assert not (place / "run" / "keys" / "worker-7.public").exists()
     assert not (place / "run" / ".keys.partial").exists()
 
 
-def keys_folder(folder: Path) -> Path:
-    keys.make_folder(folder)
-    return folder
+WORN = "the only copy"
+
+
+def own_keys(folder: Path) -> Path:
+    """A user's own keys folder; the file that must be there afterwards."""
+    folder.mkdir(parents=True)
+    (folder / "broker.secret").write_text(WORN)
+    return folder / "broker.secret"
+
+
+@pytest.mark.parametrize("left", ["keys", ".keys.partial"])
+def test_a_users_own_keys_in_the_place_are_never_touched(
+    place: Path, left: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fakes(place, "raise AssertionError('not to be started')\n")
+    own = own_keys(place / "run" / left)
+    assert started(place)[0] == 2
+    assert own.read_text() == WORN
+    assert f"run/{left} is there and is not of a run; choose another --out" in capsys.readouterr().err
+    assert sorted(path.name for path in (place / "run").iterdir()) == [left], "nothing is left of the refused run"
+
+
+def test_a_run_that_goes_on_takes_no_keys_but_its_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fakes(place, "raise AssertionError('not to be started')\n")
+    run = begun(place)
+    own = own_keys(run / "keys")
+    assert launch.main(["--resume", "run"]) == 2
+    assert "run/keys is there and is not of a run; move it away" in capsys.readouterr().err
+    committed(run, rounds=7)
+    assert launch.main(["--resume", "run"]) == 2, "nor when it is complete"
+    assert own.read_text() == WORN
+
+
+@pytest.mark.parametrize(("ends", "code"), [("until(lambda: marks() == 2)", 0), ("sys.exit(2)", 2)])
+def test_what_somebody_puts_beside_the_throw_away_keys_stays(place: Path, ends: str, code: int) -> None:
+    put = "(out / 'keys' / 'mine.secret').write_text('the only copy')\n"
+    fakes(place, put + ("listen()\n" if code == 0 else "") + ends + "\n")
+    assert started(place)[0] == code
+    assert [path.name for path in (place / "run" / "keys").iterdir()] == ["mine.secret"]
+    assert started(place)[0] == 2, "and is not taken for the next run's"
+    assert (place / "run" / "keys" / "mine.secret").read_text() == WORN
+
+
+def test_where_no_keys_can_be_made_nothing_is_left(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes(place, "raise AssertionError('not to be started')\n")
+    (place / "broker" / "pairs.py").write_text(
+        "import sys; from pathlib import Path; folder = Path(sys.argv[1]); folder.mkdir()\n"
+        "(folder / 'throw-away').write_text('broker\\n'); (folder / 'broker.secret').touch(); sys.exit(75)\n"
+    )
+    code, run = started(place)
+    assert (code, run._broker) == (75, None)
+    assert not (place / "run").exists()
+    (place / "broker" / "pairs.py").unlink()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.rename", full)
+    assert started(place)[0] == 75
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize("umask", [0o002, 0])
+def test_throw_away_keys_do_not_hang_on_the_umask(place: Path, umask: int) -> None:
+    fakes(place, "listen()\nuntil(lambda: marks() == 2)\nsys.exit(75)\n")
+    before = os.umask(umask)
+    try:
+        assert started(place)[0] == 75
+    finally:
+        os.umask(before)
+    assert sorted(AllowList.read(place / "run" / "keys").names.values()) == ["worker-0", "worker-1"]
+    assert stat.S_IMODE((place / "run" / "keys" / "clients.toml").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("trust", ["true", "false"])
@@ -490,8 +563,11 @@ def test_the_same_workers_go_on(place: Path, bind: str, any_port: list[str]) -> 
 
 def test_a_complete_run_starts_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fakes(place, "raise AssertionError('not to be started')\n")
-    committed(begun(place), rounds=7)
+    run = begun(place)
+    committed(run, rounds=7)
+    make_throw_away(run / "keys", ["worker-0"])
     assert launch.main(["--resume", "run"]) == 0
+    assert not (run / "keys").exists()
     assert capsys.readouterr().out == (
         "run is complete: each of its 7 rounds is committed. "
         "Next: parablock report run, parablock evaluate run --data FILE, parablock export run\n"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parablock.network import EndpointError, check_endpoint
+from parablock.network import EndpointError, check_endpoint, is_everywhere, on_this_machine
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,28 @@ from parablock.network import EndpointError, check_endpoint
 @pytest.mark.parametrize("plain", [False, True])
 def test_this_machine_may_always_be_used(endpoint: str, plain: bool) -> None:
     check_endpoint(endpoint, plain=plain)
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "here"),
+    [
+        ("tcp://0.0.0.0:5557", "tcp://127.0.0.1:5557"),
+        ("tcp://*:5557", "tcp://127.0.0.1:5557"),
+        ("tcp://[::]:5557", "tcp://[::1]:5557"),
+        ("tcp://[0:0::0]:5557", "tcp://[::1]:5557"),
+    ],
+)
+def test_everywhere_is_no_place_to_go_to(everywhere: str, here: str) -> None:
+    assert is_everywhere(everywhere)
+    assert on_this_machine(everywhere) == here
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://10.0.0.1:5557", "tcp://[::1]:1", "tcp://broker.example.org:5557", "tcp://[2001:db8::]:1"]
+)
+def test_an_address_is_one_place(endpoint: str) -> None:
+    assert not is_everywhere(endpoint)
+    assert on_this_machine(endpoint) == endpoint
 
 
 def test_any_port_only_where_one_listens() -> None:

@@ -25,6 +25,7 @@ from parablock.block_file import BlockWriter
 from parablock.config import ConfigError, from_dict, to_dict
 from parablock.coordinator_events import Fold, Store
 from parablock.folder_lock import holder
+from parablock.invite import Invite
 from parablock.journal import Journal
 from parablock.journal_rows import JournalError
 from parablock.layout import Layout
@@ -697,3 +698,14 @@ def test_to_go_on_needs_neither_torch_nor_the_base_model() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://0.0.0.0:5557", "tcp://10.0.0.1:5557"])
+def test_the_invite_of_a_broker_that_listens_everywhere_is_for_this_machine(tmp_path: Path, endpoint: str) -> None:
+    desk = begun(tmp_path / "run")
+    desk.opened.write_endpoint(endpoint, "0" * 40)
+    everywhere = "0.0.0.0" in endpoint
+    assert Invite.read(tmp_path / "run" / "invite.toml").endpoint == endpoint.replace("0.0.0.0", "127.0.0.1")
+    assert ("# For this machine; " in (tmp_path / "run" / "invite.toml").read_text()) == everywhere
+    assert (tmp_path / "run" / "endpoint").read_text() == endpoint + "\n", "where the next broker binds"
+    desk.opened.close()

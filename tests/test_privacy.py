@@ -242,7 +242,7 @@ def test_who_has_had_all_its_turns_is_drawn_no_more_nor_makes_up_for_others() ->
 
 
 def test_the_broker_says_which_rounds_too_few_will_train() -> None:
-    """Two clients of one turn each: rounds 0 and 1 are settled with the first commit, and nobody is left for a third."""
+    """Two clients of one turn each: nobody is left for round 2."""
     desk = begun("a", "b", privacy=CENTRAL | {"rounds": 1}, fraction=0.5, quorum=1)
     (who,) = [name for name in "ab" if desk.coordinator._agenda.trains(0, name)]
     desk.upload(who)

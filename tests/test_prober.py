@@ -10,7 +10,7 @@ import pytest
 from bench.link import Link as ShapedLink
 from bench.shaping import Shape
 from broker.authenticator import Authenticator
-from broker.keys_command import new_pair
+from broker.pairs import new_pair
 from broker.socket import RouterSocket
 from parablock import keys, wire
 from parablock.allow_list import allow

@@ -128,6 +128,21 @@ def test_a_revoked_client_is_out_at_once_and_nobody_waits_for_it() -> None:
     assert [type(effect) for effect in desk.effects] == [Drop], "it is not there any more, but a connection may be"
 
 
+def test_what_a_lost_client_had_begun_does_not_count_when_it_is_revoked() -> None:
+    desk = KeyedDesk()
+    desk.gather("a", "b")
+    desk.say("a", Offer(0, 0, 1200, 1, 1, 0.5))
+    desk.say("a", CHUNK, bytes(1024))
+    session = desk.coordinator._roster.get(peer_of("a"))
+    assert session is not None
+    desk.coordinator._remove(session, "lost", "silent")
+    desk.coordinator._effects.clear()
+    uploads = desk.coordinator._collection._rounds[0].uploads
+    assert "a" in uploads, "as it may come back and go on"
+    desk.handle(Revoked("a"))
+    assert "a" not in uploads
+
+
 def test_one_that_is_revoked_while_it_is_expected_back_is_not_waited_for() -> None:
     desk = KeyedDesk(quorum=1)
     desk.gather("a", "b")

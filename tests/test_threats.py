@@ -2,7 +2,8 @@
 
  1  a peer that nobody knows: encryption and an allow-list by default, what is not allowed is denied
         test_authenticator      test_an_unknown_key_is_refused_and_told
-        test_authenticator      test_nobody_is_let_in_where_there_is_no_list_and_none_where_the_door_has_failed
+        test_authenticator      test_nobody_is_let_in_where_there_is_no_list
+        test_authenticator      test_nobody_is_let_in_where_the_door_has_failed_and_the_broker_is_told
         test_authenticator      test_a_broker_without_keys_or_with_bad_ones_does_not_start
         test_network_endpoint   test_plain_tcp_off_loopback_is_refused
         test_keys_end_to_end    test_a_run_lets_in_and_cuts_off_as_the_list_says
@@ -17,11 +18,17 @@
  3  a client that is trusted no more: cut off while its session lives
         test_session_keys       test_a_revoked_client_is_out_at_once_and_nobody_waits_for_it
         test_authenticator      test_a_change_of_the_list_holds_for_who_is_there_and_who_comes
+        test_authenticator      test_a_list_is_read_again_until_it_can_be_and_told_of_once
+        test_authenticator      test_a_revoked_key_keeps_no_connection_that_has_said_nothing
+        test_authenticator      test_what_comes_by_a_revoked_key_costs_its_connection_and_nobody_elses
+        test_broker_command     test_a_client_that_was_revoked_while_no_broker_served_is_not_waited_for
+        test_allow_list         test_the_list_does_not_hang_on_the_umask
         test_keys_end_to_end    test_a_run_lets_in_and_cuts_off_as_the_list_says
  4  an eavesdropper, or somebody who plays the broker
         test_authenticator      test_a_recorded_session_cannot_be_played_again_nor_read
         test_authenticator      test_a_broker_with_another_key_is_not_spoken_to
         test_session_keys       test_an_invite_to_another_run_is_told
+        test_refusals           test_a_forged_refusal_ends_nobody_who_can_still_get_through
  5  replay across sessions: run, epoch, round and attempt are checked
         test_authenticator      test_a_recorded_session_cannot_be_played_again_nor_read
         test_session_keys       test_a_message_of_another_session_run_or_epoch_changes_nothing
@@ -91,6 +98,9 @@
         test_keys               test_a_secret_that_others_may_read_is_refused
         test_keys               test_a_pair_is_two_files_and_the_secret_one_is_its_owners_alone
         test_keys               test_each_kind_is_refused_in_the_place_of_the_other
+        test_keys               test_a_keys_folder_that_is_open_to_others_is_refused
+        test_keys               test_what_belongs_to_another_user_is_refused
+        test_keys               test_no_character_of_a_secret_is_shown
         test_allow_list         test_a_list_that_others_may_change_is_refused
         test_launch             test_throw_away_keys_are_nobody_elses_and_stay_as_long_as_the_run_can_go_on
         test_threats            test_a_secret_key_does_not_show_itself
@@ -101,7 +111,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from broker.keys_command import new_pair
+from broker.pairs import new_pair
 from parablock.keys import SECRET, read_secret
 from tests.test_faults import functions
 

@@ -46,8 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def contact(arguments: argparse.Namespace) -> Contact:
     """Raises KeyFileError and EndpointError."""
     if arguments.allow_plain_tcp:
-        if arguments.invite is not None or arguments.key is not None:
-            raise EndpointError("--allow-plain-tcp is without keys: leave it out, or leave --invite and --key out")
+        named = [f"--{name}" for name in ("invite", "key", "keys") if getattr(arguments, name) is not None]
+        if named:
+            raise EndpointError(
+                f"--allow-plain-tcp is without keys and without an invite: leave it or {', '.join(named)} out"
+            )
         if arguments.broker is None:
             raise EndpointError("--allow-plain-tcp wants a --broker tcp://127.0.0.1:PORT")
         check_endpoint(arguments.broker, plain=True)

@@ -1,7 +1,8 @@
 """What becomes of a socket's handshakes: libzmq says nothing of them on the socket itself, and tries for ever.
 
 DONE      the broker knows our key, and has its own
-DENIED    the broker has said that our key is not allowed
+DENIED    the broker has said that our key is not allowed, or so has anybody on the way to it: a refusal is not
+          encrypted. libzmq does not try again after it
 FAILED    the connection was closed in the middle: the broker has another key than we were told, or bars us for
           now, or it is no encrypted broker at all, or the link broke. It cannot be told which
 """
@@ -65,6 +66,38 @@ class Handshakes:
             meaning = _MEANINGS.get(zmq.Event(event["event"]))
             if meaning is not None:
                 self._on_handshake(meaning)
+
+
+class Refusals:
+    """What to do about the denials of one broker's address: by itself none of them proves anything.
+
+    Three in a row that are seconds apart are believed by a process that has never been let in. One that was is told in
+    its session, under encryption, should its key be revoked; so it tries on for as long as it has patience.
+    """
+
+    MOST = 3
+
+    def __init__(self, first_s: float = 1.0, longest_s: float = 30.0) -> None:
+        """first_s: seconds until the first try after a denial, and after each one that follows twice as long."""
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._number = 0  # since a handshake was done
+        self._ever = False
+
+    def done(self) -> None:
+        self._ever, self._number = True, 0
+
+    def denied(self) -> float | None:
+        """Seconds until the next try; None: there shall be none."""
+        self._number += 1
+        if self._number >= self.MOST and not self._ever:
+            return None
+        return min(self._first_s * 2.0 ** (self._number - 1), self._longest_s)
+
+    @property
+    def new(self) -> bool:
+        """Whether it is the first one, of which the user is told."""
+        return self._number == 1
 
 
 def denied(endpoint: str, credentials: Credentials) -> str:

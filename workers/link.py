@@ -45,7 +45,7 @@ from parablock.participant_events import (
     Uploaded,
     Withdraw,
 )
-from workers.handshakes import Handshake, denied, failed
+from workers.handshakes import Handshake, Refusals, denied, failed
 from workers.inbox import Delivery, Inbox
 from workers.masking_outbox import MaskingOutbox
 from workers.outbox import Outbox
@@ -83,7 +83,7 @@ class SessionEnded(Exception):
 class Link:
     """One session with one broker. on_gone: called once, when the session has ended.
 
-    context, credentials: see `DealerSocket`. run: see `Participant`.
+    context, credentials: see `DealerSocket`. run: see `Participant`. refused_s: see `Refusals`.
     """
 
     def __init__(
@@ -96,12 +96,15 @@ class Link:
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         credentials: Credentials | None = None,
         run: str = "",
+        refused_s: float = 1.0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_gone = on_gone
         self._endpoint = endpoint
         self._credentials = credentials
         self._failed_handshakes = 0  # since the last one that was done
+        self._refusals = Refusals(refused_s)
+        self._again: asyncio.TimerHandle | None = None  # when a socket is made anew
         self.participant = Participant(name, session, patience_s, time.monotonic(), run)
         self.terms: str | None = None
         self.name = name  # from the terms on, what the broker calls us
@@ -119,8 +122,9 @@ class Link:
         self._outbox: Outbox | None = None
         self._masking: MaskingOutbox | None = None  # in its place, where contributions are masked
         # Routing ids that begin with a zero byte are ZeroMQ's own.
-        identity = b"w" + bytes.fromhex(session)
-        self._socket = DealerSocket(endpoint, identity, self._on_frames, context, credentials, self._on_handshake)
+        self._identity = b"w" + bytes.fromhex(session)
+        self._context = context
+        self._socket = self._connected()
         log.info("calling the broker at %s as %s", endpoint, name)
         self.handle(Tick())
 
@@ -244,14 +248,27 @@ class Link:
         return self._gone
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._again):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._again = None
         for box in (self._inbox, self._outbox, self._masking):
             if box is not None:
                 box.close()
         lost = self._gone is not None and self._gone.end is End.LOST
         self._socket.close(linger_ms=0 if lost else 2000)
+
+    def _connected(self) -> DealerSocket:
+        return DealerSocket(
+            self._endpoint, self._identity, self._on_frames, self._context, self._credentials, self._on_handshake
+        )
+
+    def _connect_anew(self) -> None:
+        """libzmq does not, after a refusal. What waits to be sent is lost with the socket, as with a connection."""
+        self._again = None
+        if self._gone is None:
+            self._socket.close(linger_ms=0)
+            self._socket = self._connected()
 
     def _on_frames(self, frames: list[memoryview]) -> None:
         try:
@@ -264,13 +281,24 @@ class Link:
     def _on_handshake(self, handshake: Handshake) -> None:
         assert self._credentials is not None
         if handshake is Handshake.DENIED:
-            self.handle(Denied(denied(self._endpoint, self._credentials)))
+            self._denied(denied(self._endpoint, self._credentials))
         elif handshake is Handshake.DONE:
             self._failed_handshakes = 0
+            self._refusals.done()
         else:
             self._failed_handshakes += 1
             if self._failed_handshakes == _TELLING_FAILURES:
                 log.warning("%s; trying on", failed(self._endpoint, self._credentials))
+
+    def _denied(self, reason: str) -> None:
+        delay_s = self._refusals.denied()
+        if delay_s is None:
+            self.handle(Denied(reason))
+            return
+        if self._refusals.new:
+            log.warning("%s; it may as well be somebody on the way who says so, and we try again", reason)
+        if self._again is None:
+            self._again = self._loop.call_later(delay_s, self._connect_anew)
 
     def _set_timer(self, now: float) -> None:
         due = self.participant.deadline()

@@ -13,6 +13,7 @@ torch thread out each time. It gets its share of the processor as before, a few 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
@@ -114,10 +115,12 @@ class DealerSocket:
         self._loop.add_reader(self._descriptor, self._drain)
 
     def send(self, frames: Sequence[bytes | memoryview]) -> None:
+        """Lost at once where the broker's address has refused our key: libzmq connects no more then."""
         header, *payload = frames
-        self._socket.send(header, _MORE if payload else _LAST)
-        for frame in payload:
-            self._socket.send(frame, _LAST, copy=False)
+        with contextlib.suppress(zmq.Again):  # at the first frame: nowhere to send to
+            self._socket.send(header, _MORE if payload else _LAST)
+            for frame in payload:
+                self._socket.send(frame, _LAST, copy=False)
         self._wake()
 
     def close(self, linger_ms: int) -> None:

@@ -370,7 +370,7 @@ class StateFolder:
         path = self._released(run)
         if not path.parent.exists():
             path.parent.mkdir(mode=0o700)
-            placement.sync(self.path)
+            placement.sync_folder(self.path)
         self._write(path, {}, asdict(released), synced=True)
 
     def _released(self, run: str) -> Path:
