@@ -92,6 +92,7 @@ class Record:
                 told = max(told, row["round"])
         self._evaluations = Evaluations(config, told)
         for entry in entries:
+            self._ledger.lose(entry.round - self._newest - 1)  # what a journal that was made anew does not tell
             self._newest = entry.round
             self._ledger.charge(entry.charged)
             if entry.round not in written:

@@ -69,7 +69,7 @@ _DISK_RETRY_S = 5.0
 _ENDINGS = frozenset({"left", "lost", "replaced", "refused", "dropped", "rejoining", "behind", "revoked"})
 """Kinds of `Note` after which a client is no longer on the roster."""
 
-_OWN = frozenset({"restarted", "repaired", "quorum"})
+_OWN = frozenset({"restarted", "repaired", "quorum", "drawn"})
 """Kinds of `Note` that are about the broker itself."""
 
 

@@ -37,19 +37,26 @@ class NoAccountantError(ImportError):
     """What works ε out is not installed. The message says how to install it."""
 
 
-@functools.lru_cache(maxsize=4096)
 def epsilon(noise: float, rounds: int, delta: float) -> float:
     """ε at δ = `delta` after so many rounds of one client with noise multiplier `noise`; inf where it is beyond 20,000.
 
     Raises NoAccountantError.
     """
-    if rounds == 0:
+    return epsilon_of(math.sqrt(rounds) / noise, delta)
+
+
+@functools.lru_cache(maxsize=4096)
+def epsilon_of(apart: float, delta: float) -> float:
+    """The same where the two worlds are so many standard deviations apart: √(Σ 1/z²) over the rounds, each with its z.
+
+    Raises NoAccountantError.
+    """
+    if apart == 0.0:
         return 0.0
     try:
         from dp_accounting.pld import privacy_loss_distribution
     except ImportError as error:
         raise NoAccountantError(INSTALL) from error
-    apart = math.sqrt(rounds) / noise  # how many standard deviations the two worlds are apart
     if apart > _HOPELESS:
         return math.inf
     interval = (apart * apart / 2.0 + 12.0 * apart) / POINTS  # the losses' mean is apart² / 2, their deviation apart

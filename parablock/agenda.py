@@ -57,6 +57,7 @@ class Agenda:
         self._decided: dict[int, _Decided] = {}  # by round
         self._next = 0  # the first that is not decided
         self._turns: Counter[str] = Counter()  # by client: rounds for which it was drawn
+        self._short: list[str] = []  # what is to be said of rounds for which too few could be drawn
 
     def decide(self, through: int, clients: Iterable[str]) -> None:
         """Decide all rounds up to `through`. clients: names of those that are there."""
@@ -69,6 +70,12 @@ class Agenda:
             self._decided[round] = _Decided(block, drawn, max(len(drawn or ()), self._config.quorum))
             self._decided.pop(round - 2 * self._config.in_flight - 2, None)
             self._next += 1
+
+    def take_short(self) -> list[str]:
+        """A sentence for each round decided since the last call that too few can train, as the others have had their
+        turns: most of what is left of a run may be trained by few, or by nobody."""
+        said, self._short = self._short, []
+        return said
 
     def moved(self, round: int, block: int, rms: float) -> None:
         """A round was committed. rms: the root mean square of x' − x over the elements of the block."""
@@ -134,8 +141,14 @@ class Agenda:
         if self._schedule is None:
             self._importance.restore(snapshot["importance"])
 
-    def _draw(self, round: int, there: list[str]) -> set[str]:
-        there = [client for client in there if self._may(client)]
+    def _draw(self, round: int, present: list[str]) -> set[str]:
+        there = [client for client in present if self._may(client)]
+        wanted = min(self._config.sampled(self._config.round.clients), len(present))
+        if len(there) < wanted:
+            self._short.append(
+                f"round {round} is trained by {len(there)} clients, and {wanted} are wanted: of the {len(present)} "
+                f"that are there the others have had their {self._config.privacy.rounds} rounds (privacy.rounds)"
+            )
         if self._config.mode == "fedcybgd":
             return {there[in_turn(round, len(there), self._num_blocks)]} if there else set()
         rng = random.Random(f"parablock/clients/{self._config.seed}/{round}")

@@ -204,7 +204,7 @@ class Collection:
             self._emit(Note("abstained", session.name, f"round {abstain.round}: {abstain.reason[:LONGEST_QUOTE]}"))
             self.stirred = True
 
-    def sum_up(self, session: Session, message: Keys | Shares | Unmasked, payload: Buffer, now: float) -> None:
+    def sum_up(self, session: Session, message: Keys | Shares | Unmasked, payload: Buffer | None, now: float) -> None:
         """What a client says towards the sum of a round. Raises TransferError for what cannot be."""
         if self._sums is None:
             raise TransferError(f"a {type(message).__name__} in a run whose contributions are not masked")
@@ -444,6 +444,8 @@ class Collection:
         if attempt is not None:
             self._agenda.moved(round.number, round.block, attempt.moved)
         self._agenda.decide(round.number + self._config.in_flight + 1, self._roster.present())
+        for text in self._agenda.take_short():
+            self._emit(Note("drawn", "", text))
         came_late, late_bytes = self._latecomers.take_counts()
         round.entry = entry_of(
             round,

@@ -304,7 +304,6 @@ class Coordinator:
                 case Abstain():
                     self._collection.abstain(session, message)
                 case Keys() | Shares() | Unmasked():
-                    assert envelope.payload is not None
                     self._collection.sum_up(session, message, envelope.payload, now)
                 case Landed() | Evaluated():
                     self._emit(Reported(session.name, message))

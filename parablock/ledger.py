@@ -19,15 +19,20 @@ class Ledger:
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
         self._rounds: Counter[str] = Counter()  # by client
+        self._untold = 0  # rounds of which nothing tells whose data have had a part in them
 
     def charge(self, clients: Iterable[str]) -> None:
         """A round is committed to which these have given of their data, each once (`Entry.charged`)."""
         self._rounds.update(set(clients))
 
+    def lose(self, rounds: int) -> None:
+        """So many were held of which nothing tells any more: each is charged to every client."""
+        self._untold += rounds
+
     @property
     def most(self) -> int:
         """Rounds of the client that has had a part in the most."""
-        return max(self._rounds.values(), default=0)
+        return max(self._rounds.values(), default=0) + self._untold
 
     @property
     def epsilon(self) -> float | None:

@@ -14,7 +14,7 @@ from parablock.layout import Layout
 from parablock.masker import Masker
 from parablock.messages import Dealt, Keys, Roll, Shares, Unmask, Unmasked
 from parablock.participant_events import Mask
-from parablock.secure_settings import most_tokens
+from parablock.secure_settings import fewest, most_tokens
 from parablock.sum_member import Occasion, SumMember, UnreadableSharesError
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ class Memberships:
         if round in self._members or round in self._refused:
             return
         layout = Layout.up(self._config, self._manifest.blocks[block].numel)
-        occasion = Occasion(*self._broker, round, layout.count)
-        self._members[round] = SumMember(occasion, self._name, self._config.secure)
+        occasion = Occasion(*self._broker, round, layout.count, self._config.secure, fewest(self._config))
+        self._members[round] = SumMember(occasion, self._name)
         self._show(round)
 
     def waits(self, round: int) -> bool:
@@ -116,7 +116,8 @@ class Memberships:
                 case Unmask(round, slice, clients):
                     given = self._given.setdefault(round, {})
                     if slice not in member.answered and given.get(slice, clients) != clients:
-                        return False  # an earlier broker has added it up with others, which this one cannot know
+                        self._say(Unmasked(round, slice), None)  # which this broker cannot know
+                        return False
                     answer = member.answer(slice, clients)
                     given[slice] = clients
                     self._say(Unmasked(round, slice), memoryview(answer))

@@ -182,7 +182,8 @@ class Shares:
 @dataclass(frozen=True)
 class Unmasked:
     """The answer to `Unmask`. Payload: a share for each client whose shares were dealt, in order: of its own mask's
-    seed if its contribution is added up, of its secret key if not."""
+    seed if its contribution is added up, of its secret key if not. None: the client gives no share for this sum, as it
+    has helped an earlier broker to another one of the slice."""
 
     round: Round
     slice: Slice
@@ -444,7 +445,7 @@ PAYLOADS: dict[type[Any], Payload] = {
     Roll: Payload(MAX_SUMMED * _KEYS_BYTES, required=True),
     Shares: Payload(MAX_SUMMED * _SEALED_BYTES, required=True),
     Dealt: Payload(MAX_SUMMED * _SEALED_BYTES, required=True),
-    Unmasked: Payload(MAX_SUMMED * 33, required=True),
+    Unmasked: Payload(MAX_SUMMED * 33, required=False),
 }
 """The messages that have a payload; the others have none."""
 

@@ -33,10 +33,10 @@ class Noise:
         key = int.from_bytes(os.urandom(16), "little") if key is None else key
         self._generator = np.random.Generator(np.random.Philox(key=key))
 
-    def add(self, values: Vector, deviation: float) -> None:
+    def add(self, values: Vector | npt.NDArray[np.float64], deviation: float) -> None:
         """Add to each of `values`, in place, a draw of its own with mean 0 and this standard deviation.
 
-        Drawn and added in float64, and rounded once. A deviation beyond float32 gives infinities.
+        Drawn and added in float64, and rounded once if they are float32. A deviation beyond that gives infinities.
         """
         for start in range(0, values.size, PIECE):
             piece = values[start : start + PIECE]
@@ -63,14 +63,16 @@ def noised_mean(
     """(Σ_i c_i Δ_i + N(0, (z S)²)) / m into `out`, float32, all of shape (numel,).
 
     factors: c_i = min(1, S / ‖Δ_i‖) of the whole block. clients: m, how many a round is meant to have. However many
-    have come, one of them more or less changes the sum by S at most, as nothing is divided by their number.
+    have come, one of them more or less changes the sum by S at most, as nothing is divided by their number. It is
+    added up in float64: what is lost of hundreds in float32 may be beyond `privacy_settings.ROUNDING`.
     """
-    scaled = np.empty_like(out)
-    out[...] = 0.0
-    for delta, factor in zip(deltas, factors, strict=True):
-        out += np.multiply(delta, np.float32(factor), out=scaled)
-    noise.add(out, privacy.deviation)
-    out *= np.float32(1.0 / clients)
+    for start in range(0, out.size, PIECE):
+        part = slice(start, start + PIECE)
+        total = np.zeros(out[part].size)
+        for delta, factor in zip(deltas, factors, strict=True):
+            total += delta[part].astype(np.float64) * factor
+        noise.add(total, privacy.deviation)
+        out[part] = total / clients
 
 
 def private(delta: Vector, privacy: Privacy, noise: Noise) -> Vector:

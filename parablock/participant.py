@@ -164,6 +164,7 @@ class Participant:
         self._contributions = Contributions(self._send, self._emit)
         self._downloads = Downloads(self._send, self._emit, self._builds)
         self._sums: Memberships | None = None  # where contributions are masked
+        self._inherited = -1  # a round to which an earlier process of ours may have given, −1: none that is open
         self._start: Start | None = None
         self._turns: Turns | None = None
         self._where = Progress(-1, 0)
@@ -441,9 +442,11 @@ class Participant:
         first = max(start.round, self._contributions.position)
         self._emit(Started(first, start.clients, start.next, start.pending))
         self._contributions.start(start.round, start.next, self._commits.told, now)
-        if self._sums is not None and self._first_start and self._epoch > 1 and start.round <= start.next:
+        if self._first_start:
+            self._inherited = start.next
+        if self._sums is not None and self._epoch > 1 and max(start.round, start.next) <= self._inherited:
             self._withdraw(
-                start.next, "an earlier process may have given to it, and an earlier broker have unmasked that"
+                self._inherited, "an earlier process may have given to it, and an earlier broker have unmasked that"
             )
         self._first_start = False
         self._show_keys()
@@ -452,11 +455,17 @@ class Participant:
 
     def _goes_back(self, next_round: int) -> None:
         """The broker was started again from a journal that lacks rounds which another one had announced."""
+        private = self._prepared is not None and self._prepared.config.privacy.local
+        without = (
+            "or this worker's part in the run ends here, as it tells nothing of its data twice"
+            if private
+            else "or begin here without what was kept (delete the folder that --state names)"
+        )
         self._gone(
             End.REFUSED,
             f"the broker goes on with round {next_round}, but round {self._commits.greeted_at - 1} was announced as "
             "committed before: its journal is older than what it has announced. Have the run's newest folder put back "
-            "there; or begin here without what was kept (delete the folder that --state names)",
+            f"there; {without}",
         )
 
     def _commit(self, commit: Commit, now: float) -> None:
@@ -641,6 +650,8 @@ class Participant:
             if self._sums is None:
                 raise ValueError(f"a {type(message).__name__} in a run whose contributions are not masked")
             if self._sums.hear(message, payload):
+                if (message.round, self._epoch) == (self._inherited, 1):
+                    self._inherited = -1  # the only sum so far that we can be in is with this process
                 self._contributions.mask(message.round, now, live=self.state is State.TRAINING)
         except ValueError as error:
             self._gone(End.REFUSED, f"the broker broke the protocol: {error}")

@@ -20,8 +20,8 @@ class Secure:
     enabled: bool = key(False, "contributions are masked, so that the broker learns only what they add up to")
     threshold: int = key(
         0,
-        "clients of a round that must be left to unmask its sum, at least 2 and more than half of them; 0: two thirds, "
-        "rounded up",
+        "clients of a round that must be left to unmask its sum, however few are there: at least 2 and more than half "
+        "of those that train in one by round.clients; 0: two thirds, rounded up",
         low=0,
         high=MAX_SUMMED,
     )
@@ -37,6 +37,11 @@ class Secure:
         """t: how many of so many clients must be left to unmask a sum; more than half, so that no two groups can."""
         least = max(2, clients // 2 + 1)
         return max(least, self.threshold or -(-2 * clients // 3))
+
+
+def fewest(config: Config) -> int:
+    """Clients without which no sum is made, however few are there: t of as many as the settings want in a round."""
+    return config.secure.needed(config.drawn(config.round.clients))
 
 
 def most_tokens(config: Config) -> int:

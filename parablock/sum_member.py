@@ -34,12 +34,19 @@ class UnreadableSharesError(ValueError):
 
 @dataclass(frozen=True)
 class Occasion:
-    """What a sum is of. chunks: of a contribution to the round."""
+    """What a sum is of. chunks: of a contribution to the round. secure: the run's settings, with which both sides work
+    out t; fewest: the least that it can be (`secure_settings.fewest`), whoever is there."""
 
     run: str
     epoch: int
     round: int
     chunks: int
+    secure: Secure
+    fewest: int
+
+    def needed(self, clients: int) -> int:
+        """t: how many of so many clients must be left to unmask a sum."""
+        return max(self.fewest, self.secure.needed(clients))
 
     @property
     def slices(self) -> int:
@@ -71,12 +78,9 @@ class Occasion:
 class SumMember:
     """See the module. name: the client's. random: gives so many secret random bytes."""
 
-    def __init__(
-        self, occasion: Occasion, name: str, secure: Secure, random: Callable[[int], bytes] = secrets.token_bytes
-    ) -> None:
+    def __init__(self, occasion: Occasion, name: str, random: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self.occasion = occasion
         self._name = name
-        self._secure = secure
         self._random = random
         self._channel = random(KEY_BYTES)
         self._secrets = [random(KEY_BYTES) for _ in range(occasion.slices)]
@@ -91,8 +95,13 @@ class SumMember:
     def deal(self, clients: Sequence[str], keys: bytes) -> bytes:
         """The payload of `Shares`. clients, keys: as `Roll` says them. Raises SumError, also for a second roll."""
         size = self.occasion.keys_bytes
-        if len(keys) != size * len(clients) or len(clients) < 2 or list(clients) != sorted(set(clients)):
+        if len(keys) != size * len(clients) or list(clients) != sorted(set(clients)):
             raise SumError(f"a roll of {len(clients)} clients with {len(keys)} bytes of keys is none")
+        if len(clients) < self.occasion.fewest:
+            raise SumError(
+                f"a roll of {len(clients)} clients, and by the run's settings it takes {self.occasion.fewest} to make "
+                "a sum"
+            )
         roll = {name: keys[size * place : size * (place + 1)] for place, name in enumerate(clients)}
         if roll.get(self._name) != self.keys:
             raise SumError("we are not on the roll of a round, or not with our own keys")
@@ -105,8 +114,13 @@ class SumMember:
             self.dealt = self._deal()
         return self.dealt
 
+    @property
+    def needed(self) -> int:
+        """t, from `deal` on."""
+        return self.occasion.needed(len(self._roll))
+
     def _deal(self) -> bytes:
-        count, needed = len(self._roll), self._secure.needed(len(self._roll))
+        count, needed = len(self._roll), self.needed
         columns = []  # one for each secret: a share for each client
         for seed, secret in zip(self._seeds, self._secrets, strict=True):
             columns += [split(seed, needed, count, self._random), split(secret, needed, count, self._random)]
@@ -128,7 +142,7 @@ class SumMember:
         size, others = self.occasion.sealed_bytes, [name for name in clients if name != self._name]
         if not self.dealt or len(clients) != len(others) + 1 or list(clients) != sorted(self._roll.keys() & clients):
             raise SumError("shares of clients that are not on the roll")
-        if len(sealed) != size * len(others) or len(clients) < self._secure.needed(len(self._roll)):
+        if len(sealed) != size * len(others) or len(clients) < self.needed:
             raise SumError(f"shares of {len(clients)} clients in {len(sealed)} bytes are too few")
         if self.settled not in ((), clients):
             raise SumError("a second, different list of the clients whose shares were dealt")
@@ -154,9 +168,7 @@ class SumMember:
         """
         if slice >= self.occasion.slices or not self.settled:
             raise SumError(f"slice {slice} of round {self.occasion.round} is asked for, which there is not")
-        if len(clients) < self._secure.needed(len(self._roll)) or list(clients) != sorted(
-            set(self.settled) & set(clients)
-        ):
+        if len(clients) < self.needed or list(clients) != sorted(set(self.settled) & set(clients)):
             raise SumError(f"a sum of {len(clients)} clients is asked for, too few or others than there are")
         if self.answered.setdefault(slice, clients) != clients:
             raise SumError(f"a second, different sum of slice {slice} of round {self.occasion.round} is asked for")

@@ -25,7 +25,6 @@ from parablock.unmasking import Unmasking
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from parablock.secure_settings import Secure
     from parablock.sum_member import Occasion
 
     Say = Callable[[str, str, Roll | Dealt | Unmask, bytes | None], None]
@@ -40,23 +39,23 @@ class Phase(Enum):
 
 @dataclass
 class _Slice:
-    """A slice whose contributors are named. answers: by client, its shares."""
+    """A slice whose contributors are named. answers: by client, its shares. refused: who gives none."""
 
     clients: tuple[str, ...]
     named_at: float
     answers: dict[str, bytes] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
     unmasking: Unmasking | None = None
 
 
 class SumRound:
     """say(client, token, message, payload): to that process of the client, if it is there. Times in seconds."""
 
-    def __init__(self, occasion: Occasion, secure: Secure, patience_s: float, answer_s: float, say: Say) -> None:
+    def __init__(self, occasion: Occasion, patience_s: float, answer_s: float, say: Say) -> None:
         self.phase = Phase.KEYS
         self.reason = ""  # why it has failed
         self.needed = 0  # clients that must be left, from SHARES on
         self._occasion = occasion
-        self._secure = secure
         self._patience_s = patience_s
         self._answer_s = answer_s
         self._say = say
@@ -106,13 +105,15 @@ class SumRound:
         return None
 
     def answer(self, name: str, token: str, slice: int, payload: bytes) -> None:
-        """A client's shares for a slice. Raises TransferError for what cannot be."""
+        """A client's shares for a slice; b"": it gives none. Raises TransferError for what cannot be."""
         if self.phase is Phase.FAILED or self._tokens.get(name) != token:
             return  # of a round that was given up
-        if slice >= len(self._slices) or len(payload) != SHARE_BYTES * len(self._tokens):
+        if slice >= len(self._slices) or len(payload) not in (0, SHARE_BYTES * len(self._tokens)):
             raise TransferError(f"{len(payload)} bytes of shares for slice {slice} of round {self._occasion.round}")
         named = self._slices[slice]
-        if named.unmasking is None:
+        if not payload:
+            named.refused.add(name)
+        elif named.unmasking is None:
             named.answers.setdefault(name, payload)
             if len(named.answers) == self.needed:
                 self._unmask(slice, named)
@@ -142,22 +143,29 @@ class SumRound:
         if self.phase is Phase.KEYS and (over or not lacking):
             there = {name: token for name, token in self._tokens.items() if here.get(name) == token and name in awaited}
             chosen = sorted(there)[:MAX_SUMMED]
-            if len(chosen) >= max(2, self._secure.threshold):
+            if len(chosen) >= self._occasion.fewest:
                 self._call_roll({name: there[name] for name in chosen})
             elif quorate and not lacking:
-                self.fail(f"{len(chosen)} clients can take part, too few for a secure sum")
+                self.fail(f"{len(chosen)} clients can take part, and a secure sum takes {self._occasion.fewest}")
         elif self.phase is Phase.SHARES:
             silent = [name for name in self._tokens.keys() & awaited if name not in self._sealed]
             if over or not any(here.get(name) == self._tokens[name] for name in silent):
                 self._deal(now)
         elif self.phase is Phase.MASKED:
             for number, each in enumerate(self._slices):
-                can = {name for name, token in self._tokens.items() if here.get(name) == token} | each.answers.keys()
+                present = {name for name, token in self._tokens.items() if here.get(name) == token}
+                can = (present - each.refused) | each.answers.keys()
                 if each.unmasking is None and (len(can) < self.needed or now >= each.named_at + self._answer_s):
-                    self.fail(
+                    reason = (
                         f"of the {self.needed} clients that it takes to unmask slice {number} of the sum, "
                         f"{len(each.answers)} have answered"
                     )
+                    if each.refused:
+                        reason += (
+                            f", and {', '.join(sorted(each.refused))} will not: an earlier broker has added it up with "
+                            "others, and another sum would tell more"
+                        )
+                    self.fail(reason)
                     return
 
     def name(self, clients: tuple[str, ...], now: float) -> None:
@@ -192,7 +200,7 @@ class SumRound:
         """Ask this client again for what it has not answered."""
         if self.phase is Phase.MASKED and self._tokens.get(name) == token:
             for slice, named in enumerate(self._slices):
-                if named.unmasking is None and name not in named.answers:
+                if named.unmasking is None and name not in named.answers and name not in named.refused:
                     self._ask(name, slice)
 
     def fail(self, reason: str) -> None:
@@ -204,7 +212,7 @@ class SumRound:
     def _call_roll(self, tokens: dict[str, str]) -> None:
         self.phase, self._tokens, self._began = Phase.SHARES, tokens, math.inf
         self._roll = {name: place for place, name in enumerate(tokens, start=1)}
-        self.needed = self._secure.needed(len(tokens))
+        self.needed = self._occasion.needed(len(tokens))
         for name in tokens:
             self._say_roll(name)
 
@@ -255,7 +263,7 @@ class SumRound:
             earlier = tuple(public[other] for other in named.clients if other < name)
             later = tuple(public[other] for other in named.clients if other > name)
             lost.append((secret, earlier, later))
-        bits = exponent(len(self._tokens), self._secure.range)
+        bits = exponent(len(self._tokens), self._occasion.secure.range)
         named.unmasking = Unmasking(self._occasion.masks(slice), bits, tuple(seeds), tuple(lost))
 
 

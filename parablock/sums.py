@@ -15,6 +15,7 @@ from parablock.aggregation import Contribution
 from parablock.coordinator_events import Fold, Note
 from parablock.layout import Layout
 from parablock.messages import Keys, Rejected, Shares, Unmasked
+from parablock.secure_settings import fewest
 from parablock.sum_member import Occasion
 from parablock.sum_round import Phase, SumRound
 from parablock.transfer import TransferError
@@ -71,10 +72,15 @@ class Sums:
     # What clients say
 
     def receive(
-        self, session: Session, message: Keys | Shares | Unmasked, payload: Buffer, out: Collection[str], now: float
+        self,
+        session: Session,
+        message: Keys | Shares | Unmasked,
+        payload: Buffer | None,
+        out: Collection[str],
+        now: float,
     ) -> None:
         """Towards an open round. out: who does not contribute to it. Raises TransferError for what cannot be."""
-        number, said, name, token = message.round, bytes(payload), session.name, session.token
+        number, said, name, token = message.round, bytes(payload or b""), session.name, session.token
         opened = self._rounds.get(number)
         if isinstance(message, Keys):
             known = opened is not None and opened.sum.members.get(name) == token
@@ -176,7 +182,7 @@ class Sums:
             return "nobody has shown keys"
         sum = opened.sum
         if sum.phase in (Phase.KEYS, Phase.SHARES):
-            sum.fail("its clients had not all exchanged keys")
+            sum.fail(f"{len(sum.members)} of its clients had exchanged keys, and not all of them")
         done = tuple(name for name in sum.left if name in round.done)
         if sum.phase is not Phase.FAILED and len(done) < sum.needed:
             sum.fail(f"{len(done)} contributions are in, and it takes {sum.needed} to unmask their sum")
@@ -232,8 +238,8 @@ class Sums:
             deadline_s = self._config.round.deadline_s
             # What was lost is said again with the next heartbeat.
             patience_s = max(deadline_s, 2 * network.heartbeat_s) if deadline_s else network.timeout_s
-            occasion = Occasion(*self._broker, number, chunks)
-            sum = SumRound(occasion, self._config.secure, patience_s, network.timeout_s, self._tell)
+            occasion = Occasion(*self._broker, number, chunks, self._config.secure, fewest(self._config))
+            sum = SumRound(occasion, patience_s, network.timeout_s, self._tell)
             self._rounds[number] = _Open(sum, chunks)
         return self._rounds[number]
 

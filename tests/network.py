@@ -669,7 +669,7 @@ class Network:
         self._formula = Formula(config, self.manifest)
         self._chunks: dict[tuple[int, int, int, int], wire.Envelope] = {}  # sent down; by epoch, round, attempt, offset
         self._members: dict[int, dict[str, str]] = {}  # by round, of what is masked: tokens by client
-        self.unmasked: dict[tuple[int, int], list[frozenset[str]]] = defaultdict(list)  # by round and chunk
+        self.unmasked: dict[tuple[int, int], list[frozenset[tuple[str, str]]]] = defaultdict(list)  # by round and chunk
         self.notes: list[events.Note] = []
         self._noted = 0  # how many there were at the broker's newest restart
         self.starts: dict[str, list[Start]] = defaultdict(list)
@@ -1204,10 +1204,12 @@ class Network:
         members = self.coordinator._collection._sums._rounds[fold.round].sum.members
         self._members[fold.round] = dict(members)
         names = frozenset(contribution.client for contribution in fold.contributions)
-        assert len(names) >= self.config.secure.needed(len(members)) >= 2
+        drawn = self.config.drawn(self.config.round.clients)
+        assert len(names) >= max(self.config.secure.needed(drawn), self.config.secure.needed(len(members))) >= 2
+        parts = frozenset((name, members[name]) for name in names)
         for others in self.unmasked[fold.round, fold.index]:
-            assert names == others or not names & others, "a contribution is in two different sums"
-        self.unmasked[fold.round, fold.index].append(names)
+            assert parts == others or names.isdisjoint(name for name, _ in others), "a client is in two different sums"
+        self.unmasked[fold.round, fold.index].append(parts)
 
     def _plain_mean(self, fold: events.Fold) -> Vector:
         """Of a chunk, by the whole numbers that the clients have masked."""

@@ -49,6 +49,22 @@ def test_a_round_is_trained_by_its_share_of_the_clients(fraction: float, clients
     assert run.sampled(clients) == count
 
 
+def test_it_is_said_when_too_few_have_turns_left() -> None:
+    """Of eight that the budget was shared out for, five have come."""
+    privacy = {"where": "central", "clip": 1.0, "noise": 4.0, "budget": 8.0, "rounds": 3}
+    agenda = Agenda(config(round={"fraction": 0.5, "clients": 8}, privacy=privacy), 4)
+    for round in range(6):
+        before = sum(agenda._turns[name] < 3 for name in NAMES[:5])
+        agenda.decide(round, NAMES[:5])
+        said = agenda.take_short()
+        assert len(said) == (before < 4), (round, before)
+    assert said == [
+        "round 5 is trained by 0 clients, and 4 are wanted: of the 5 that are there the others have had their 3 rounds "
+        "(privacy.rounds)"
+    ]
+    assert agenda.take_short() == []
+
+
 def test_every_client_is_drawn_about_as_often_and_seeds_draw_differently() -> None:
     run = config(round={"fraction": 0.5, "clients": 4})
     rounds = every_round(Agenda(run, 4), NAMES[:4])

@@ -252,7 +252,7 @@ class World:
         state = folder.begin(Identity("c", "run", setup.manifest.digest))
         loop = asyncio.get_running_loop()
         link = self.link = Link(setup, self.broker, state)
-        releases = Releases(folder, state, setup.config) if setup.config.privacy.local else None
+        releases = Releases(folder, "run", state, setup.config) if setup.config.privacy.local else None
         keeper = Keeper(folder, state, loop.call_soon_threadsafe, link.fail)
         position = state.position.round if state is not None and state.position is not None else 0
         landed = [-1] if state is None else [-1, *(block.round for block in state.blocks.values())]

@@ -20,3 +20,12 @@ def test_where_nobody_is_protected_there_is_none() -> None:
     ledger = Ledger(Privacy())
     ledger.charge(("a",))
     assert ledger.epsilon is None
+
+
+def test_a_round_that_nothing_tells_of_any_more_is_charged_to_everybody() -> None:
+    ledger = Ledger(Privacy("central", clip=1.0, noise=2.0, budget=8.0))
+    ledger.lose(2)
+    assert ledger.most == 2
+    ledger.charge(("a",))
+    ledger.lose(1)
+    assert ledger.most == 4

@@ -8,23 +8,27 @@ import pytest
 
 from parablock import wire
 from parablock.agenda import Turn
+from parablock.layout import Layout
 from parablock.messages import (
     PROTOCOL,
     Abstain,
     Chunk,
     Commit,
     Credit,
+    Dealt,
     Evaluated,
     Goodbye,
     Heartbeat,
     Hello,
     Join,
+    Keys,
     Leave,
     Message,
     Offer,
     Refused,
     Rejected,
     Rejoin,
+    Roll,
     Start,
     Stopped,
     Terms,
@@ -42,6 +46,7 @@ from parablock.participant_events import (
     Event,
     Finish,
     Gone,
+    Mask,
     Notice,
     Prepare,
     Prepared,
@@ -58,6 +63,7 @@ from parablock.participant_events import (
     Wait,
     Withhold,
 )
+from parablock.sum_member import Occasion, SumMember
 from parablock.transfer import Encoded
 from parablock.wire import Envelope
 from tests.network import BASE, RUN, SIZES, TOKENIZER, config_of, manifest_of
@@ -684,6 +690,7 @@ def test_a_broker_with_an_older_journal_is_not_waited_for(seat: Seat) -> None:
     (gone,) = seat.of(Gone)
     assert gone.end is End.REFUSED
     assert "goes on with round 2, but round 2 was announced" in gone.reason
+    assert "delete the folder that --state names" in gone.reason
     assert "older" in gone.reason
     assert seat.participant.state is State.GONE
 
@@ -720,6 +727,21 @@ def test_a_late_start_that_is_repeated_has_it_greet_again(seat: Seat) -> None:
     seat.hear(Start(0, 2, 0, ()))
     assert seat.participant.state is State.CALLING
     assert Hello in kinds(seat.handle(Tick(), after_s=1.0))
+
+
+def test_where_its_own_noise_was_told_a_worker_is_not_sent_to_begin_anew() -> None:
+    """It would tell of its rows a second time, with a budget that is whole again."""
+    seat = Seat(privacy={"where": "local", "clip": 1.0, "noise": 1.0, "budget": 8.0})
+    seat.hear(Terms("{}", "a"))
+    seat.prepared()
+    seat.hear(Welcome(2), Start(0, 2, 0, ()))
+    for round in range(3):
+        seat.land(round)
+    seat.hear(Rejoin("who are you?"))
+    seat.hear(Terms("{}", "a"), Welcome(2), Start(2, 2, 2, ()), epoch=2)
+    (gone,) = seat.of(Gone)
+    assert "this worker's part in the run ends here" in gone.reason
+    assert "delete" not in gone.reason
 
 
 def test_a_commit_from_an_older_journal_does_not_hide_that_it_is_older(seat: Seat) -> None:
@@ -922,3 +944,27 @@ def test_a_round_that_was_sat_out_is_not_trained_when_a_later_start_asks_for_it(
     seat.greet(Start(1, 2, 1, (0,), (2, 1), (True, True)))
     said = [effect.envelope.message for effect in seat.of(Send)]
     assert [message.round for message in said if isinstance(message, Abstain)] == [1]
+
+
+@pytest.mark.parametrize("dealt", [False, True])
+def test_a_round_that_an_earlier_process_may_have_given_to_is_not_given_to_with_another_broker(dealt: bool) -> None:
+    """This process begins with the same broker as that one, too late for the round's sum, unless it is in it itself."""
+    seat = Seat(secure={"enabled": True})
+    seat.hear(Terms("{}", "a"))
+    seat.prepared()
+    seat.hear(Welcome(2), Start(0, 2, 0, ()))
+    said = [(effect.envelope.message, effect.envelope.payload) for effect in seat.of(Send)]
+    keys = next(bytes(payload or b"") for message, payload in said if message == Keys(0))
+    if dealt:
+        chunks = Layout.up(seat.config, SIZES[0]).count
+        other = SumMember(Occasion(RUN, 1, 0, chunks, seat.config.secure, fewest=2), "b")
+        seat.handle(Received(Envelope(RUN, 1, Roll(0, ("a", "b")), memoryview(keys + other.keys))))
+        sealed = other.deal(("a", "b"), keys + other.keys)
+        seat.handle(Received(Envelope(RUN, 1, Dealt(0, ("a", "b")), memoryview(sealed))))
+        assert seat.of(Mask)
+    seat.hear(Rejoin("who are you?"))
+    seat.hear(Terms("{}", "a"), Welcome(2), epoch=2)
+    said = seat.hear(Start(0, 2, 0, ()), epoch=2)
+    assert {m.round for m in said if isinstance(m, Abstain)} == (set() if dealt else {0})
+    assert (Keys(0) in said) is dealt
+    assert Keys(1) in said, "later ones are as any"

@@ -241,6 +241,18 @@ def test_who_has_had_all_its_turns_is_drawn_no_more_nor_makes_up_for_others() ->
     assert all(len(those) <= 3 for those in drawn)
 
 
+def test_the_broker_says_which_rounds_too_few_will_train() -> None:
+    """Two clients of one turn each: nobody is left for round 2."""
+    desk = begun("a", "b", privacy=CENTRAL | {"rounds": 1}, fraction=0.5, quorum=1)
+    (who,) = [name for name in "ab" if desk.coordinator._agenda.trains(0, name)]
+    desk.upload(who)
+    desk.work()
+    assert [note.text for note in desk.notes if note.kind == "drawn"] == [
+        "round 2 is trained by 0 clients, and 1 are wanted: of the 2 that are there the others have had their 1 rounds "
+        "(privacy.rounds)"
+    ]
+
+
 # The record
 
 

@@ -29,10 +29,10 @@ class Table:
     def __init__(self, clients: int, secure: Secure | None = None, chunks: int = CHUNKS, epoch: int = 1) -> None:
         rng = random.Random(clients)
         self.secure = secure or Secure(enabled=True)
-        self.occasion = Occasion("run-1", epoch, 3, chunks)
+        self.occasion = Occasion("run-1", epoch, 3, chunks, self.secure, self.secure.needed(clients))
         self.names = [f"c{index:02d}" for index in range(clients)]
-        self.members = {n: SumMember(self.occasion, n, self.secure, rng.randbytes) for n in self.names}
-        self.round = SumRound(self.occasion, self.secure, PATIENCE_S, PATIENCE_S, self._say)
+        self.members = {n: SumMember(self.occasion, n, rng.randbytes) for n in self.names}
+        self.round = SumRound(self.occasion, PATIENCE_S, PATIENCE_S, self._say)
         self.inbox: dict[str, list[tuple[Any, bytes]]] = {name: [] for name in self.names}
         self.here = {name: f"token of {name}" for name in self.names}
         self.values = {
@@ -115,10 +115,11 @@ def test_the_sum_is_exact_whoever_falls_out_when_and_else_nothing_is_counted(cli
     if not table.here:
         return
     table.show_keys()
-    if len(table.here) < 2:
+    needed = table.secure.needed(clients)
+    if len(table.here) < needed:
         assert table.round.phase is Phase.FAILED
+        assert f"a secure sum takes {needed}" in table.round.reason
         return
-    needed = table.secure.needed(len(table.here))
     table.deal(mute=[name for name, fate in fates.items() if fate == 1])
     if len(table.here) < needed:
         assert table.round.phase is Phase.FAILED
@@ -207,7 +208,7 @@ def test_a_member_takes_one_roll_and_one_list() -> None:
     size = table.occasion.keys_bytes
     for clients, keys, what in (
         (names, payload[:-1], "is none"),
-        (names[:1], payload[:size], "is none"),
+        (names[:1], payload[:size], "it takes 2 to make a sum"),
         ([*names[1:], names[0]], payload, "is none"),
         (names[1:], payload[size:], "not on the roll"),
         (names, bytes(size) + payload[size:], "not with our own keys"),
@@ -266,24 +267,51 @@ def test_wrong_shares_of_a_lost_client_are_found() -> None:
 
 
 def test_who_is_slow_is_waited_for_and_then_not() -> None:
-    table = Table(4)
-    for name in table.names[:3]:
+    table = Table(6)
+    for name in table.names[:5]:
         table.round.keys(name, table.here[name], table.members[name].keys, 1.0)
     table.advance(1.0)
     assert table.round.phase is Phase.KEYS
     assert table.round.due() == 1.0 + PATIENCE_S
     table.advance(table.round.due())
     assert table.round.phase is Phase.SHARES
-    late = table.round.keys("c03", table.here["c03"], table.members["c03"].keys, 12.0)
+    late = table.round.keys("c05", table.here["c05"], table.members["c05"].keys, 12.0)
     assert late is not None
     assert "settled before this client's keys" in late
-    for name, (message, payload) in table.taken(Roll)[:2]:
+    for name, (message, payload) in table.taken(Roll)[:4]:
         table.round.shares(name, table.here[name], table.members[name].deal(message.clients, payload), 12.0)
     table.advance(12.0)
     assert table.round.phase is Phase.SHARES
     table.advance(12.0 + PATIENCE_S)
     assert table.round.phase is Phase.MASKED
-    assert list(table.round.members) == table.names[:2]
+    assert list(table.round.members) == table.names[:4]
+
+
+def test_no_roll_is_called_of_fewer_than_the_settings_need() -> None:
+    """Two of eight have shown their keys, and patience is over: they are not a group of their own."""
+    table = Table(8)
+    for name in table.names[:2]:
+        table.round.keys(name, table.here[name], table.members[name].keys, 0.0)
+    table.advance(PATIENCE_S)
+    assert table.round.phase is Phase.KEYS
+    assert not table.taken(Roll)
+    table.leave(table.names[2:])
+    table.advance(PATIENCE_S)
+    assert table.round.phase is Phase.FAILED
+    assert table.round.reason == "2 clients can take part, and a secure sum takes 6"
+
+
+@pytest.mark.parametrize("threshold", [0, 5])
+def test_a_member_has_no_part_in_a_roll_of_fewer_than_the_settings_need(threshold: int) -> None:
+    table = Table(8, Secure(enabled=True, threshold=threshold))
+    fewest = table.secure.needed(8)
+    size, keys = table.occasion.keys_bytes, b"".join(table.members[name].keys for name in table.names)
+    member = table.members["c00"]
+    with pytest.raises(SumError, match=f"by the run's settings it takes {fewest}"):
+        member.deal(table.names[: fewest - 1], keys[: size * (fewest - 1)])
+    assert not member.dealt
+    member.deal(table.names[:fewest], keys[: size * fewest])
+    assert member.needed == fewest, "of so few all that the settings need, not two thirds"
 
 
 def test_what_was_lost_is_said_again() -> None:
@@ -309,10 +337,30 @@ def test_what_was_lost_is_said_again() -> None:
     assert not table.taken(Unmask)
 
 
+def test_a_sum_that_too_many_refuse_is_given_up_at_once_with_the_reason() -> None:
+    table = Table(4)
+    table.show_keys()
+    table.deal()
+    table.settle()
+    table.round.name(tuple(table.names), 0.0)
+    asked = [name for name, _ in table.taken(Unmask)]
+    table.round.answer("c00", table.here["c00"], 0, b"")
+    table.advance(0.0)
+    assert table.round.phase is Phase.MASKED, "three are left, and three are needed"
+    for name in asked:
+        table.round.remind(name, table.here[name])
+    assert [name for name, _ in table.taken(Unmask)] == asked[1:], "it has said so"
+    table.round.answer("c01", table.here["c01"], 0, table.members["c01"].answer(0, tuple(table.names)))
+    table.round.answer("c02", table.here["c02"], 0, b"")
+    table.advance(0.0)
+    assert table.round.phase is Phase.FAILED
+    assert "1 have answered, and c00, c02 will not: an earlier broker has added it up with others" in table.round.reason
+
+
 def test_another_process_of_a_client_is_not_the_one_that_was_dealt_with() -> None:
     table = Table(3)
     table.show_keys()
-    assert table.round.keys("c01", "another", SumMember(table.occasion, "c01", table.secure).keys, 0.0) is not None
+    assert table.round.keys("c01", "another", SumMember(table.occasion, "c01").keys, 0.0) is not None
     assert table.round.shares("c01", "another", bytes(2 * table.occasion.sealed_bytes), 0.0) is not None
     table.here["c01"] = "another"
     table.inbox["c01"].clear()
@@ -330,7 +378,7 @@ def test_frames_of_the_wrong_length_break_the_protocol() -> None:
     with pytest.raises(TransferError, match="after the roll"):
         table.round.shares("c00", table.here["c00"], bytes(7), 0.0)
     table.show_keys()
-    other = SumMember(table.occasion, "c00", table.secure).keys
+    other = SumMember(table.occasion, "c00").keys
     with pytest.raises(TransferError, match="other keys"):
         table.round.keys("c00", table.here["c00"], other, 0.0)
     with pytest.raises(TransferError, match="got 7"):

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from broker.record import Record
 from parablock import gc_command, verify_command
+from parablock.accountant import epsilon
 from parablock.block_file import Label, file_name
 from parablock.config import from_dict, to_dict
 from parablock.journal import Journal
@@ -489,3 +491,43 @@ def test_a_disk_that_refuses_is_told(
     monkeypatch.setattr("parablock.rebuild.replace", refuse)
     assert verify_command.main([str(run), "--rebuild"]) == 75
     assert "Read-only file system; when the disk no longer refuses, give the same" in capsys.readouterr().err
+
+
+def test_a_rebuilt_run_has_cost_no_less_than_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Versions that are superseded are gone, and with the journal all that told whose data were in them."""
+    config = from_dict(
+        {
+            "mode": "fedbcd",
+            "rounds": 40,
+            "codec": {"down": "int8"},
+            "privacy": {"where": "central", "clip": 1.0, "noise": 4.0, "budget": 100.0, "rounds": 40},
+        }
+    )
+    with RunFolder.create(tmp_path / "run", config) as folder:
+        folder.write_manifest(MANIFEST, "base", tokenizer="tokens", run="run-1")
+        for block in MANIFEST.blocks:
+            folder.blocks.save(Label(block.index, 0, MANIFEST.digest, "run-1"), {"block": np.zeros(4, np.float32)})
+        facts = Facts("run-1", MANIFEST.digest, "base", "tokens", "")
+        with Journal.create(folder.path / "journal.sqlite", facts) as made:
+            made.begin_epoch(LIFE)
+            for round in range(30):
+                who = ("a",) if round % 3 else ("a", "b")
+                entry = replace(row(0).entry, round=round, block=round % 2, charged=who, clients=("a", "b"))
+                save(folder, Row(entry, round + 1))
+                made.append(Row(entry, round + 1))
+        for block in MANIFEST.blocks:
+            for path in folder.blocks.superseded(block.index, keep=2):
+                path.unlink()
+
+    def cost() -> tuple[int, float]:
+        folder = RunFolder.open(tmp_path / "run")
+        with Journal.open(folder.path / "journal.sqlite", read_only=True) as journal, folder:
+            record = Record(folder, MANIFEST, config, 0.0, entries=journal.entries())
+            assert record.epsilon is not None
+            record.close()
+            return journal.next_round, record.epsilon
+
+    before = cost()
+    (tmp_path / "run" / "journal.sqlite").unlink()
+    assert verified(tmp_path / "run", capsys, "--rebuild")[0] == 0
+    assert cost() == before == (30, epsilon(4.0, 30, 1e-5)), "all of it is charged: a was in every round"

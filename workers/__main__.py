@@ -20,7 +20,7 @@ from parablock.accountant import NoAccountantError
 from parablock.allocator import keep_freed_memory
 from parablock.config import ConfigError
 from parablock.keys import KeyFileError
-from parablock.messages import MAX_NAME, NAME
+from parablock.messages import MAX_NAME, MAX_SUMMED, NAME
 from parablock.network import EndpointError
 from parablock.participant_events import End, Finish, Gone, Prepared
 from workers.contact import add_arguments, contact
@@ -79,6 +79,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="E",
         help="take part only where this worker adds its own noise (privacy.where = local) and the run costs it no more",
     )
+    parser.add_argument(
+        "--min-summed",
+        type=_summed,
+        default=0,
+        metavar="N",
+        help="take part only where contributions are masked (secure.enabled) and each sum that the broker sees is of N "
+        "clients' or more",
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--verbose", action="store_true", help="log every oddity")
     return parser
@@ -123,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trust_remote_code=arguments.trust_remote_code,
         tell_tasks=arguments.tell_tasks,
         max_epsilon=arguments.max_epsilon,
+        min_summed=arguments.min_summed,
     )
     named = arguments.name or folder is not None or there.credentials is not None
     again = "" if named else f" --name {name}"
@@ -308,7 +317,7 @@ class Worker:
         if state is not None and state.position is not None:
             log.info("going on from %s, with round %d", self._folder.path, state.position.round)
         if private:
-            self._releases = Releases(self._folder, state, setup.config)
+            self._releases = Releases(self._folder, run, state, setup.config)
             log.info("%s", plan(setup.config).told)
         call_soon, fail = self._loop.call_soon_threadsafe, self._link.fail
         self._keeper = Keeper(self._folder, state, call_soon, lambda error: fail({"exception": error}))
@@ -375,6 +384,12 @@ def _epsilon(text: str) -> float:
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not float(text):
         raise argparse.ArgumentTypeError(f"an epsilon above 0, as 8 or 0.5; got {text!r}")
     return float(text)
+
+
+def _summed(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 2 <= int(text) <= MAX_SUMMED:
+        raise argparse.ArgumentTypeError(f"a number of clients from 2 to {MAX_SUMMED}; got {text!r}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -19,6 +19,7 @@ from parablock import config as settings
 from parablock import models, trainable
 from parablock.messages import MAX_TASKS
 from parablock.staging import Staging
+from workers.disclosure import check_summed, told
 from workers.evaluation import check_tasks
 from workers.releases import check_bound
 from workers.rows import Rows, load_rows
@@ -39,7 +40,8 @@ class DeviceError(ValueError):
 @dataclass(frozen=True)
 class Local:
     """The worker's own choices. shard: this worker's part i of n of the rows. tell_tasks: the labels in the field that
-    `eval.task` names may leave this machine. max_epsilon: no run that may cost more; inf: any."""
+    `eval.task` names may leave this machine. max_epsilon: no run that may cost more; inf: any. min_summed: none in
+    which the broker sees a sum of fewer clients' deltas; 0: any."""
 
     name: str
     train: str
@@ -51,6 +53,7 @@ class Local:
     trust_remote_code: bool
     tell_tasks: bool = False
     max_epsilon: float = math.inf
+    min_summed: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ def prepare(terms: str, local: Local) -> Setup:
     settings.check_installed(config)
     if math.isfinite(local.max_epsilon):
         check_bound(config, local.max_epsilon)
+    if local.min_summed:
+        check_summed(config, local.min_summed)
+    log.info("%s", told(config))
     device = _device(local.device)
     loaded = models.load(
         local.model or config.model, dtype=config.dtype, trust_remote_code=local.trust_remote_code, seed=config.seed

@@ -6,13 +6,14 @@
     contributions/000018.safetensors    what a round made of its block, until the broker's version of that has landed
     residuals/0003-000018.safetensors   what the codec lost of a block's contributions, through that round's
     optimizer/0003-000018.safetensors   what the optimizer has learnt of a block, through that round
-    released.safetensors                which contributions have left, where each costs some of the privacy budget
+    released/RUN.safetensors            what has left of the data in a run, where that costs some of its privacy budget
 
 Everything of a round is written before the position says that it is behind: whenever the process dies, what is of a
 round that the position has not passed is as if it had never been, and is trained again; and what an older position
 named is kept until a newer one is there. Nothing is waited for to be on the disk itself, but for what is said to have
-left: after a power cut a checksum tells what is lost, and that is pulled or begun anew. All of it is private, as the
-contributions are derived from text.
+left: after a power cut a checksum tells what is lost, and that is pulled or begun anew. What has left in a run stays
+when all else of it goes, or is put aside: whoever comes back to that run goes on with what is left of the budget. All
+of it is private, as the contributions are derived from text.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import shutil
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from parablock import folder_lock, tensor_file
+from parablock import folder_lock, placement, tensor_file
 from parablock.folder_lock import FolderLock, LockedError
 from parablock.tensor_file import TensorFileError
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("worker")
 
 _FORMAT = 1
-_IDENTITY, _POSITION, _RELEASED = "worker.json", "position.safetensors", "released.safetensors"
+_IDENTITY, _POSITION, _RELEASED = "worker.json", "position.safetensors", "released"
 _BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER = "blocks", "contributions", "residuals", "optimizer"
 _FOLDERS = (_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER)
 _SUFFIX = ".safetensors"
@@ -127,10 +128,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Released:
-    """through: the last round a contribution to which may have left, −1: none has. count: how many have."""
+    """through: the last round a contribution to which may have left, −1: none has. spent: Σ 1/z² of those that have,
+    each with the noise multiplier z that it left with."""
 
     through: int = -1
-    count: int = 0
+    spent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class StateFolder:
         DiskError.
         """
         found = self.identity
-        holds = any((self.path / name).exists() for name in (_IDENTITY, _POSITION, _RELEASED, *_FOLDERS))
+        holds = any((self.path / name).exists() for name in (_IDENTITY, _POSITION, *_FOLDERS))
         if found is not None and found.name != identity.name:
             raise StateError(
                 f"{self.path} is the state of the worker {found.name!r}, not of {identity.name!r}; "
@@ -221,7 +223,7 @@ class StateFolder:
         if found is None:
             whose, place = "does not say whose it is, or is another version's", "unknown"
         else:
-            whose, place = f"is of the run {found.run}", re.sub(r"[^A-Za-z0-9._-]", "-", found.run)
+            whose, place = f"is of the run {found.run}", _named_after(found.run)
         aside = self.path / f"{_ASIDE}{place}"
         number = 1
         while aside.exists():
@@ -229,7 +231,7 @@ class StateFolder:
             aside = self.path / f"{_ASIDE}{place}-{number}"
         with _using(self.path):
             aside.mkdir(mode=0o700)
-            for name in (_POSITION, _RELEASED, *_FOLDERS, _IDENTITY):  # whose it is says so until the rest has gone
+            for name in (_POSITION, *_FOLDERS, _IDENTITY):  # whose it is says so until the rest has gone
                 with contextlib.suppress(FileNotFoundError):
                     (self.path / name).replace(aside / name)
         log.warning("what %s holds %s; it is not used, and lies in %s", self.path, whose, aside)
@@ -316,10 +318,10 @@ class StateFolder:
         with _reading(path):
             return tensor_file.read(path)
 
-    def released(self) -> Released | None:
-        """What has left so far; None where that was never written. Raises StateError where it is damaged, and
+    def released(self, run: str) -> Released | None:
+        """What has left so far in a run; None where that was never written. Raises StateError where it is damaged, and
         DiskError."""
-        path = self.path / _RELEASED
+        path = self._released(run)
         try:
             with _reading(path):
                 return Released(**tensor_file.read(path).facts)
@@ -328,7 +330,7 @@ class StateFolder:
         except TensorFileError as error:
             raise StateError(
                 f"{error}: what this worker has told of its data cannot be known any more, and may not be told twice; "
-                f"restore {path} from a backup, or take no part in the run any more"
+                f"restore {path} from a backup, or this worker's part in the run ends here"
             ) from error
 
     def _read(self, path: Path, consequence: str) -> Tensors | None:
@@ -363,9 +365,16 @@ class StateFolder:
     def write_optimizer(self, block: int, round: int, state: Tensors) -> int:
         return self._write(self._path(_OPTIMIZER, block, round), state.vectors, state.facts)
 
-    def write_released(self, released: Released) -> None:
+    def write_released(self, run: str, released: Released) -> None:
         """On the disk itself when this returns."""
-        self._write(self.path / _RELEASED, {}, asdict(released), synced=True)
+        path = self._released(run)
+        if not path.parent.exists():
+            path.parent.mkdir(mode=0o700)
+            placement.sync_folder(self.path)
+        self._write(path, {}, asdict(released), synced=True)
+
+    def _released(self, run: str) -> Path:
+        return self.path / _RELEASED / f"{_named_after(run)}{_SUFFIX}"
 
     def write_position(self, position: Position) -> int:
         """All that it names is there. What an older one named goes."""
@@ -374,10 +383,13 @@ class StateFolder:
         return written
 
     def remove(self) -> None:
-        """The run is done, and nothing of it is needed any more. What is not ours stays, and the folder with it."""
+        """The run is done, and nothing of it is needed any more, but what has left in it: it may be gone on with.
+
+        Where there is any of that, or what is not ours, it stays, and the folder with it.
+        """
         for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (_POSITION, _RELEASED, _IDENTITY, folder_lock.NAME):
+        for name in (_POSITION, _IDENTITY, folder_lock.NAME):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             self.path.rmdir()
@@ -436,7 +448,9 @@ def _reading(path: Path) -> Iterator[None]:
 def _check_ours(path: Path) -> None:
     """Raises StateError where the folder holds what no worker has put there, and does not say whose it is."""
     names = set(os.listdir(path))
-    strange = sorted(name for name in names - {folder_lock.NAME, _PARTIAL_IDENTITY} if not name.startswith(_ASIDE))
+    strange = sorted(
+        name for name in names - {folder_lock.NAME, _PARTIAL_IDENTITY, _RELEASED} if not name.startswith(_ASIDE)
+    )
     if strange and _IDENTITY not in names:
         raise StateError(
             f"{path} is no worker's state: it holds {strange[0]!r}, and no {_IDENTITY}; choose a folder that is new or "
@@ -447,6 +461,10 @@ def _check_ours(path: Path) -> None:
 def _landed_block(facts: Mapping[str, Any]) -> LandedBlock:
     alpha = facts["alpha"]
     return replace(LandedBlock(**facts), alpha=None if alpha is None else tuple(alpha))
+
+
+def _named_after(run: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", run)
 
 
 def _numbers(path: Path) -> tuple[int, ...]:
