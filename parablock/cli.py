@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("broker.keys_command", "key pairs, and who may take part"),
     "invite": ("broker.invite_command", "the file that a worker needs to be given"),
     "plan": ("workers.plan_command", "whether the exchange will hide: measures this machine and the link"),
+    "status": ("parablock.status_command", "how far a run is, who serves it and takes part, and its privacy so far"),
     "report": ("parablock.report", "one page with plots from a run's folder"),
     "evaluate": ("workers.evaluate_command", "held-out loss, perplexity, exact match and ROUGE-L of a run or a model"),
     "export": ("parablock.export", "write a run's model as a folder that transformers loads"),
