@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import socket
+import stat
 import sys
 from typing import TYPE_CHECKING
 
@@ -54,20 +55,29 @@ class Grip:
 
     @contextlib.contextmanager
     def hold(self, descriptor: int) -> Iterator[tuple[socket.socket, Identity] | None]:
-        """The socket that has this descriptor now, and keeps being it meanwhile; None where there is none."""
-        try:
-            os.dup2(descriptor, self._descriptor, inheritable=False)
-        except OSError:
-            yield None
-            return
-        held = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=self._descriptor)
+        """The socket that has this descriptor now, and keeps being it meanwhile; None where there is none.
+
+        What is no socket, as a file that was opened since, is not taken hold of at all: to let go of it would release
+        the locks that SQLite has on it.
+        """
+        held = self._take(descriptor)
         try:
             found = identity(self._descriptor)
             assert found is not None
-            yield held, found
+            yield None if held is None else (held, found)
         finally:
-            held.detach()
+            if held is not None:
+                held.detach()
             os.dup2(self._nothing, self._descriptor, inheritable=False)
+
+    def _take(self, descriptor: int) -> socket.socket | None:
+        try:
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                return None
+            os.dup2(descriptor, self._descriptor, inheritable=False)
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=self._descriptor)
+        except OSError:  # closed, or another thing by now
+            return None
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
 
 from broker import descriptors
 from broker.descriptors import Grip
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_as_many_are_allowed_as_the_system_lets_it() -> None:
@@ -38,4 +45,22 @@ def test_a_connection_is_held_no_longer_than_asked() -> None:
     with grip.hold(number) as held:
         assert held is None
     assert descriptors.identity(number) is None
+    grip.close()
+
+
+def test_what_is_a_file_by_now_is_not_taken_hold_of_and_keeps_its_locks(tmp_path: Path) -> None:
+    """A connection's descriptor was a block's file by the time its closing was looked at, which ended a broker."""
+    grip = Grip()
+    with (tmp_path / "some").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        with grip.hold(file.fileno()) as held:
+            assert held is None
+        check = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        other = subprocess.run([sys.executable, "-c", check, file.name], capture_output=True, text=True, check=False)
+        assert "BlockingIOError" in other.stderr, "it would be free had the descriptor been duplicated and closed"
+    reading, writing = os.pipe()
+    with grip.hold(reading) as held:
+        assert held is None
+    os.close(reading)
+    os.close(writing)
     grip.close()
