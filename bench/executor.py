@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import command, results
-from parablock import config, models
+from parablock import models, sections
 from parablock.batch import Batch
 from parablock.blocks import partition
 from parablock.solver import BlockSolver
@@ -119,8 +119,8 @@ class Training:
     def __init__(self) -> None:
         models.quiet()
         loaded = models.load("builtin", dtype="float32", seed=0)
-        manifest = partition(loaded.model, config.Blocks())
-        self._solver = BlockSolver(loaded.model, manifest, config.Solver(), torch.device("cpu"))
+        manifest = partition(loaded.model, sections.Blocks())
+        self._solver = BlockSolver(loaded.model, manifest, sections.Solver(), torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, 256, (ROWS, ROW_TOKENS), generator=generator)
         self._batches = [[Batch(ids, torch.ones_like(ids), ids)]] * STEPS

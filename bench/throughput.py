@@ -27,8 +27,8 @@ from rich.console import Console
 from bench import command, exchange, figures, grid, raw, results, secure_cost
 from bench.exchange import Exchange
 from bench.network import choose
-from parablock.config import Network
 from parablock.layout import chunk_numel
+from parablock.sections import Network
 from parablock.units import parse_rate
 
 if TYPE_CHECKING:

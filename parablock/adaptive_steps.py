@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from parablock import config
+    from parablock import sections
 
 REMEMBERED = 5
 """Observations that a median is taken over: two odd ones among them change little."""
@@ -35,7 +35,7 @@ MARGIN_STEPS, MARGIN_SHARE = 0.25, 0.05
 class AdaptiveSteps:
     """The K of one client. Without `solver.adaptive` it is `solver.steps`, whatever is observed."""
 
-    def __init__(self, settings: config.Solver, in_flight: int) -> None:
+    def __init__(self, settings: sections.Solver, in_flight: int) -> None:
         self._low, self._high = settings.step_bounds
         self._in_flight = in_flight
         self._newest = settings.steps

@@ -10,8 +10,8 @@ import math
 from typing import TYPE_CHECKING
 
 from parablock import codec
-from parablock.config import Codecs
 from parablock.plan import Cost, Exchange, Link, exchange
+from parablock.sections import Codecs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from parablock.config import Server
+    from parablock.sections import Server
     from parablock.wire import Buffer
 
     Vector = npt.NDArray[np.float32]

@@ -21,7 +21,7 @@ from parablock.manifest import Block, Manifest, Slot
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from parablock import config
+    from parablock import sections
 
 Part = Literal["embeddings", "layers", "final norm", "head"]
 
@@ -57,7 +57,7 @@ class _Group:
         return " + ".join(name for part, name in names.items() if part in parts)
 
 
-def partition(model: PreTrainedModel, settings: config.Blocks, *, ends_together: bool = False) -> Manifest:
+def partition(model: PreTrainedModel, settings: sections.Blocks, *, ends_together: bool = False) -> Manifest:
     """The blocks of a causal LM, by depth: embeddings, decoder layers, final norm, head.
 
     ends_together: what the settings give a block of its own is all in one, the first.
@@ -217,7 +217,7 @@ def _run_before(model: PreTrainedModel, stack: nn.ModuleList) -> set[int]:
     )
 
 
-def _grouped(parameters: list[_Parameter], layers: int, settings: config.Blocks, ends_together: bool) -> list[_Group]:
+def _grouped(parameters: list[_Parameter], layers: int, settings: sections.Blocks, ends_together: bool) -> list[_Group]:
     """The groups by depth, each with its parameters in the order in which they came."""
     ends: dict[Part, tuple[str, int]] = {
         "embeddings": (settings.embeddings, 0),
@@ -253,7 +253,7 @@ def _grouped(parameters: list[_Parameter], layers: int, settings: config.Blocks,
     return [group for group in by_depth if group.parameters]
 
 
-def _runs(nbytes: list[int], settings: config.Blocks) -> list[range]:
+def _runs(nbytes: list[int], settings: sections.Blocks) -> list[range]:
     """Runs of decoder layers as the settings ask. nbytes: each layer's in float32, with what joins it."""
     layers = len(nbytes)
     if not settings.max_block_mb:

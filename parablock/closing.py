@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
 
-    from parablock.config import Rounds
     from parablock.rounds import Round
+    from parablock.sections import Rounds
 
 
 def passed(round: Round, policy: Rounds, now: float) -> bool:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from parablock.config import Pipeline
+    from parablock.sections import Pipeline
 
     Vector = npt.NDArray[np.float32]
 

@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from parablock import config
+    from parablock import sections
 
 
-def learning_rate(settings: config.Solver, round: int, rounds: int) -> float:
+def learning_rate(settings: sections.Solver, round: int, rounds: int) -> float:
     """The rate of `round`, which counts from 0, in a run of `rounds` rounds.
 
     It rises linearly over the first `warmup_rounds` rounds and reaches lr in the round after them. From there it stays

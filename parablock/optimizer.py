@@ -12,7 +12,7 @@ import torch
 from parablock.tensor_file import Tensors
 
 if TYPE_CHECKING:
-    from parablock import config
+    from parablock import sections
     from parablock.manifest import Block
     from parablock.staging import Outgoing, Staging
 
@@ -20,7 +20,7 @@ _Kept = tuple["Outgoing", torch.Size] | torch.Tensor
 
 
 def optimizer_of(
-    block: Block, masters: list[torch.Tensor], settings: config.Solver, lr: float
+    block: Block, masters: list[torch.Tensor], settings: sections.Solver, lr: float
 ) -> torch.optim.Optimizer:
     """The optimizer that `settings` ask for, new, on the block's masters, which come in the order of its slots.
 

@@ -22,7 +22,7 @@ from parablock.layout import Layout, chunk_numel
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
-    from parablock.config import Codecs
+    from parablock.sections import Codecs
 
 COMMIT_S = 0.005
 """What an exchange takes beyond moving the bytes: the fold of its last chunk, the record of the commit, the landing."""

@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from parablock.config import Rounds
+    from parablock.sections import Rounds
 
 
 class Quorum:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
 
-    from parablock.config import Rounds
     from parablock.late import Late
     from parablock.messages import Offer
     from parablock.quorum import Quorum
     from parablock.saved import Entry
+    from parablock.sections import Rounds
     from parablock.sessions import Shipment
     from parablock.transfer import Incoming
     from parablock.verdict import Verdict

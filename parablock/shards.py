@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from parablock.config import Partition
+    from parablock.sections import Partition
 
 OTHERS = "others"
 

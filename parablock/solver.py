@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from parablock import config
+    from parablock import sections
     from parablock.batch import Batch
     from parablock.manifest import Manifest, Slot
     from parablock.tensor_file import Tensors
@@ -73,7 +73,7 @@ class BlockSolver:
         self,
         model: PreTrainedModel,
         manifest: Manifest,
-        settings: config.Solver,
+        settings: sections.Solver,
         device: torch.device,
         staging: Staging | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parablock.adaptive_steps import MARGIN_SHARE, MARGIN_STEPS, AdaptiveSteps
-from parablock.config import Solver
+from parablock.sections import Solver
 
 seconds = st.floats(1e-9, 1e9)
 

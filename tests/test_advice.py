@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parablock.advice import blocks_to_hide, codec_to_hide, steps_to_hide
-from parablock.config import Codecs
 from parablock.plan import Cost, Exchange, Link
+from parablock.sections import Codecs
 
 FLOAT32 = Codecs("float32", "float32")
 seconds = st.floats(0.01, 10.0)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parablock.aggregation import PIECE, STATE, decayed, server_move, shares, unfit, weighted_mean
-from parablock.config import Server
+from parablock.sections import Server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

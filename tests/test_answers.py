@@ -14,8 +14,8 @@ import torch
 
 from parablock import builtin, models
 from parablock.append_file import AppendFile
-from parablock.config import Evaluation
 from parablock.models import Loaded
+from parablock.sections import Evaluation
 from workers.answers import AnswerFile, AnswerFileError, identity
 from workers.grades import Answer
 from workers.rows import Row

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parablock.batch import IGNORED, Batch
-from parablock.config import Solver
+from parablock.sections import Solver
 from workers.batches import collate, step_batches
 from workers.rows import Row, Rows
 

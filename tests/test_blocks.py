@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from parablock import config
+from parablock import sections
 from parablock.blocks import (
     PartitionError,
     decoder_layers,
@@ -56,7 +56,7 @@ ENDS = {
         set(),
     ),
 }
-OWN = config.Blocks(embeddings="own", final_norm="own", head="own")
+OWN = sections.Blocks(embeddings="own", final_norm="own", head="own")
 
 
 def names(block: Any) -> set[str]:
@@ -66,10 +66,10 @@ def names(block: Any) -> set[str]:
 @pytest.mark.parametrize("family", families.CONFIGS)
 @pytest.mark.parametrize(
     "asked",
-    [config.Blocks(), config.Blocks(num_blocks=3), OWN, config.Blocks(embeddings="freeze", head="freeze")],
+    [sections.Blocks(), sections.Blocks(num_blocks=3), OWN, sections.Blocks(embeddings="freeze", head="freeze")],
     ids=["join", "three", "own", "freeze"],
 )
-def test_every_parameter_is_in_exactly_one_place(family: str, asked: config.Blocks) -> None:
+def test_every_parameter_is_in_exactly_one_place(family: str, asked: sections.Blocks) -> None:
     model = families.build(family)
     manifest = partition(model, asked)
     placed = [slot.name for block in manifest.blocks for slot in block.slots] + list(manifest.frozen)
@@ -96,7 +96,7 @@ def test_every_parameter_is_in_exactly_one_place(family: str, asked: config.Bloc
 @pytest.mark.parametrize("family", families.CONFIGS)
 def test_layers_are_in_their_blocks_and_ends_at_the_ends(family: str) -> None:
     model = families.build(family)
-    manifest = partition(model, config.Blocks(num_blocks=3))
+    manifest = partition(model, sections.Blocks(num_blocks=3))
     stack = decoder_layers(model)
     assert len(stack) == families.LAYERS
     layer_of = {id(p): index for index, layer in enumerate(stack) for p in layer.parameters()}
@@ -125,7 +125,7 @@ def test_what_is_not_a_layer_goes_where_the_forward_uses_it(family: str) -> None
 
 
 def test_frozen_parts_are_in_no_block_and_are_named() -> None:
-    asked = config.Blocks(embeddings="freeze", final_norm="freeze", head="freeze")
+    asked = sections.Blocks(embeddings="freeze", final_norm="freeze", head="freeze")
     manifest = partition(families.build("phi"), asked)
     assert set(manifest.frozen) == set().union(*ENDS["phi"])
     assert [block.name for block in manifest.blocks] == [f"layer {i}" for i in range(families.LAYERS)]
@@ -134,14 +134,14 @@ def test_frozen_parts_are_in_no_block_and_are_named() -> None:
 def test_a_tied_head_is_trained_with_the_embeddings_or_not_at_all() -> None:
     model = families.build("llama-tied")
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    assert "model.embed_tokens.weight" in names(partition(model, config.Blocks(head="freeze")).blocks[0])
-    assert partition(model, config.Blocks(embeddings="freeze")).frozen == ("model.embed_tokens.weight",)
+    assert "model.embed_tokens.weight" in names(partition(model, sections.Blocks(head="freeze")).blocks[0])
+    assert partition(model, sections.Blocks(embeddings="freeze")).frozen == ("model.embed_tokens.weight",)
 
 
 def test_what_the_user_froze_stays_frozen() -> None:
     model = families.build("llama")
     decoder_layers(model)[1].requires_grad_(False)
-    manifest = partition(model, config.Blocks())
+    manifest = partition(model, sections.Blocks())
     assert [block.name for block in manifest.blocks] == [
         "embeddings + layer 0",
         "layer 2",
@@ -152,7 +152,7 @@ def test_what_the_user_froze_stays_frozen() -> None:
 
 def test_eleven_layers_are_not_confused_by_their_names() -> None:
     model = families.build("llama", num_hidden_layers=11)
-    manifest = partition(model, config.Blocks(embeddings="freeze", final_norm="freeze", head="freeze"))
+    manifest = partition(model, sections.Blocks(embeddings="freeze", final_norm="freeze", head="freeze"))
     assert len(manifest.blocks) == 11
     assert all(name.startswith("model.layers.1.") for name in names(manifest.blocks[1]))
     assert len({block.numel for block in manifest.blocks}) == 1
@@ -171,37 +171,37 @@ def test_experts_in_a_list_of_their_own_are_not_taken_for_the_layers() -> None:
 
 def test_max_block_mb_takes_as_many_layers_as_fit_and_names_the_smallest_that_would() -> None:
     model = families.build("llama")
-    sizes = [block.nbytes for block in partition(model, config.Blocks()).blocks]
-    two = partition(model, config.Blocks(max_block_mb=(sizes[2] + sizes[3]) / 1e6))
+    sizes = [block.nbytes for block in partition(model, sections.Blocks()).blocks]
+    two = partition(model, sections.Blocks(max_block_mb=(sizes[2] + sizes[3]) / 1e6))
     assert [block.name for block in two.blocks] == [
         "embeddings + layers 0-1",
         "layers 2-3 + final norm + head",
     ]
     with pytest.raises(PartitionError, match=r"decoder layer 3, .*at least (\d+\.\d+)") as caught:
-        partition(model, config.Blocks(max_block_mb=(max(sizes) - 4) / 1e6))
+        partition(model, sections.Blocks(max_block_mb=(max(sizes) - 4) / 1e6))
     smallest = float(str(caught.value).split("at least ")[1].split(";")[0])
-    assert max(block.nbytes for block in partition(model, config.Blocks(max_block_mb=smallest)).blocks) == max(sizes)
+    assert max(block.nbytes for block in partition(model, sections.Blocks(max_block_mb=smallest)).blocks) == max(sizes)
     with pytest.raises(PartitionError):
-        partition(model, config.Blocks(max_block_mb=smallest - 0.001))
+        partition(model, sections.Blocks(max_block_mb=smallest - 0.001))
 
 
 def test_more_blocks_than_layers_is_refused_with_the_number_that_works() -> None:
     with pytest.raises(PartitionError, match=r"num_blocks = 5, but the model has 4 decoder layers; .*at most 4"):
-        partition(families.build("gpt2"), config.Blocks(num_blocks=5))
+        partition(families.build("gpt2"), sections.Blocks(num_blocks=5))
 
 
 def test_a_model_without_layers_and_one_with_nothing_to_train_are_refused() -> None:
     with pytest.raises(PartitionError, match="no list of decoder layers"):
         decoder_layers(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(PartitionError, match="nothing to train"):
-        partition(families.build("llama").requires_grad_(False), config.Blocks())
+        partition(families.build("llama").requires_grad_(False), sections.Blocks())
 
 
 def test_a_largest_list_that_the_forward_skips_is_refused() -> None:
     model = families.build("llama")
     model.unused = nn.ModuleList(nn.Linear(64, 64) for _ in range(9))
     with pytest.raises(PartitionError, match="runs without its largest list"):
-        partition(model, config.Blocks())
+        partition(model, sections.Blocks())
 
 
 def test_the_probe_leaves_the_model_the_random_numbers_and_the_modes_alone() -> None:
@@ -210,7 +210,7 @@ def test_the_probe_leaves_the_model_the_random_numbers_and_the_modes_alone() -> 
     decoder_layers(model)[2].eval()
     modes = [module.training for module in model.modules()]
     random = torch.get_rng_state()
-    partition(model, config.Blocks())
+    partition(model, sections.Blocks())
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -222,7 +222,7 @@ def test_the_probe_leaves_the_model_the_random_numbers_and_the_modes_alone() -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_block_that_is_written_is_read_back_and_nothing_else_changes(dtype: torch.dtype) -> None:
     model = families.build("qwen3", dtype)
-    manifest = partition(model, config.Blocks(num_blocks=2))
+    manifest = partition(model, sections.Blocks(num_blocks=2))
     block = manifest.blocks[1]
     before = copy.deepcopy(dict(model.named_parameters()))
     values = torch.randn(block.numel, generator=torch.Generator().manual_seed(0)).to(dtype).float()
@@ -236,7 +236,7 @@ def test_a_block_that_is_written_is_read_back_and_nothing_else_changes(dtype: to
 
 def test_a_read_block_is_a_copy_in_the_layout_of_the_slots() -> None:
     model = families.build("gpt2")
-    block = partition(model, config.Blocks()).blocks[0]
+    block = partition(model, sections.Blocks()).blocks[0]
     values = read_block(model, block)
     assert (values.dtype, values.device.type, values.shape) == (torch.float32, "cpu", (block.numel,))
     for slot in block.slots:
@@ -248,7 +248,7 @@ def test_a_read_block_is_a_copy_in_the_layout_of_the_slots() -> None:
 
 def test_writing_a_wrong_length_or_dtype_is_our_bug() -> None:
     model = families.build("llama")
-    block = partition(model, config.Blocks()).blocks[0]
+    block = partition(model, sections.Blocks()).blocks[0]
     with pytest.raises(AssertionError, match="elements"):
         write_block(model, block, torch.zeros(block.numel + 1))
     with pytest.raises(AssertionError, match="float32"):
@@ -280,6 +280,6 @@ def test_runs_by_size_cover_each_layer_once_and_none_could_take_one_more(sizes: 
 def test_num_blocks_groups_any_depth(depth: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, depth))
     model = families.build("llama", num_hidden_layers=depth)
-    manifest = partition(model, config.Blocks(num_blocks=count))
+    manifest = partition(model, sections.Blocks(num_blocks=count))
     assert len(manifest.blocks) == count
     assert manifest.numel == sum(parameter.numel() for parameter in model.parameters())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from parablock import codec
 from parablock.codec import GROUP, NAMES, codec_of
-from parablock.config import Codecs
+from parablock.sections import Codecs
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from parablock.config import Pipeline
 from parablock.correction import Corrector, Guess, Observation, replacement
+from parablock.sections import Pipeline
 
 if TYPE_CHECKING:
     import numpy.typing as npt

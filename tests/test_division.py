@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from parablock import builtin, config
-from parablock.config import Data, Partition
+from parablock.sections import Data, Partition
 from parablock.shards import digest
 from workers import division
 from workers.division import divide_source, read_shard

@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional
 
 from parablock import builtin
-from parablock.config import Data, Evaluation
 from parablock.scores import total
+from parablock.sections import Data, Evaluation
 from workers.evaluation import _of_one_task, asked, check_tasks, evaluate
 from workers.rows import DataError, Row, Rows, load_rows
 

@@ -103,55 +103,26 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parablock.messages import Chunk, Commit
+from tests import listed
 from tests.network import Faults, Habits, Incident, Network, config_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from parablock import wire
     from tests.network import Process
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 STEADY = Habits(seconds=(1.0, 1.0))
 
 # The table
 
 
-def table() -> dict[int, list[tuple[str, str]]]:
-    """By row: module and test."""
-    rows: dict[int, list[tuple[str, str]]] = {}
-    row = 0
-    for line in (__doc__ or "").splitlines():
-        if begins := re.fullmatch(r" *(\d+)  \S.*", line):
-            row = int(begins[1])
-            rows[row] = []
-        elif shown := re.fullmatch(r" +(test_\w+) +(test_\w+)", line):
-            rows[row].append((shown[1], shown[2]))
-    return rows
-
-
 def test_every_fault_is_shown_by_tests_that_there_are() -> None:
-    rows = table()
-    assert list(rows) == list(range(1, 19))
-    assert all(rows.values())
-    named = {module for tests in rows.values() for module, _ in tests}
-    there = {module: set(functions(TESTS / f"{module}.py")) for module in named}
-    assert [test for tests in rows.values() for test in tests if test[1] not in there[test[0]]] == []
-    lines = [line for line in (__doc__ or "").splitlines()[1:] if line.strip()]
-    assert len(lines) == len(rows) + sum(map(len, rows.values())), "a line that is not understood"
-
-
-def functions(path: Path) -> Iterator[str]:
-    """Names of the tests of a module."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef):
-            yield node.name
+    listed.check(__doc__, rows=18)
 
 
 # Row 4
@@ -244,10 +215,10 @@ def test_what_times_out_reads_no_wall_clock() -> None:
     """It is read where a name or a stamp is made, and nowhere else."""
     readers = set()
     for package in ("parablock", "broker", "workers"):
-        for path in (TESTS.parent / package).rglob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Attribute) and node.attr in WALL_CLOCK and _is_a_clock(node.value):
-                    readers.add(path.relative_to(TESTS.parent).as_posix())
+                    readers.add(path.relative_to(ROOT).as_posix())
                 if isinstance(node, ast.ImportFrom) and node.module == "time":
                     assert not {name.name for name in node.names} & WALL_CLOCK, path
     assert readers == set(NAMES_AND_STAMPS)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parablock.config import Pipeline
 from parablock.correction import Corrector
 from parablock.flight import Flight, Landing
+from parablock.sections import Pipeline
 
 if TYPE_CHECKING:
     import numpy.typing as npt

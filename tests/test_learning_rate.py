@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parablock.config import Solver
 from parablock.learning_rate import learning_rate
+from parablock.sections import Solver
 
 schedules = st.sampled_from(["constant", "cosine", "linear"])
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from parablock import config, tensor_file
+from parablock import config, sections, tensor_file
 from parablock.manifest import Block, Slot
 from parablock.optimizer import OptimizerStates, optimizer_of
 from parablock.staging import Staging
@@ -39,7 +39,7 @@ STAGINGS: dict[str, Callable[[], Staging]] = {
 }
 
 
-def settings_of(name: str) -> config.Solver:
+def settings_of(name: str) -> sections.Solver:
     return config.from_dict({"solver": {"optimizer": name, "weight_decay": 0.1, "lr": 0.1, **SETTINGS[name]}}).solver
 
 

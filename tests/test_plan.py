@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parablock.config import Codecs
 from parablock.plan import (
     COMMIT_S,
     Cost,
@@ -21,6 +20,7 @@ from parablock.plan import (
     to_measure,
 )
 from parablock.schedule import Schedule
+from parablock.sections import Codecs
 
 FLOAT32 = Codecs("float32", "float32")
 seconds = st.floats(0.01, 10.0)

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from parablock.config import Rounds
 from parablock.quorum import Quorum
+from parablock.sections import Rounds
 
 
 def test_as_long_as_enough_are_there_nothing_is_said() -> None:

@@ -17,8 +17,8 @@ from bench.link import Link
 from bench.shaping import Shape
 from parablock import models
 from parablock.blocks import partition
-from parablock.config import Pipeline
 from parablock.schedule import Schedule
+from parablock.sections import Pipeline
 from parablock.trace import Span, read_trace
 from tests.processes import Processes, blocks
 from workers.batches import step_batches

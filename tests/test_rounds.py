@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from parablock import config
+from parablock import sections
 from parablock.messages import Offer
 from parablock.quorum import Quorum
 from parablock.rounds import TRANSITIONS, Attempt, Decision, Round, RoundState, Upload, decide
@@ -65,7 +65,7 @@ def test_when_a_round_closes_and_why(
     members: str, later: str, done: str, begun: str, out: str, now: float, close: bool, reason: str
 ) -> None:
     round = round_of(done, begun, out, first_done_at=100.0 if done else None)
-    policy = config.Rounds(deadline_s=10.0, grace=False)
+    policy = sections.Rounds(deadline_s=10.0, grace=False)
     decision = decide(round, set(members), set(members + later), Quorum(policy, 2), policy, now)
     assert decision.close is close
     assert reason in decision.reason
@@ -73,12 +73,12 @@ def test_when_a_round_closes_and_why(
 
 def test_without_a_deadline_a_round_waits_for_ever() -> None:
     round = round_of("ab", first_done_at=100.0)
-    policy = config.Rounds()
+    policy = sections.Rounds()
     assert decide(round, set("abc"), set("abc"), Quorum(policy, 2), policy, 1e9) == Decision(False, "waiting for c")
 
 
 def test_the_deadline_counts_from_the_first_complete_contribution() -> None:
-    policy = config.Rounds(deadline_s=10.0)
+    policy = sections.Rounds(deadline_s=10.0)
     decision = decide(round_of(begun="ab"), set("abc"), set("abc"), Quorum(policy, 1), policy, 1e9)
     assert decision.reason == "waiting for a, b, c"
 
@@ -94,7 +94,7 @@ GRACE = {
 def test_past_its_deadline_a_round_waits_on_where_that_costs_nothing(
     grace: bool, standing: str, close: bool, reason: str
 ) -> None:
-    policy = config.Rounds(deadline_s=10.0, grace=grace)
+    policy = sections.Rounds(deadline_s=10.0, grace=grace)
     round = round_of("ab", first_done_at=100.0)
     before = decide(round, set("abc"), set("abc"), Quorum(policy, 2), policy, 109.9, set("ab"))
     assert before == Decision(False, "waiting for c"), "whoever waits, until the deadline it does"
@@ -133,7 +133,7 @@ FEWER = {
 def test_with_fewer_than_the_quorum_a_round_closes_with_those_that_are_there(
     members: str, done: str, out: str, now: float, close: bool, reason: str
 ) -> None:
-    policy = config.Rounds(deadline_s=10.0, grace=False, quorum_lost="fewer", quorum_lost_s=5.0)
+    policy = sections.Rounds(deadline_s=10.0, grace=False, quorum_lost="fewer", quorum_lost_s=5.0)
     quorum = Quorum(policy, 3)
     round = round_of(done, out=out, first_done_at=100.0 if done else None)
     patient = decide(round, set(members), set(members), quorum, policy, now)

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import processors
 
 from parablock import builtin
-from parablock.config import Data
+from parablock.sections import Data
 from workers.rows import DataError, Rows, load_rows
 
 TOKENIZER = builtin.tokenizer()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from parablock import builtin
-from parablock.config import Data
+from parablock.sections import Data
 from workers.segments import Segmenter, Unusable
 from workers.sources import DataError, read
 

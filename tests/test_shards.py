@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parablock.config import Partition
+from parablock.sections import Partition
 from parablock.shards import ShardCounts, ShardsError, digest, divide
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def test_the_seed_decides_and_nothing_else(method: str) -> None:
 def test_other_processes_divide_alike() -> None:
     code = """
 import json
-from parablock.config import Partition
+from parablock.sections import Partition
 from parablock.shards import divide
 labels = ["häuser", "b", "c"] * 100
 ways = [Partition(method=method, alpha=3.0, field="task") for method in ("dirichlet", "field", "quantity")]

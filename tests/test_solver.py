@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench.shapes import Shape
-from parablock import config
+from parablock import sections
 from parablock.batch import IGNORED, Batch
 from parablock.blocks import decoder_layers, partition, read_block, write_block
 from parablock.loss import answer_loss
@@ -34,8 +34,8 @@ def build(
     family: str = "llama", dtype: torch.dtype = torch.float32, **settings: Any
 ) -> tuple[Any, Manifest, BlockSolver]:
     model = families.build(family, dtype)
-    manifest = partition(model, config.Blocks(num_blocks=3))
-    return model, manifest, BlockSolver(model, manifest, config.Solver(**settings), CPU)
+    manifest = partition(model, sections.Blocks(num_blocks=3))
+    return model, manifest, BlockSolver(model, manifest, sections.Solver(**settings), CPU)
 
 
 def values(model: Any) -> dict[str, torch.Tensor]:
@@ -46,7 +46,7 @@ def flat(model: Any, block: Block) -> torch.Tensor:
     return torch.cat([model.get_parameter(slot.name).detach().flatten() for slot in block.slots])
 
 
-def plain_optimizer(parameters: list[Any], settings: config.Solver, lr: float) -> torch.optim.Optimizer:
+def plain_optimizer(parameters: list[Any], settings: sections.Solver, lr: float) -> torch.optim.Optimizer:
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
     groups = [
@@ -62,7 +62,7 @@ def plain_optimizer(parameters: list[Any], settings: config.Solver, lr: float) -
 
 
 def plain_torch(
-    model: Any, block: Block, steps: list[list[Batch]], settings: config.Solver, lr: float, rounds: int = 1
+    model: Any, block: Block, steps: list[list[Batch]], settings: sections.Solver, lr: float, rounds: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Start and delta of the block, by an ordinary loop over an ordinary model.
 
@@ -105,7 +105,7 @@ def plain_torch(
 def test_equals_plain_torch_bit_for_bit(block: int, settings: dict[str, Any]) -> None:
     model, manifest, solver = build("phi", **settings)  # with biases, an untied head, and dropout in its config
     steps = families.batches(3, micro_batches=2)
-    start, delta = plain_torch(model, manifest.blocks[block], steps, config.Solver(**settings), lr=1e-2)
+    start, delta = plain_torch(model, manifest.blocks[block], steps, sections.Solver(**settings), lr=1e-2)
     trained = solver.train(block, steps, lr=1e-2)
     assert torch.equal(trained.start, start)
     assert torch.equal(trained.delta, delta)
@@ -126,7 +126,7 @@ def test_blocks_that_are_trained_together_are_trained_as_one(settings: dict[str,
     model, manifest, solver = build("phi", **settings)
     before = values(model)
     steps = families.batches(3, micro_batches=2)
-    start, delta = plain_torch(model, joined(manifest, 2, 0), steps, config.Solver(**settings), lr=1e-2)
+    start, delta = plain_torch(model, joined(manifest, 2, 0), steps, sections.Solver(**settings), lr=1e-2)
     last, first = solver.train_together([2, 0], steps, lr=1e-2)
     assert torch.equal(torch.cat([last.start, first.start]), start)
     assert torch.equal(torch.cat([last.delta, first.delta]), delta)
@@ -248,10 +248,10 @@ def test_a_state_that_is_kept_makes_rounds_those_of_one_lasting_optimizer(
 ) -> None:
     """Bit for bit, with rounds of other blocks, which nobody puts in place, in between."""
     model = families.build("phi")
-    manifest = partition(model, config.Blocks(num_blocks=3))
-    solver = BlockSolver(model, manifest, config.Solver(state="keep", **settings), CPU, staging)
+    manifest = partition(model, sections.Blocks(num_blocks=3))
+    solver = BlockSolver(model, manifest, sections.Solver(state="keep", **settings), CPU, staging)
     steps = families.batches(2)
-    start, delta = plain_torch(model, manifest.blocks[1], steps, config.Solver(**settings), lr=1e-2, rounds=3)
+    start, delta = plain_torch(model, manifest.blocks[1], steps, sections.Solver(**settings), lr=1e-2, rounds=3)
     for _ in range(3):
         solver.train(0, families.batches(1), lr=1e-2)
         trained = solver.train(1, steps, lr=1e-2)
@@ -321,8 +321,8 @@ def test_stacked_biases_of_experts_are_biases() -> None:
     model = families.build("llama")
     layer = decoder_layers(model)[1]
     layer.self_attn.q_proj.bias = torch.nn.Parameter(torch.ones(1, 16))  # two-dimensional, as stacked ones are
-    manifest = partition(model, config.Blocks())
-    solver = BlockSolver(model, manifest, config.Solver(eps=1e30, weight_decay=0.25), CPU)
+    manifest = partition(model, sections.Blocks())
+    solver = BlockSolver(model, manifest, sections.Solver(eps=1e30, weight_decay=0.25), CPU)
     trained = solver.train(1, families.batches(1), lr=0.5)
     slot = next(slot for slot in manifest.blocks[1].slots if slot.name.endswith("q_proj.bias"))
     assert trained.delta[slot.offset : slot.offset + slot.numel].abs().max() < 1e-30
@@ -375,9 +375,9 @@ def test_a_block_of_mixed_precision_is_exact_throughout() -> None:
         layer.mlp.float()
         layer.mlp.register_forward_pre_hook(lambda _m, inputs: (inputs[0].float(),))
         layer.mlp.register_forward_hook(lambda _m, _i, output: output.bfloat16())
-    manifest = partition(model, config.Blocks())
+    manifest = partition(model, sections.Blocks())
     assert {slot.dtype for slot in manifest.blocks[1].slots} == {"float32", "bfloat16"}
-    solver = BlockSolver(model, manifest, config.Solver(), CPU)
+    solver = BlockSolver(model, manifest, sections.Solver(), CPU)
     before = values(model)
     trained = solver.train(1, families.batches(3), lr=1e-4)
     assert all(torch.equal(before[name], now) for name, now in values(model).items())
@@ -543,8 +543,8 @@ def test_a_device_that_copies_on_its_own_changes_nothing(state: Any, dtype: torc
     results = []
     for staging in (Staging(None), Staging(Copies(late=late))):
         model = families.build("llama", dtype)
-        manifest = partition(model, config.Blocks(num_blocks=3))
-        solver = BlockSolver(model, manifest, config.Solver(state=state), CPU, staging)
+        manifest = partition(model, sections.Blocks(num_blocks=3))
+        solver = BlockSolver(model, manifest, sections.Solver(state=state), CPU, staging)
         for round in range(4):
             trained = solver.train(round % 2, families.batches(2, seed=round), lr=1e-2)
             solver.write(round % 2, trained.guess(slice(None), 0.5))
@@ -572,9 +572,9 @@ class Watched(Copies):
 def test_while_the_steps_run_nothing_on_the_device_holds_what_the_blocks_were(blocks: list[int]) -> None:
     """Beside the model are the masters, their gradients and moments: 16 bytes a parameter of the blocks."""
     model = families.build("llama", torch.bfloat16)
-    manifest = partition(model, config.Blocks(num_blocks=3))
+    manifest = partition(model, sections.Blocks(num_blocks=3))
     engine = Watched()
-    solver = BlockSolver(model, manifest, config.Solver(), CPU, Staging(engine))
+    solver = BlockSolver(model, manifest, sections.Solver(), CPU, Staging(engine))
     held: list[int] = []
     trained = solver.train_together(blocks, families.batches(3), 1e-2, lambda _step: held.append(engine.held()))
     assert held == [0, 0, 0]
@@ -586,8 +586,8 @@ def test_while_the_steps_run_nothing_on_the_device_holds_what_the_blocks_were(bl
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
 def test_a_round_that_ends_badly_leaves_the_block_on_a_device_as_it_was(again: bool) -> None:
     model = families.build("llama", torch.bfloat16)
-    manifest = partition(model, config.Blocks(num_blocks=3))
-    solver = BlockSolver(model, manifest, config.Solver(), CPU, Staging(Copies(late=True)))
+    manifest = partition(model, sections.Blocks(num_blocks=3))
+    solver = BlockSolver(model, manifest, sections.Solver(), CPU, Staging(Copies(late=True)))
     if again:
         solver.write_guess(1, solver.train(1, families.batches(2), 1e-2), share(manifest, 1, 1.0))
     exact, rounded = solver.read(1), flat(model, manifest.blocks[1]).clone()
@@ -610,8 +610,8 @@ def on_cuda(dtype: torch.dtype = torch.bfloat16, **settings: Any) -> tuple[Any, 
     shape = Shape(4, 256, 768, heads=4, kv_heads=4, vocabulary=512, tied=True, tokens=16)
     device = torch.device("cuda")
     model = shape.model(device, dtype)
-    manifest = partition(model, config.Blocks(embeddings="freeze", final_norm="freeze"))
-    return model, manifest, BlockSolver(model, manifest, config.Solver(**settings), device)
+    manifest = partition(model, sections.Blocks(embeddings="freeze", final_norm="freeze"))
+    return model, manifest, BlockSolver(model, manifest, sections.Solver(**settings), device)
 
 
 def rows_of(tokens: int, count: int) -> list[list[Batch]]:
@@ -626,7 +626,7 @@ def rows_of(tokens: int, count: int) -> list[list[Batch]]:
 def test_on_cuda_the_steps_are_those_of_the_host(dtype: torch.dtype) -> None:
     model, manifest, solver = on_cuda(dtype)
     host = copy.deepcopy(model).to(CPU)
-    other = BlockSolver(host, manifest, config.Solver(), CPU)
+    other = BlockSolver(host, manifest, sections.Solver(), CPU)
     for round in range(4):
         steps = rows_of(16, 3)
         ours, theirs = (each.train(round % 2, steps, 1e-3) for each in (solver, other))

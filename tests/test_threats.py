@@ -114,39 +114,18 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from broker.pairs import new_pair
 from parablock.keys import SECRET, read_secret
-from tests.test_faults import functions
+from tests import listed
 
-TESTS = Path(__file__).parent
-ROWS = 14
-
-
-def table() -> dict[int, list[tuple[str, str]]]:
-    """By row: module and test."""
-    rows: dict[int, list[tuple[str, str]]] = {}
-    row = 0
-    for line in (__doc__ or "").splitlines():
-        if begins := re.fullmatch(r" *(\d+)  \S.*", line):
-            row = int(begins[1])
-            rows[row] = []
-        elif shown := re.fullmatch(r" +(test_\w+) +(test_\w+)", line):
-            rows[row].append((shown[1], shown[2]))
-    return rows
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_every_threat_is_met_by_tests_that_there_are() -> None:
-    rows = table()
-    assert list(rows) == list(range(1, ROWS + 1))
-    assert all(rows.values())
-    named = {module for tests in rows.values() for module, _ in tests}
-    there = {module: set(functions(TESTS / f"{module}.py")) for module in named}
-    assert [test for tests in rows.values() for test in tests if test[1] not in there[test[0]]] == []
-    lines = [line for line in (__doc__ or "").splitlines()[1:] if line.strip()]
-    assert len(lines) == len(rows) + sum(map(len, rows.values())), "a line that is not understood"
+    listed.check(__doc__, rows=14)
 
 
 def test_a_secret_key_does_not_show_itself(tmp_path: Path) -> None:

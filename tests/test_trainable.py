@@ -14,10 +14,11 @@ from bench.simulation import Outcome, Simulation
 from parablock import builtin, export, models, trainable
 from parablock.block_file import Label
 from parablock.blocks import PartitionError, decoder_layers, partition
-from parablock.config import Config, Data, from_dict
+from parablock.config import Config, from_dict
 from parablock.export import load_trained
 from parablock.run_folder import RunFolder
 from parablock.schedule import Schedule
+from parablock.sections import Data
 from tests import families
 from tests.processes import blocks, finished
 from workers.evaluation import evaluate

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from parablock import config
+    from parablock import sections
     from workers.grades import Answer
     from workers.rows import Row
 
@@ -51,7 +51,7 @@ class AnswerFileError(ValueError):
 
 
 def identity(
-    loaded: models.Loaded, questions: Mapping[str, Sequence[Row]], settings: config.Evaluation, device: torch.device
+    loaded: models.Loaded, questions: Mapping[str, Sequence[Row]], settings: sections.Evaluation, device: torch.device
 ) -> dict[str, Any]:
     """All that decides the answers to `questions`, which are by the name of their data, as the file's first line."""
     model = loaded.model

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from parablock import config
+    from parablock import sections
     from workers.rows import Row, Rows
 
 
 def step_batches(
-    rows: Rows, seed: int, client: str, first: int, steps: int, settings: config.Solver
+    rows: Rows, seed: int, client: str, first: int, steps: int, settings: sections.Solver
 ) -> list[tuple[Batch, ...]]:
     """The micro-batches of `steps` steps, the first of them number `first` of the client's whole run: one tuple of
     `settings.accumulate` batches for each.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from parablock.config import Partition
+    from parablock.sections import Partition
 
 log = logging.getLogger("worker")
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from parablock import config
+    from parablock import sections
     from workers.grades import Answer
     from workers.rows import Row, Rows
 
 
-def asked(rows: Rows, settings: config.Evaluation, *, free_form: bool) -> list[Row]:
+def asked(rows: Rows, settings: sections.Evaluation, *, free_form: bool) -> list[Row]:
     """The rows among the first `settings.generate` of their source that are answered: those with a reference, and
     without `free_form` only those whose reference is `#### N`."""
     return [
@@ -54,7 +54,7 @@ def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
-    settings: config.Evaluation,
+    settings: sections.Evaluation,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
     *,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-    from parablock import config
+    from parablock import sections
 
 __all__ = ["DataError", "Row", "Rows", "load_rows"]
 
@@ -80,14 +80,14 @@ class Rows:
 
 def load_rows(
     source: str,
-    settings: config.Data,
+    settings: sections.Data,
     *,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     held_out: bool,
     shard: tuple[int, int] = (0, 1),
     limit: int = 0,
-    partition: config.Partition | None = None,
+    partition: sections.Partition | None = None,
     task: str = "",
 ) -> Rows:
     """Read `source` (see `workers.sources.read`) and tokenize the rows of `shard`.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-    from parablock import config
+    from parablock import sections
 
 
 _USUAL = {
@@ -54,7 +54,7 @@ class Segments:
 class Segmenter:
     """From a record to segments of text, after the settings and for the tokenizer."""
 
-    def __init__(self, source: str, settings: config.Data, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, source: str, settings: sections.Data, tokenizer: PreTrainedTokenizerBase) -> None:
         self._source = source
         self._settings = settings
         self._tokenizer = tokenizer
