@@ -104,7 +104,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.set_title(f"{row['way']}: {row['messages']:,} messages", fontsize=9)
         axes.set_xlabel("turn")
         axes.set_ylabel("seconds a round")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.3 * max(*row["quiet_s"], *row["under_s"]))
         axes.legend(fontsize=8)
     return figure
 
