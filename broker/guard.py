@@ -181,12 +181,10 @@ class Guard:
         if not connection.sure:
             connection.claimed = peer, client
             return True
-        before = self._speaking.get(peer)
-        if before is not connection:
+        if self._speaking.get(peer) is not connection:
+            self._silence(peer, connection)
             self._speaking[peer] = connection
-            connection.peer, connection.client = peer, client
-            if before is not None:
-                self._shut_down(before)
+            connection.peer, connection.client, connection.claimed = peer, client, None
             self._limit(client)
         return True
 
@@ -218,9 +216,16 @@ class Guard:
         if connection is None:
             return  # closed since
         self._condemn(connection, at_once=connection.peer is None)
+        self._silence(peer, connection)
+
+    def _silence(self, peer: bytes, newer: Connection) -> None:
+        """Close where `peer` was heard before, or may have been: it is mute since this one has its routing id, and its
+        owner comes again."""
+        claiming = [each for each in self._connections.values() if each.claimed is not None and each.claimed[0] == peer]
         before = self._speaking.get(peer)
-        if before is not None and before is not connection:
-            self._shut_down(before)  # it is mute, and its owner comes again
+        for each in claiming if before is None else [before, *claiming]:
+            if each is not newer:
+                self._shut_down(each)
 
     def full(self, peer: bytes) -> None:
         """What was sent to this peer is not read, and no more can be."""

@@ -447,6 +447,21 @@ def test_a_descriptor_that_is_anothers_by_now_is_left_alone() -> None:
     asyncio.run(scenario())
 
 
+def test_an_owner_who_is_not_sure_yet_is_cut_off_as_well_where_another_takes_its_routing_id() -> None:
+    """Or it would stay connected and mute. It comes again."""
+
+    async def scenario() -> None:
+        async with opened() as door:
+            with await by_hand(door, b"a") as owner:
+                (connection,) = door.guard._connections.values()
+                door.guard._speaking.clear()
+                connection.sure, connection.peer, connection.claimed = False, None, (b"a", None)
+                with await by_hand(door, b"a"):
+                    assert await asyncio.to_thread(owner.closed)
+
+    asyncio.run(scenario())
+
+
 def test_a_peer_of_an_older_zeromq_is_not_heard() -> None:
     """Without encryption libzmq takes it, and does not say on which connection. Found by `bench.fuzz`."""
 
