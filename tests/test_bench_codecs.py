@@ -177,7 +177,7 @@ def test_quick_is_one_seed_of_two_codecs(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_one_small_run(tmp_path: Path) -> None:
-    small = ["rounds=2", "eval.every=1", "solver.steps=1", "solver.batch_size=2", "eval.rows=8"]
+    small = ["rounds=2", "eval.every=1", "solver.steps=1", "solver.batch_size=2", "eval.rows=8", "eval.generate=0"]
     found = codec_cases.train(CASES[NULL], 0, small, tmp_path / "run")
     assert list(found.held_out) == [1, 2]
     assert found.final_loss == found.held_out[2] > 0

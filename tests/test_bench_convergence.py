@@ -173,7 +173,7 @@ def test_quick_is_one_seed_of_two_cases(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_one_small_run_over_a_link(tmp_path: Path) -> None:
-    small = ("rounds=2", "eval.every=1", "solver.steps=1", "solver.batch_size=2", "eval.rows=8")
+    small = ("rounds=2", "eval.every=1", "solver.steps=1", "solver.batch_size=2", "eval.rows=8", "eval.generate=0")
     given = Conditions(config=None, overrides=small, rates={}, clients=2, link="user", link_rate=2e6)
     found = convergence_cases.train(CASES["own"], 0, given, tmp_path / "run")
     assert [point.rounds for point in found.points] == [0, 1, 2]
