@@ -182,8 +182,6 @@ def test_one_small_run(tmp_path: Path) -> None:
     assert list(found.held_out) == [1, 2]
     assert found.final_loss == found.held_out[2] > 0
     assert found.nbytes > 0
-    with pytest.raises(FiguresError, match=r"float32~ with seed 0 has no held-out loss"):
-        codec_cases.train(CASES[NULL], 0, [*small, "data.eval="], tmp_path / "without")
 
 
 @pytest.mark.parametrize(
