@@ -7,8 +7,9 @@
 Real processes on loopback: the broker over a synthetic model, light clients, no compute. A round's time is from the
 first client's start of upload to the last client's holding of the committed block; bytes are those of the blocks, up
 and down, over all clients. Parablock and the bare sockets take turns, so that what else the machine does hits both;
-both are encrypted (CURVE), or with --plain neither is. Memory is above what a process had before it made its arrays.
-With --secure, `bench.secure_cost` is measured instead.
+both are encrypted (CURVE), or with --plain neither is. Memory is above what a process had before it made its arrays;
+how much of it does not grow with the block, code that runs for the first time above all, a run with blocks of next to
+nothing tells. With --secure, `bench.secure_cost` is measured instead.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from bench.grid import Grid
 
 WARM_UP_ROUNDS = 2
+_NEXT_TO_NOTHING = 4096
+"""Bytes of a block."""
+
 DEFAULTS = grid.Defaults(block_mb=("4,16,64,256", "16"), clients=("2,4,8", "2"), rounds=(8, 5), repeat=(3, 1))
 SECURE = grid.Defaults(block_mb=("4,16", "4"), clients=("8", "8"), rounds=(8, 5), repeat=(5, 1))
 
@@ -83,8 +87,14 @@ def _row(plan: Plan, clients: int, block_mb: float, folder: Path) -> dict[str, A
         for each in (dataclasses.replace(asked, discards=True), asked):
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 finished.append(exchange.run(each, Path(place)))
-        found.append(row(asked, *finished, bare))
+        found.append(row(asked, *finished, _fixed(asked, folder), bare))
     return figures.medians(found)
+
+
+def _fixed(asked: Exchange, folder: Path) -> Finished:
+    """The same with blocks of next to nothing."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        return exchange.run(dataclasses.replace(asked, block_bytes=_NEXT_TO_NOTHING), Path(place))
 
 
 def chunk_bytes(nbytes: int) -> int:
@@ -92,8 +102,8 @@ def chunk_bytes(nbytes: int) -> int:
     return 4 * chunk_numel(nbytes // 4, Network().chunk_bytes)
 
 
-def row(asked: Exchange, moved: Finished, stored: Finished, raw_s: Sequence[float]) -> dict[str, Any]:
-    """One row of the result. moved: the run that kept no blocks; stored: the one that did.
+def row(asked: Exchange, moved: Finished, stored: Finished, fixed: Finished, raw_s: Sequence[float]) -> dict[str, Any]:
+    """One row of the result. moved: the run that kept no blocks; stored: the one that did. fixed: see `_fixed`.
 
     raw_s: seconds of the bare exchange's rounds; MB are 1e6 bytes, rates medians.
     """
@@ -114,8 +124,10 @@ def row(asked: Exchange, moved: Finished, stored: Finished, raw_s: Sequence[floa
         "stored_ratio": bare_s / stored_s,
         "store_s": stored.store_s(WARM_UP_ROUNDS),
         "broker_peak_mb": stored.broker_peak_bytes / 1e6,
+        "broker_fixed_mb": fixed.broker_peak_bytes / 1e6,
         "bound_mb": block_mb * (asked.blocks + asked.clients + 3),
         "client_peak_mb": stored.client_peak_bytes / 1e6,
+        "client_fixed_mb": fixed.client_peak_bytes / 1e6,
         # What a light client has in a solver's place: the model's blocks and the update that it sends.
         "client_bound_mb": block_mb * (asked.blocks + 1 + 3),
         "broker_cpu_s": stored.broker_cpu_s(WARM_UP_ROUNDS),
@@ -151,14 +163,17 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         "stored": lambda row: f"{row['stored_ratio']:.2f}",
         "store s": lambda row: f"{row['store_s']:.3f}",
         "broker MB": lambda row: f"{row['broker_peak_mb']:.0f}",
+        "fixed": lambda row: f"{row['broker_fixed_mb']:.0f}",
         "bound": lambda row: f"{row['bound_mb']:.0f}",
         "client MB": lambda row: f"{row['client_peak_mb']:.0f}",
+        "fixed ": lambda row: f"{row['client_fixed_mb']:.0f}",
         "bound ": lambda row: f"{row['client_bound_mb']:.0f}",
     }
     return results.table(
         columns,
         rows,
-        "medians; stored: the ratio with every block made durable; memory: peaks, and what they may be",
+        "medians; stored: the ratio with every block made durable; memory: peaks, what of them does not grow with the "
+        "block, and what they may be",
     )
 
 

@@ -17,21 +17,22 @@ from parablock.messages import MAX_SLICES
 if TYPE_CHECKING:
     from parablock.config import Config
 
-_LEAST_BYTES = 1 << 20
+_LEAST_BYTES = 512 << 10
+_LEAST_MASKED_BYTES = 256 << 10
 """Below it what a message costs outweighs what a shorter chunk saves."""
 
 _CHUNKS = 8
 
 
 def chunk_numel(numel: int, most_bytes: int, *, masked: bool = False) -> int:
-    """Elements of each chunk of a block of `numel`, in whole groups: an eighth of it, within 1 MiB and `most_bytes`.
+    """Elements of each chunk of a block of `numel`, in whole groups: an eighth of it, within 512 KiB and `most_bytes`.
 
-    An exchange ends one chunk after the longer way, so a chunk is a small part of its block; and each costs both ends
-    a message, so it is no smaller than that. most_bytes: `network.chunk_bytes`, in float32, a multiple of 4 · GROUP.
-    masked: it ends about three chunks after that (`Layout.window_bytes`), so that a chunk is a sixteenth, of 256 KiB at
-    least.
+    An exchange ends one chunk after the longer way, and a broker holds another one for each connection, encrypted, so a
+    chunk is a small part of its block; and each costs both ends a message, so it is no smaller than that. most_bytes:
+    `network.chunk_bytes`, in float32, a multiple of 4 · GROUP. masked: it ends about three chunks after that
+    (`Layout.window_bytes`), so that a chunk is a sixteenth, of 256 KiB at least.
     """
-    parts, least = (MAX_SLICES, _LEAST_BYTES // 4) if masked else (_CHUNKS, _LEAST_BYTES)
+    parts, least = (MAX_SLICES, _LEAST_MASKED_BYTES) if masked else (_CHUNKS, _LEAST_BYTES)
     part = -(-numel // (parts * GROUP)) * GROUP
     return min(max(part, least // 4), most_bytes // 4)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,8 +31,12 @@ class Noise:
     """A source of Gaussian noise. key: of 128 bits, for tests only; None: from the operating system."""
 
     def __init__(self, key: int | None = None) -> None:
-        key = int.from_bytes(os.urandom(16), "little") if key is None else key
-        self._generator = np.random.Generator(np.random.Philox(key=key))
+        self._key = int.from_bytes(os.urandom(16), "little") if key is None else key
+
+    @cached_property
+    def _generator(self) -> np.random.Generator:
+        """Made when it is needed: numpy's generators are 2 MB of libraries, in processes that mostly add no noise."""
+        return np.random.Generator(np.random.Philox(key=self._key))
 
     def add(self, values: Vector | npt.NDArray[np.float64], deviation: float) -> None:
         """Add to each of `values`, in place, a draw of its own with mean 0 and this standard deviation.

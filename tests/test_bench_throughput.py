@@ -31,7 +31,8 @@ def finished(longer: float = 1.0) -> Finished:
 
 
 def found_row() -> dict[str, Any]:
-    return throughput.row(ASKED, finished(), finished(longer=2.0), raw_s=[0.25, 0.25, 0.5])
+    fixed = dataclasses.replace(finished(), broker_peak_bytes=5_000_000, client_peak_bytes=4_000_000)
+    return throughput.row(ASKED, finished(), finished(longer=2.0), fixed, raw_s=[0.25, 0.25, 0.5])
 
 
 def test_a_row_from_a_run_by_hand() -> None:
@@ -42,8 +43,8 @@ def test_a_row_from_a_run_by_hand() -> None:
     assert (row["stored_mb_s"], row["stored_ratio"]) == (16.0, 0.25)
     assert (row["store_s"], row["broker_cpu_s"]) == (0.125, 0.25)
     # The model's two blocks, one a client, and three.
-    assert (row["broker_peak_mb"], row["bound_mb"]) == (20.0, 28.0)
-    assert (row["client_peak_mb"], row["client_bound_mb"]) == (9.0, 24.0)
+    assert (row["broker_peak_mb"], row["broker_fixed_mb"], row["bound_mb"]) == (20.0, 5.0, 28.0)
+    assert (row["client_peak_mb"], row["client_fixed_mb"], row["client_bound_mb"]) == (9.0, 4.0, 24.0)
 
 
 def test_the_result_has_the_keys_of_the_contract_and_survives_json() -> None:

@@ -54,12 +54,13 @@ def test_a_block_in_full_is_float32() -> None:
 @pytest.mark.parametrize(
     ("numel", "most_bytes", "expected"),
     [
-        (1 << 18, 2 << 20, 1 << 18),  # 1 MiB, in one
-        (1 << 20, 2 << 20, 1 << 18),  # 4 MiB: not less than 1 MiB
-        (3 << 20, 2 << 20, 3 << 17),  # 12 MiB: eighths
+        (1 << 17, 2 << 20, 1 << 17),  # 512 KiB, in one
+        (1 << 18, 2 << 20, 1 << 17),  # 1 MiB: not less than 512 KiB
+        (1 << 20, 2 << 20, 1 << 17),  # 4 MiB: eighths
+        (3 << 20, 2 << 20, 3 << 17),  # 12 MiB: likewise
         ((3 << 20) + 1, 2 << 20, (3 << 17) + GROUP),  # in whole groups
         (1 << 26, 2 << 20, 1 << 19),  # 256 MiB: what the settings allow
-        (1 << 26, 1 << 16, 1 << 14),  # also where they allow less than 1 MiB
+        (1 << 26, 1 << 16, 1 << 14),  # also where they allow less than 512 KiB
     ],
 )
 def test_a_chunk_is_an_eighth_of_its_block_within_bounds(numel: int, most_bytes: int, expected: int) -> None:

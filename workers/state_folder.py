@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("worker")
 
-_FORMAT = 1
+_FORMAT = 2
 _IDENTITY, _POSITION, _RELEASED = "worker.json", "position.safetensors", "released"
 _BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER = "blocks", "contributions", "residuals", "optimizer"
 _FOLDERS = (_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER)
