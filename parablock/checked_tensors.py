@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -70,6 +71,32 @@ def read(file: BinaryIO) -> tuple[dict[str, str], dict[str, Vector]]:
 
     Raises Damage, and OSError where the system refuses, which says nothing about the file.
     """
+    metadata, tree, _ = _head(file)
+    return metadata, {name: _tensor(file, name, about, metadata) for name, about in tree.items()}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in its file: from byte `begin` on. checksum: as the file has it, which was not looked at."""
+
+    dtype: np.dtype[Any]
+    begin: int
+    numel: int
+    checksum: str
+
+
+def places(file: BinaryIO) -> dict[str, Place]:
+    """By name. Raises as `read` does; of the checksums only the header's is looked at."""
+    metadata, tree, data = _head(file)
+    found = {}
+    for name, about in tree.items():
+        dtype, begin = DTYPES[about["dtype"]], data + about["data_offsets"][0]
+        found[name] = Place(dtype, begin, _nbytes(about) // dtype.itemsize, metadata[f"{_CHECKSUM}.{name}"])
+    return found
+
+
+def _head(file: BinaryIO) -> tuple[dict[str, str], dict[str, Any], int]:
+    """The metadata, what is said of each tensor, and where their data begins, at which the file is read on."""
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
@@ -85,7 +112,7 @@ def read(file: BinaryIO) -> tuple[dict[str, str], dict[str, Vector]]:
     metadata: dict[str, str] = tree.pop("__metadata__")
     if size != 8 + length + sum(_nbytes(about) for about in tree.values()):  # before memory is taken for any
         raise Damage(f"is torn: {size} bytes are less, or more, than its header says")
-    return metadata, {name: _tensor(file, name, about, metadata) for name, about in tree.items()}
+    return metadata, tree, 8 + length
 
 
 def _tensor(file: BinaryIO, name: str, about: Mapping[str, Any], metadata: Mapping[str, str]) -> Vector:

@@ -3,21 +3,23 @@
 Where late ones may count in a later round (`keeps_late`), they are kept until the broker has said what became of them,
 and leave after those that are in time. What an earlier process has kept is as good as what this one has trained.
 
+What is on disk leaves the memory (`stored`), and is fetched chunk by chunk as it may be sent.
+
 Sends each within its credit, sends again what was not confirmed, and remembers for which rounds the worker has nothing
 to give. What the broker counts it says by commits, which are the participant's business.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from parablock.messages import Abstain, Chunk, Credit, Offer
-from parablock.participant_events import Deferred, Dismissed, Settled, Uploaded
+from parablock.participant_events import Deferred, Dismissed, Fetch, Settled, Uploaded
 from parablock.transfer import Outgoing, Payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from parablock.messages import FromWorker
     from parablock.participant_events import Held
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Upload:
-    """A contribution. outgoing: its transfer in the present session. late: its round is closed. Times in seconds."""
+    """A contribution. outgoing: its transfer in the present session. late: its round is closed. Times in seconds.
+
+    fetching: the chunks that are being fetched.
+    """
 
     offer: Offer
     payload: Payload
@@ -40,6 +45,7 @@ class _Upload:
     late: bool = False
     dismissed: bool = False  # it is known not to have counted in its round
     deferred: bool = False  # the broker has said that it may count late
+    fetching: set[int] = field(default_factory=set)
 
     @property
     def unanswered(self) -> bool:
@@ -50,7 +56,7 @@ class _Upload:
 class Contributions:
     """say: sends a message, with its payload. emit: asks for an effect."""
 
-    def __init__(self, say: Say, emit: Callable[[Dismissed | Uploaded | Deferred | Settled], None]) -> None:
+    def __init__(self, say: Say, emit: Callable[[Dismissed | Uploaded | Deferred | Settled | Fetch], None]) -> None:
         self.keeps_late = False
         self._say = say
         self._emit = emit
@@ -112,6 +118,22 @@ class Contributions:
         upload.payload.append(chunk)
         if live:
             upload.progress_at = now
+            self._pump()
+
+    def stored(self, round: int, again: Sequence[Callable[[], Buffer]]) -> None:
+        """A contribution is on disk, each chunk of it to be had again from there."""
+        upload = self._uploads.get(round)
+        if upload is not None:
+            upload.payload.store(again)
+
+    def fetched(self, round: int, index: int, chunk: Encoded, *, live: bool) -> None:
+        """A chunk is in memory again."""
+        upload = self._uploads.get(round)
+        if upload is None:
+            return  # the round was closed meanwhile
+        upload.fetching.discard(index)
+        if live and index * upload.payload.chunk_bytes >= upload.outgoing.sent:  # else nobody wants it any more
+            upload.payload.fetched(index, chunk)
             self._pump()
 
     def mask(self, round: int, now: float, *, live: bool) -> None:
@@ -270,3 +292,9 @@ class Contributions:
                 room -= chunk.payload.nbytes
                 header = Chunk(upload.offer.round, upload.offer.block, 0, offset, chunk.checksum)
                 self._say(header, chunk.payload)
+                upload.payload.let_go(offset // upload.payload.chunk_bytes)
+            for index, stored in upload.outgoing.absent(room):
+                room -= upload.payload.chunk_bytes
+                if index not in upload.fetching:
+                    upload.fetching.add(index)
+                    self._emit(Fetch(upload.offer.round, index, stored))

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -56,6 +56,15 @@ class Observation:
     miss: float
 
 
+class Values(Protocol):
+    """A vector, or what is read as one part by part: float32 of shape (size,), which nobody changes."""
+
+    @property
+    def size(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Vector: ...
+
+
 @dataclass(frozen=True)
 class Guess:
     """One round that is on the way: block, starting value x and own delta, of shape (numel,).
@@ -64,15 +73,15 @@ class Guess:
     """
 
     block: int
-    start: Vector
-    delta: Vector
+    start: Values
+    delta: Values
     parts: tuple[slice, ...]
     alpha: Alpha
 
     @property
     def value(self) -> Vector:
         """x + α Δ_i, rounded as the broker rounds x + Δ̄. Made when asked for: it is another copy of the block."""
-        value = self.start.copy()
+        value = np.array(self.start[:])
         for part, alpha in zip(self.parts, self.alpha, strict=True):
             value[part] += np.float32(alpha) * self.delta[part]
         return value
@@ -80,8 +89,9 @@ class Guess:
     @property
     def share(self) -> float:
         """α, mean over the block's elements."""
-        kept = sum(alpha * self.delta[part].size for part, alpha in zip(self.parts, self.alpha, strict=True))
-        return kept / self.delta.size
+        size = self.delta.size
+        kept = sum(alpha * len(range(size)[part]) for part, alpha in zip(self.parts, self.alpha, strict=True))
+        return kept / size
 
 
 class Corrector:
@@ -124,7 +134,7 @@ class Corrector:
                 return 1.0 if self._alone else self._first
         raise AssertionError(f"no such correction: {self._settings.correction}")
 
-    def guess(self, block: int, start: Vector, delta: Vector, alpha: Alpha | None = None) -> Guess:
+    def guess(self, block: int, start: Values, delta: Values, alpha: Alpha | None = None) -> Guess:
         """alpha: if not that which holds now."""
         return Guess(block, start, delta, self._parts[block], self.alpha(block) if alpha is None else alpha)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from parablock.correction import Alpha, Corrector
+    from parablock.correction import Alpha, Corrector, Values
 
     Vector = npt.NDArray[np.float32]
 
@@ -46,22 +46,20 @@ class Flight:
     def __init__(self, corrector: Corrector) -> None:
         self._corrector = corrector
         self._guesses: dict[int, Guess] = {}
-        # round and block of what becomes a guess when something lands
-        self._departed: list[tuple[int, int, Callable[[], Guess]]] = []
         self._newest: dict[int, int] = {}  # by block, the latest round of which a value has landed
-        self._public: dict[int, Vector] = {}  # by guessed block, what all clients hold of it: the newest that landed
+        self._public: dict[int, Values] = {}  # by guessed block, what all clients hold of it: the newest that landed
 
-    def depart(self, round: int, block: int, start: Callable[[], Vector], delta: Callable[[], Vector]) -> Alpha:
+    def depart(self, round: int, block: int, start: Values, delta: Values) -> Alpha:
         """Note a round that was trained; returns α by tensor: x + α Δ stands for the block until its mean lands.
 
-        start, delta: give x and Δ. They are asked for when next something lands or is given up, since they may be on
-        their way from the device until then.
+        start, delta: x and Δ. Neither is read before next something lands or is given up, since they may be on their
+        way from the device until then, and read part by part where that will do, since they may be on disk by then.
         """
-        # Between now and then no α is learnt.
-        self._departed.append((round, block, lambda: self._corrector.guess(block, start(), delta())))
-        return self._corrector.alpha(block)
+        guess = self._guesses[round] = self._corrector.guess(block, start, delta)
+        self._public.setdefault(block, start)
+        return guess.alpha
 
-    def restore(self, round: int, block: int, start: Vector, delta: Vector, alpha: Alpha) -> Vector:
+    def restore(self, round: int, block: int, start: Vector, delta: Values, alpha: Alpha) -> Vector:
         """Note a round that an earlier process of this client has trained; returns what stands for the block."""
         guess = self._guesses[round] = self._corrector.guess(block, start, delta, alpha)
         self._public.setdefault(block, start)
@@ -74,15 +72,14 @@ class Flight:
     @property
     def rounds(self) -> set[int]:
         """Those that are guessed."""
-        return self._guesses.keys() | {round for round, _, _ in self._departed}
+        return set(self._guesses)
 
     def guessed(self, block: int) -> bool:
         """Whether the model holds a guess of the block. Waits for nothing."""
-        return bool(self._of(block)) or any(departed == block for _, departed, _ in self._departed)
+        return bool(self._of(block))
 
-    def public(self, block: int) -> Vector | None:
+    def public(self, block: int) -> Values | None:
         """What all clients hold of a block that is guessed here; None where the model holds just that."""
-        self._take_departed()
         return self._public.get(block)
 
     def land(
@@ -93,7 +90,6 @@ class Flight:
         alone: nobody else has contributed.
         held: reads the block's present content, only asked for where a later round has trained the same block.
         """
-        self._take_departed()
         if not alone:
             self._corrector.joined()
         if round < self._newest.get(block, -1):
@@ -102,7 +98,7 @@ class Flight:
         if landed is None:
             if own is None:
                 return _NOTHING
-            landed, seen = own.start, _EXACT
+            landed, seen = own.start[:], _EXACT
         else:
             self._newest[block] = round
             self._public[block] = landed
@@ -115,14 +111,13 @@ class Flight:
             if not self._of(block):
                 self._public.pop(block, None)
             return Landing(landed, alpha, seen.drift, seen.miss)
-        base = self._guesses[later[0]].start  # what stood for this round when the later one began
+        base = self._guesses[later[0]].start[:]  # what stood for this round when the later one began
         value = replacement(held(), base, landed)
         self._shift(later, base, landed)
         return Landing(value, alpha, seen.drift, seen.miss)
 
     def block_of(self, round: int) -> int | None:
         """The block that is guessed of a round; None: none is."""
-        self._take_departed()
         guess = self._guesses.get(round)
         return None if guess is None else guess.block
 
@@ -132,30 +127,23 @@ class Flight:
         After a client has lost touch, between two rounds. Blocks of those rounds that were committed come as newer
         versions anyway.
         """
-        self._take_departed()
         values = {}
         for number in sorted(self._guesses.keys() & set(rounds), reverse=True):
             guess = self._guesses.pop(number)
-            values[guess.block] = guess.start
+            start = values[guess.block] = guess.start[:]
             later = self._of(guess.block, after=number)
             if later:
-                self._shift(later, self._guesses[later[0]].start, guess.start)
+                self._shift(later, self._guesses[later[0]].start[:], start)
                 values[guess.block] = self._guesses[later[-1]].value
             elif not self._of(guess.block):
                 self._public.pop(guess.block, None)
         return values
 
-    def _take_departed(self) -> None:
-        while self._departed:
-            round, _, make = self._departed.pop(0)
-            guess = self._guesses[round] = make()
-            self._public.setdefault(guess.block, guess.start)
-
     def _shift(self, rounds: list[int], base: Vector, landed: Vector) -> None:
         """Move guesses that were built on `base` to where they would stand on `landed`."""
         for number in rounds:
             guess = self._guesses[number]
-            self._guesses[number] = dataclasses.replace(guess, start=replacement(guess.start, base, landed))
+            self._guesses[number] = dataclasses.replace(guess, start=replacement(guess.start[:], base, landed))
 
     def _of(self, block: int, *, after: int = -1, before: int = 2**63) -> list[int]:
         """The rounds of `block` that are guessed, in order."""

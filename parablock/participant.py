@@ -66,10 +66,12 @@ from parablock.participant_events import (
     Effect,
     End,
     Event,
+    Fetched,
     Finish,
     Gone,
     Kept,
     Notice,
+    OnDisk,
     Prepare,
     Prepared,
     Progress,
@@ -212,6 +214,10 @@ class Participant:
                 self._contribute(event, now)
             case Ready(round, chunk):
                 self._contributions.ready(round, chunk, now, live=self.state is State.TRAINING)
+            case OnDisk(round, again):
+                self._contributions.stored(round, again)
+            case Fetched(round, index, chunk):
+                self._contributions.fetched(round, index, chunk, live=self.state is State.TRAINING)
             case Withhold(round, reason):
                 self._passed(round)
                 live = self.state is State.TRAINING

@@ -7,11 +7,13 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from parablock.config import Config
     from parablock.manifest import Manifest
     from parablock.masker import Masker
     from parablock.messages import Evaluated, Landed, Offer
-    from parablock.transfer import Encoded, Payload
+    from parablock.transfer import Encoded, Payload, Stored
     from parablock.wire import Buffer, Envelope
 
 # Events
@@ -77,6 +79,23 @@ class Ready:
     """The next chunk of a contribution, which nobody changes any more."""
 
     round: int
+    chunk: Encoded
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """What the contribution to a round was encoded into is on disk, each chunk to be had again from there."""
+
+    round: int
+    again: tuple[Callable[[], Buffer], ...]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What `Fetch` has asked for."""
+
+    round: int
+    index: int
     chunk: Encoded
 
 
@@ -149,6 +168,8 @@ Event = (
     | Prepared
     | Contribute
     | Ready
+    | OnDisk
+    | Fetched
     | Withhold
     | Withdraw
     | SitOut
@@ -167,6 +188,15 @@ Event = (
 @dataclass(frozen=True)
 class Send:
     envelope: Envelope
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Read a chunk of a contribution back into memory, check that it is what it was, and answer with `Fetched`."""
+
+    round: int
+    index: int
+    stored: Stored
 
 
 @dataclass(frozen=True)
@@ -293,6 +323,7 @@ class Gone:
 
 Effect = (
     Send
+    | Fetch
     | Prepare
     | Started
     | Mask

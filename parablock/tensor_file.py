@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from parablock import checked_tensors, placement
 from parablock.checked_tensors import DTYPES, Damage, checksum
@@ -84,6 +87,45 @@ def read(path: Path) -> Tensors:
     if _FACTS not in metadata:
         raise TensorFileError(f"{path} was written for something else: it holds no facts")
     return Tensors(vectors, json.loads(metadata[_FACTS]))
+
+
+class Reader:
+    """A file that is kept open, and read part by part as the parts are needed. From any thread.
+
+    Of its checksums only the header's is looked at: this is for what the same process has written, and no power cut
+    can have torn since. It is there as long as this is, also where its name goes. Raises as `read` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb", buffering=0) as file:
+            try:
+                self._places = checked_tensors.places(file)
+            except Damage as damage:
+                raise TensorFileError(f"{path} {damage}") from damage
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def numel(self, name: str) -> int:
+        return self._places[name].numel
+
+    def holds(self, name: str, values: Vector) -> bool:
+        """Whether a vector is this one, by its checksum."""
+        return name in self._places and self._places[name].checksum == checksum(_view(values))
+
+    def read(self, name: str, start: int, stop: int) -> Vector:
+        """Elements of a vector, in memory of their own. Raises TensorFileError where the file is shorter than it was,
+        and OSError."""
+        of = self._places[name]
+        assert 0 <= start <= stop <= of.numel, f"elements {start} to {stop} of {of.numel}"
+        values = np.empty(stop - start, of.dtype)
+        place, view = of.begin + start * of.dtype.itemsize, values.data.cast("B") if values.size else memoryview(b"")
+        while view:
+            count = os.preadv(self._descriptor, [view], place)
+            if not count:
+                raise TensorFileError(f"{self.path} is torn: it ends at byte {place}, within its {name}")
+            place, view = place + count, view[count:]
+        return values.astype(of.dtype.newbyteorder("="), copy=False)
 
 
 def _view(values: Vector) -> memoryview:

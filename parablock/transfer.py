@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from parablock.wire import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from parablock.layout import Layout
     from parablock.wire import Buffer
@@ -50,13 +50,25 @@ class Encoded:
         return checksum(self.payload)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A chunk that is not in memory. again: gives it, read from where it lies; blocks, so nobody here calls it."""
+
+    checksum: int
+    again: Callable[[], Buffer]
+
+
 class Payload:
-    """`nbytes` in chunks of `chunk_bytes` (the last one shorter), of which some are ready."""
+    """`nbytes` in chunks of `chunk_bytes` (the last one shorter), of which some are ready.
+
+    A chunk that is stored elsewhere is in memory only from when it is fetched until it is sent (`let_go`).
+    """
 
     def __init__(self, nbytes: int, chunk_bytes: int) -> None:
         self.nbytes = nbytes
         self.chunk_bytes = chunk_bytes
-        self.chunks: list[Encoded] = []
+        self.chunks: list[Encoded | Stored] = []
+        self._stored: list[Stored] = []
 
     @classmethod
     def of(cls, layout: Layout) -> Payload:
@@ -80,6 +92,21 @@ class Payload:
         expected = min(self.chunk_bytes, self.nbytes - len(self.chunks) * self.chunk_bytes)
         assert chunk.payload.nbytes == expected, f"a chunk of {chunk.payload.nbytes} bytes, {expected} expected"
         self.chunks.append(chunk)
+
+    def store(self, again: Sequence[Callable[[], Buffer]]) -> None:
+        """Each chunk is stored elsewhere from now on, from where `again` gives it. All of them were made."""
+        assert self.complete, "a payload is stored when it is complete"
+        self._stored = [Stored(chunk.checksum, read) for chunk, read in zip(self.chunks, again, strict=True)]
+        self.chunks = [*self._stored]
+
+    def fetched(self, index: int, chunk: Encoded) -> None:
+        """A stored chunk is in memory again."""
+        self.chunks[index] = chunk
+
+    def let_go(self, index: int) -> None:
+        """A chunk was sent: where it is stored it need not be in memory."""
+        if self._stored:
+            self.chunks[index] = self._stored[index]
 
 
 class Outgoing:
@@ -113,9 +140,23 @@ class Outgoing:
             index, end = self.sent // size, min(self.sent + size, self.nbytes)
             if end > self._until or end - self.sent > room or index >= len(self._payload.chunks):
                 return
+            chunk = self._payload.chunks[index]
+            if isinstance(chunk, Stored):
+                return
             start, self.sent = self.sent, end
             room -= end - start
-            yield start, self._payload.chunks[index]
+            yield start, chunk
+
+    def absent(self, room: float) -> Iterator[tuple[int, Stored]]:
+        """(index, chunk) of what `due` could give, were it in memory."""
+        size = self._payload.chunk_bytes
+        last = min(self._until, self.sent + room)
+        for index in range(self.sent // size, len(self._payload.chunks)):
+            chunk = self._payload.chunks[index]
+            if min((index + 1) * size, self.nbytes) > last:
+                return
+            if isinstance(chunk, Stored):
+                yield index, chunk
 
     def credit(self, held: int, until: int) -> bool:
         """Take a grant; true if the receiver holds more than it did. Raises TransferError for an impossible one."""

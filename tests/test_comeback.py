@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 
     from parablock.participant_events import Contribute, Event
     from parablock.staging import Incoming
+    from parablock.tensor_file import Reader
     from parablock.transfer import Encoded
     from workers.outbox import Encoding, Leaving
+    from workers.spill import Spillable
     from workers.state_folder import State
 
     Vector = npt.NDArray[np.float32]
@@ -194,6 +196,9 @@ class Link:
     def contribute(self, contribution: Contribute, delta: Leaving) -> tuple[bool, Future[Encoding] | None]:
         self.coming[contribution.round] = []
         return True, self.outbox.put(contribution.round, contribution.block, delta)
+
+    def stored(self, round: int, delta: Spillable, file: Reader) -> None:
+        self.outbox.stored(round, delta, file)
 
     def ready(self, round: int, chunk: Encoded) -> None:
         chunks = self.coming[round]

@@ -36,7 +36,7 @@ def unasked() -> Vector:
 
 def depart(flight: Flight, round: int, block: int, start: Vector, delta: Vector) -> Vector:
     """What stands for the block from then on."""
-    (alpha,) = flight.depart(round, block, lambda: start, lambda: delta)
+    (alpha,) = flight.depart(round, block, start, delta)
     return start + np.float32(alpha) * delta
 
 
@@ -169,19 +169,28 @@ def test_a_later_round_that_changed_nothing_leaves_the_earlier_guess_to_be_taken
     assert one.public(0) is None
 
 
-def test_a_departure_is_asked_for_only_when_something_lands() -> None:
-    one, asked = flight("own"), []
+class Resting:
+    """Values that note when they are read."""
 
-    def give(name: str, value: Vector) -> Vector:
-        asked.append(name)
-        return value
+    def __init__(self, name: str, values: Vector, read: list[str]) -> None:
+        self.size = values.size
+        self._name, self._values, self._read = name, values, read
 
-    one.depart(0, 0, lambda: give("start", v(1)), lambda: give("delta", v(4)))
-    assert asked == [], "they may be on their way from the device"
+    def __getitem__(self, part: slice) -> Vector:
+        self._read.append(self._name)
+        return self._values[part]
+
+
+def test_a_departure_is_read_only_when_it_lands() -> None:
+    """It may be on its way from the device, or on disk."""
+    one, read = flight("own"), []
+    one.depart(0, 0, Resting("start", v(1), read), Resting("delta", v(4), read))
     assert land(one, 1, 1, v(0)).value == v(0)
-    assert asked == ["start", "delta"]
-    assert land(one, 0, 0, v(2)).value == v(2)
-    assert asked == ["start", "delta"], "once"
+    assert one.public(0) is not None
+    assert read == []
+    landing = land(one, 0, 0, v(2))
+    assert (landing.value, landing.alpha, landing.drift) == (v(2), 1.0, 3.0)
+    assert read == ["start", "delta"], "once"
 
 
 def test_given_up_guesses_leave_the_value_from_before_the_first_of_them() -> None:

@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from parablock.conveyor import Conveyor
-from workers.state_folder import Position
+from workers.spill import StoredVector
+from workers.state_folder import BLOCK, START, Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     import numpy.typing as npt
 
-    from parablock.tensor_file import Tensors
+    from parablock.tensor_file import Reader, Tensors
     from workers.outbox import Encoding, Leaving
+    from workers.spill import Spillable
     from workers.state_folder import Contribution, LandedBlock, State, StateFolder
 
     Vector = npt.NDArray[np.float32]
@@ -115,11 +117,20 @@ class Keeper:
         """Of rounds before `before` nothing will be heard any more, but of some."""
         self._put(partial(self._drop, lambda number, _block: number < before and number not in but))
 
-    def contributed(self, made: Contribution, delta: Leaving, encoded: Future[Encoding] | None) -> None:
-        """A round was trained. encoded: what a lossy codec makes of it, when it has."""
+    def contributed(
+        self,
+        made: Contribution,
+        delta: Leaving,
+        encoded: Future[Encoding] | None,
+        start: Spillable | None = None,
+        stored: Callable[[Reader], None] | None = None,
+    ) -> None:
+        """A round was trained. encoded: what a lossy codec makes of it, when it has. start: what the block was before,
+        spilled when it is on disk. stored: called on the thread with the contribution's file. Neither happens where the
+        disk refuses."""
         vectors = 1 if encoded is None else 2  # with its residual
         if self._backlog.admit("contributed", self._told, vectors * 4 * delta.numel):
-            self._put(partial(self._contributed, made, delta, encoded), self._written("contributed"))
+            self._put(partial(self._contributed, made, delta, encoded, start, stored), self._written("contributed"))
         else:
             self._put(partial(self._refuse, self._residuals, made.block))
 
@@ -208,7 +219,14 @@ class Keeper:
             del self._open[round]
         return 0
 
-    def _contributed(self, made: Contribution, delta: Leaving, encoded: Future[Encoding] | None) -> int:
+    def _contributed(
+        self,
+        made: Contribution,
+        delta: Leaving,
+        encoded: Future[Encoding] | None,
+        start: Spillable | None,
+        stored: Callable[[Reader], None] | None,
+    ) -> int:
         values, chunks, written = delta.wait(), [], 0
         if encoded is not None:
             encoding = encoded.result()
@@ -217,9 +235,21 @@ class Keeper:
                 self._residuals.pop(made.block, None)  # an older one would be wrong, should this one not be written
                 written += self._folder.write_residual(made.block, made.round, encoding.residual)
                 self._residuals[made.block] = made.round
-        written += self._folder.write_contribution(made, values, chunks)
+        there = None if start is None else self._landed_as(made.block, start.wait())
+        before = None if start is None or there is not None else start.wait()
+        written += self._folder.write_contribution(made, values, chunks, before)
         self._open[made.round] = made.block
+        file = self._folder.open_contribution(made.round)
+        if start is not None:
+            start.spill(there or StoredVector(file, START))
+        if stored is not None:
+            stored(file)
         return written
+
+    def _landed_as(self, block: int, values: Vector) -> StoredVector | None:
+        """These values, where the file of the block as it landed holds just them."""
+        file = self._folder.open_block(block)
+        return StoredVector(file, BLOCK) if file is not None and file.holds(BLOCK, values) else None
 
     def _learnt(self, block: int, round: int, state: Callable[[], Tensors | None]) -> int:
         self._optimizer.pop(block, None)

@@ -28,10 +28,13 @@ from parablock.participant_events import (
     Dropped,
     End,
     Event,
+    Fetch,
+    Fetched,
     Finish,
     Gone,
     Mask,
     Notice,
+    OnDisk,
     Prepare,
     Prepared,
     Progress,
@@ -57,10 +60,13 @@ if TYPE_CHECKING:
 
     import zmq
 
+    from parablock.tensor_file import Reader
     from parablock.transfer import Encoded
+    from parablock.wire import Buffer
     from workers.inbox import Staging, Vector
     from workers.outbox import Encoding, Leaving
     from workers.socket import Credentials
+    from workers.spill import Spillable
 
 log = logging.getLogger("worker")
 
@@ -138,7 +144,8 @@ class Link:
         if prepared.config.secure.enabled:
             self._masking = MaskingOutbox(prepared.config, self._ready, self._unfit, self._fail)
         else:
-            self._outbox = Outbox(prepared.config, self._ready, self._fail, residuals)
+            told = self._on_disk, self._fetched
+            self._outbox = Outbox(prepared.config, self._ready, self._fail, residuals, *told)
         self.handle(prepared)
 
     def contribute(self, contribution: Contribute, delta: Leaving) -> tuple[bool, Future[Encoding] | None]:
@@ -153,6 +160,14 @@ class Link:
             return True, None
         assert self._outbox is not None
         return True, self._outbox.put(contribution.round, contribution.block, delta)
+
+    def stored(self, round: int, delta: Spillable, file: Reader) -> None:
+        """A delta that may be on its way is on disk, and need not be in memory. From any thread.
+
+        Under masks it is not what is sent, and encoded anew with others, until its round is closed.
+        """
+        if self._outbox is not None:
+            self._outbox.stored(round, delta, file)
 
     def handle(self, event: Event) -> None:
         """Give the participant an event and perform what it asks for."""
@@ -169,6 +184,9 @@ class Link:
                 case Mask(round, masker):
                     assert self._masking is not None
                     self._masking.mask(round, masker)
+                case Fetch(round, index, stored):
+                    assert self._outbox is not None
+                    self._outbox.fetch(round, index, stored)
                 case Took(round, block, attempt, index, payload):
                     assert self._inbox is not None
                     self._inbox.take(round, block, attempt, index, payload)
@@ -201,6 +219,12 @@ class Link:
 
     def _ready(self, round: int, chunk: Encoded) -> None:
         self.handle(Ready(round, chunk))
+
+    def _on_disk(self, round: int, again: tuple[Callable[[], Buffer], ...]) -> None:
+        self.handle(OnDisk(round, again))
+
+    def _fetched(self, round: int, index: int, chunk: Encoded) -> None:
+        self.handle(Fetched(round, index, chunk))
 
     def _unfit(self, round: int, reason: str) -> None:
         self.handle(Withdraw(round, reason))

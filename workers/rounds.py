@@ -245,7 +245,8 @@ class RoundLoop:
             built_on = None if solved.values is None else solved.built_on  # of what is nothing there is no guess
             weight, steps, loss = contribution.weight, contribution.steps, contribution.loss
             kept = Contribution(solved.round, solved.block, weight, steps, loss, offered, solved.alpha, built_on)
-            self._keeper.contributed(kept, delta, encoded)
+            stored = None if solved.values is None else partial(self._link.stored, solved.round, solved.values)
+            self._keeper.contributed(kept, delta, encoded, solved.start, stored)
 
     def _report(self, landed: list[Landed]) -> None:
         if not landed:

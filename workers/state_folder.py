@@ -3,7 +3,8 @@
     worker.json                         whose it is: name, run, manifest
     position.safetensors                the round that comes next, the counters, and which of the files below go with it
     blocks/0003.safetensors             a block as it landed, with the α that was learnt of it
-    contributions/000018.safetensors    what a round made of its block, until the broker's version of that has landed
+    contributions/000018.safetensors    what a round made of its block, until the broker's version of that has landed;
+                                        and what that block was before, where it has not landed before
     residuals/0003-000018.safetensors   what the codec lost of a block's contributions, through that round's
     optimizer/0003-000018.safetensors   what the optimizer has learnt of a block, through that round
     released/RUN.safetensors            what has left of the data in a run, where that costs some of its privacy budget
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from parablock.tensor_file import Tensors
+    from parablock.tensor_file import Reader, Tensors
 
     Vector = npt.NDArray[np.float32]
 
@@ -50,6 +51,8 @@ _IDENTITY, _POSITION, _RELEASED = "worker.json", "position.safetensors", "releas
 _BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER = "blocks", "contributions", "residuals", "optimizer"
 _FOLDERS = (_BLOCKS, _CONTRIBUTIONS, _RESIDUALS, _OPTIMIZER)
 _SUFFIX = ".safetensors"
+BLOCK, DELTA, START = "block", "delta", "start"
+"""Names of vectors in a block's file, and in a contribution's."""
 _UNFIT = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
     | {errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
@@ -288,9 +291,9 @@ class StateFolder:
             if made.block in blocks and blocks[made.block].round >= made.round:
                 path.unlink()  # what the broker made of it has landed
                 continue
-            names = sorted(name for name in tensors.vectors if name != "delta")
+            names = sorted(name for name in tensors.vectors if name not in (DELTA, START))
             chunks = tuple(tensors.vectors[name] for name in names)
-            found[made.round] = Spooled(made, tensors.vectors["delta"], chunks)
+            found[made.round] = Spooled(made, tensors.vectors[DELTA], chunks)
         for round, block in position.contributions.items():
             landed = blocks[block].round if block in blocks else -1
             if round not in found and round > landed:
@@ -310,7 +313,7 @@ class StateFolder:
         """The values of a block that has landed. Raises TensorFileError, FileNotFoundError and DiskError."""
         path = self._path(_BLOCKS, block)
         with _reading(path):
-            return tensor_file.read(path).vectors["block"]
+            return tensor_file.read(path).vectors[BLOCK]
 
     def optimizer(self, block: int, round: int) -> Tensors:
         """What `OptimizerStates` had of a block after that round. Raises as `block` does."""
@@ -349,15 +352,32 @@ class StateFolder:
 
     def write_block(self, landed: LandedBlock, values: Vector) -> int:
         """Returns the bytes written, as all of these do."""
-        return self._write(self._path(_BLOCKS, landed.block), {"block": values}, asdict(landed))
+        return self._write(self._path(_BLOCKS, landed.block), {BLOCK: values}, asdict(landed))
 
-    def write_contribution(self, made: Contribution, delta: Vector, chunks: Iterable[npt.NDArray[np.uint8]]) -> int:
-        vectors: dict[str, npt.NDArray[Any]] = {"delta": delta}
-        vectors |= {f"chunk.{index:06d}": chunk for index, chunk in enumerate(chunks)}
-        return self._write(self._path(_CONTRIBUTIONS, made.round, width=6), vectors, asdict(made))
+    def write_contribution(
+        self, made: Contribution, delta: Vector, chunks: Iterable[npt.NDArray[np.uint8]], start: Vector | None = None
+    ) -> int:
+        """start: what the block was before, for this process; another one has it from elsewhere."""
+        vectors: dict[str, npt.NDArray[Any]] = {DELTA: delta}
+        vectors |= {chunk_name(index): chunk for index, chunk in enumerate(chunks)}
+        if start is not None:
+            vectors[START] = start
+        return self._write(self._contribution(made.round), vectors, asdict(made))
+
+    def open_contribution(self, round: int) -> Reader:
+        """What this process has written of it. Raises OSError, and DiskError where that is damaged."""
+        return _opened(self._contribution(round))
+
+    def open_block(self, block: int) -> Reader | None:
+        """What was written of a block that has landed; None: nothing. Raises likewise."""
+        path = self._path(_BLOCKS, block)
+        return _opened(path) if path.exists() else None
 
     def drop_contribution(self, round: int) -> None:
-        self._path(_CONTRIBUTIONS, round, width=6).unlink(missing_ok=True)
+        self._contribution(round).unlink(missing_ok=True)
+
+    def _contribution(self, round: int) -> Path:
+        return self._path(_CONTRIBUTIONS, round, width=6)
 
     def write_residual(self, block: int, round: int, residual: Vector) -> int:
         return self._write(self._path(_RESIDUALS, block, round), {"residual": residual}, {})
@@ -420,6 +440,18 @@ class StateFolder:
     def _path(self, folder: str, *numbers: int, width: int = 4) -> Path:
         first, *rest = numbers
         return self.path / folder / ("-".join([f"{first:0{width}d}", *(f"{n:06d}" for n in rest)]) + _SUFFIX)
+
+
+def chunk_name(index: int) -> str:
+    """Of a vector in a contribution's file: a chunk as noise or a lossy codec has made it."""
+    return f"chunk.{index:06d}"
+
+
+def _opened(path: Path) -> Reader:
+    try:
+        return tensor_file.Reader(path)
+    except TensorFileError as error:
+        raise DiskError(f"{error}, and was whole when it was written or read last") from error
 
 
 @contextlib.contextmanager

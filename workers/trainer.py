@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from parablock.learning_rate import learning_rate
 from parablock.solver import BlockSolver, Diverged
 from workers.batches import step_batches
 from workers.evaluation import evaluate
+from workers.spill import Spillable
 from workers.state_folder import LandedBlock
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from parablock.correction import Alpha
     from parablock.participant_events import Arrived
     from parablock.scores import Scores
-    from parablock.staging import Incoming, Outgoing
+    from parablock.staging import Incoming
     from parablock.tensor_file import Tensors
     from workers.inbox import Delivery
     from workers.keeper import Keeper
@@ -64,6 +65,7 @@ class Landed:
 @dataclass(frozen=True)
 class Solved:
     """A round was trained. values: the delta, on its way from the device; None with a `reason` where it diverged.
+    start: what the block was before, likewise.
 
     weight: tokens trained on, in so many steps. loss: per token. began, ended: monotonic seconds. learnt: gives what
     the optimizer keeps of the block, where it keeps anything. alpha, built_on: see `workers.state_folder.Contribution`.
@@ -71,7 +73,7 @@ class Solved:
 
     round: int
     block: int
-    values: Outgoing | None
+    values: Spillable | None
     weight: int
     steps: int
     loss: float
@@ -82,6 +84,7 @@ class Solved:
     alpha: Alpha = ()
     built_on: int | None = -1
     learnt: Callable[[], Tensors | None] | None = None
+    start: Spillable | None = None
 
 
 class Trainer:
@@ -166,7 +169,7 @@ class Trainer:
                 landed.extend(self._land_meanwhile(round, active))
 
         def told(
-            place: int, values: Outgoing | None, weight: int, loss: float, reason: str = "", alpha: Alpha = ()
+            place: int, values: Spillable | None, weight: int, loss: float, reason: str = "", alpha: Alpha = ()
         ) -> Solved:
             """The steps are in the first round's time; each later one's begins where that before it has ended."""
             nonlocal began
@@ -198,10 +201,10 @@ class Trainer:
             return [told(place, None, 0, 0.0, "its rows have no answer tokens") for place in range(len(blocks))]
         solved = []
         for place, (block, made) in enumerate(zip(blocks, trained, strict=True)):
-            delta = setup.staging.out(made.delta)
-            alpha = self._flight.depart(round + place, block, setup.staging.out(made.start).wait, delta.wait)
+            start, delta = (Spillable(setup.staging.out(values)) for values in (made.start, made.delta))
+            alpha = self._flight.depart(round + place, block, start, delta)
             self._solver.write_guess(block, made, alpha)
-            solved.append(told(place, delta, made.tokens, made.loss, alpha=alpha))
+            solved.append(replace(told(place, delta, made.tokens, made.loss, alpha=alpha), start=start))
         return solved
 
     def sit_out(self) -> None:
@@ -310,6 +313,6 @@ class Trainer:
         if delivery.change and held < arrived.round:
             assert held == arrived.base, f"a change of round {arrived.base}'s block {block}, which is round {held}'s"
             public = self._flight.public(block)
-            values = (self._solver.read(block).numpy() if public is None else public) + values
+            values = (self._solver.read(block).numpy() if public is None else public[:]) + values
         self._versions[block] = max(held, arrived.round)
         return values
