@@ -20,7 +20,7 @@ from parablock import checked_tensors, placement
 from parablock.checked_tensors import DTYPES, Damage, checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -105,6 +105,11 @@ class Reader:
                 raise TensorFileError(f"{path} {damage}") from damage
             self._descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._descriptor)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of its vectors."""
+        return self._places.keys()
 
     def numel(self, name: str) -> int:
         return self._places[name].numel

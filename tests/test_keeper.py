@@ -17,13 +17,16 @@ from parablock.transfer import Encoded
 from tests.test_state_folder import WHO, contribution, files, left, vector
 from workers.keeper import Keeper
 from workers.outbox import Encoding
-from workers.state_folder import LandedBlock, StateFolder
+from workers.spill import Spillable, StoredVector
+from workers.state_folder import DELTA, START, LandedBlock, StateFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
+
+    from parablock.tensor_file import Reader
 
     Vector = npt.NDArray[np.float32]
 
@@ -77,6 +80,37 @@ def test_a_contribution_is_kept_until_its_block_has_landed(kept: Kept) -> None:
     assert kept.keeper.written > 3 * vector(0).nbytes
     assert sorted(left(kept.path).contributions) == [1]
     assert not kept.failures
+
+
+def test_what_a_round_leaves_behind_is_read_from_where_it_is_kept(kept: Kept) -> None:
+    """What the block was before only once: where its file has landed it is not written again."""
+    starts = [Spillable(Delta(vector(20))), Spillable(Delta(vector(21))), Spillable(Delta(vector(22)))]
+    files: list[Reader] = []
+    kept.keeper.landed(landed(1, -1), vector(21))
+    kept.keeper.landed(landed(2, -1), vector(7))  # another content
+    for block, start in enumerate(starts):
+        kept.keeper.contributed(contribution(block, block), Delta(vector(block)), None, start, files.append)
+    kept.fence()
+    assert [START in reader.names for reader in files] == [True, False, True]
+    assert all(start._made is None for start in starts)
+    kept.keeper.landed(landed(1, 1), vector(9))  # in place of what is being read
+    kept.keeper.close()
+    assert [start.wait().tobytes() for start in starts] == [vector(20 + n).tobytes() for n in range(3)]
+    assert [StoredVector(reader, DELTA)[:].tobytes() for reader in files] == [vector(n).tobytes() for n in range(3)]
+    assert not kept.failures
+
+
+def test_where_the_disk_refuses_it_stays_in_memory(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensor_file, "write", full)
+    start, told = Spillable(Delta(vector(20))), []
+    kept.keeper.contributed(contribution(0, 0), Delta(vector(0)), None, start, told.append)
+    kept.fence()
+    assert (told, start._made is not None, kept.failures) == ([], True, [])
+    kept.keeper.close()
+    assert start.wait().tobytes() == vector(20).tobytes()
 
 
 def test_what_nothing_is_heard_of_goes(kept: Kept) -> None:

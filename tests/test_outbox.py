@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from parablock import feedback, wire
+from parablock import feedback, tensor_file, wire
 from parablock.config import Config, from_dict, to_dict
 from parablock.layout import Layout
 from parablock.noise import Noise
+from parablock.tensor_file import Reader
+from parablock.transfer import Stored
 from workers.noised import Noised
 from workers.outbox import Outbox
+from workers.spill import Spillable
+from workers.state_folder import DELTA, DiskError, chunk_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import numpy.typing as npt
 
     from parablock.transfer import Encoded
+    from parablock.wire import Buffer
 
     Vector = npt.NDArray[np.float32]
 
@@ -137,3 +145,45 @@ def test_noise_comes_before_the_codec_whose_residual_knows_nothing_else() -> Non
         assert bytes(chunk.payload) == bytes(expected)
     plain = encoded(noisy["float32"], (0, 0, noised[0]))
     assert b"".join(bytes(chunk.payload) for _, chunk in plain) == noised[0].wait().tobytes()
+
+
+@pytest.mark.parametrize("up", ["float32", "int8"])
+def test_what_is_on_disk_is_let_go_of_when_it_is_encoded_and_fetched_again(up: str, tmp_path: Path) -> None:
+    settings, path = config(up), tmp_path / "contribution"
+    layout = Layout.up(settings, NUMEL)
+
+    async def run() -> tuple[list[bytes], list[bytes], bool]:
+        made: list[Encoded] = []
+        again: asyncio.Future[tuple[Callable[[], Buffer], ...]] = asyncio.Future()
+        fetched: asyncio.Queue[tuple[int, int, Encoded]] = asyncio.Queue()
+        failed: asyncio.Queue[BaseException] = asyncio.Queue()
+        outbox = Outbox(
+            settings,
+            lambda _, chunk: made.append(chunk),
+            failed.put_nowait,
+            on_stored=lambda _, read: again.set_result(read),
+            on_fetched=lambda *told: fetched.put_nowait(told),
+        )
+        delta = Spillable(Leaving(vector(0)))
+        encoded = outbox.put(3, 0, delta)
+        vectors: dict[str, npt.NDArray[Any]] = {DELTA: vector(0)}
+        if encoded is not None:
+            encoding = await asyncio.wrap_future(encoded)
+            chunks = (np.frombuffer(chunk.payload, np.uint8) for chunk in encoding.chunks)
+            vectors |= {chunk_name(index): chunk for index, chunk in enumerate(chunks)}
+        tensor_file.write(path, vectors, {})
+        outbox.stored(3, delta, Reader(path))
+        read = await asyncio.wait_for(again, WAIT_S)
+        assert len(made) == layout.count, "all was encoded before it went"
+        for index in range(layout.count):
+            outbox.fetch(3, index, Stored(made[index].checksum, read[index]))
+            assert (await asyncio.wait_for(fetched.get(), WAIT_S))[:2] == (3, index)
+        outbox.fetch(3, 0, Stored(made[0].checksum + 1, read[0]))
+        error = await asyncio.wait_for(failed.get(), WAIT_S)
+        outbox.close()
+        told = isinstance(error, DiskError) and "not what was written" in str(error)
+        return [bytes(chunk.payload) for chunk in made], [bytes(give()) for give in read], told
+
+    before, after, told = asyncio.run(run())
+    assert after == before
+    assert told
