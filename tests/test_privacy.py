@@ -22,7 +22,7 @@ from parablock.measurement import Measurement
 from parablock.messages import Abstain, Chunk, Commit, Join, Leave, Terms
 from parablock.noise import Noise
 from parablock.run_folder import RunFolder
-from parablock.saved import spent
+from parablock.saved import everybody, spent
 from parablock.verdict import Verdict
 from tests.test_broker_blocks import MANIFEST as BLOCKS
 from tests.test_broker_blocks import NUMEL, store_of, vector
@@ -126,11 +126,15 @@ def test_without_privacy_nobody_is_charged() -> None:
 
 
 def test_a_round_of_which_nothing_is_known_is_charged_to_everybody() -> None:
-    desk = gathered("a", "b", privacy=CENTRAL)
+    desk = gathered("a", "b", privacy=CENTRAL, quorum=1)
     desk.commit("a", "b")
-    last = desk.journal[0][0]
-    assert spent(last, 1, 1, "lost", charged=last.clients).charged == ("a", "b")
-    assert spent(last, 1, 1, "a repair").charged == ()
+    desk.say("b", Leave("for a while"))
+    desk.commit("a", round=1)
+    entries = [entry for entry, _ in desk.journal]
+    assert entries[-1].clients == ("a",)
+    assert everybody(entries) == ("a", "b")
+    assert spent(entries[-1], 2, 0, "lost", charged=everybody(entries)).charged == ("a", "b")
+    assert spent(entries[-1], 2, 0, "a repair").charged == ()
 
 
 def test_how_many_rows_a_client_has_is_not_told_where_it_hides_them() -> None:
