@@ -278,7 +278,7 @@ def test_what_has_been_spent_stands_in_every_row_and_outlives_the_broker(tmp_pat
         again.close()
     ledger = Ledger(config.privacy)
     for entry in entries:
-        ledger.charge(entry.charged)
+        ledger.take(entry.round, entry.charged)
     assert ledger.most == 2
 
 
