@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import socket as net
 import stat
 import threading
 import time
@@ -443,6 +444,21 @@ def test_a_descriptor_that_is_anothers_by_now_is_left_alone() -> None:
                 door.router.drop(b"a", None)
                 raw._socket.settimeout(1.0)
                 assert not await asyncio.to_thread(raw.closed)
+
+    asyncio.run(scenario())
+
+
+def test_a_descriptor_that_is_a_socket_of_another_family_by_now_is_no_connection() -> None:
+    """As that of a pair, whose peer has no name."""
+
+    async def scenario() -> None:
+        async with opened() as door:
+            near, far = net.socketpair()
+            with near, far:
+                assert door.guard._accepted(near.fileno()) is None
+                assert not door.guard._connections
+                near.send(b"still open")
+                assert far.recv(10) == b"still open"
 
     asyncio.run(scenario())
 
