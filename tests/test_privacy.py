@@ -19,7 +19,7 @@ from parablock.coordinator_events import Committed, Fold, Measure, Send, Store, 
 from parablock.layout import Layout
 from parablock.ledger import Ledger
 from parablock.measurement import Measurement
-from parablock.messages import Abstain, Chunk, Commit, Join, Leave, Terms
+from parablock.messages import Abstain, Chunk, Commit, Heartbeat, Join, Leave, Terms
 from parablock.noise import Noise
 from parablock.run_folder import RunFolder
 from parablock.saved import everybody, spent
@@ -118,6 +118,26 @@ def test_in_the_local_place_all_are_charged_of_whom_something_may_have_left() ->
     assert committed.charged == ("a", "b", "c", "d")
     assert committed.loss is None
     assert desk.journal[0][0].losses == ()
+
+
+def test_in_the_local_place_those_are_charged_of_whom_an_earlier_broker_may_have_seen_something() -> None:
+    """c has sent some of its contribution to round 1, and is not there any more when that is begun anew."""
+    desk = gathered("a", "b", "c", privacy=LOCAL, quorum=1)
+    assert desk.commit("a", "b", "c").charged == ("a", "b", "c")
+    offer(desk, "c", round=1)
+    send(desk, 0, "c", round=1)
+    desk.restart()
+    desk.handle(Tick())
+    for name in "ab":
+        desk.hello(name)
+        desk.join(name, versions=(1, 0, 0, 0), position=1)
+    desk.handle(Tick(), after_s=desk.config.network.timeout_s - 1)
+    for name in "ab":
+        desk.say(name, Heartbeat(0.0, -1, 0, "training"))
+    desk.handle(Tick(), after_s=2.0)
+    assert [note.client for note in desk.notes if note.kind == "lost"] == ["c"]
+    assert desk.commit("a", "b", round=1).charged == ("a", "b", "c")
+    assert [desk.commit("a", "b", round=number).charged for number in (2, 3)][-1] == ("a", "b"), "it was not open then"
 
 
 def test_without_privacy_nobody_is_charged() -> None:
