@@ -265,6 +265,19 @@ def test_who_has_had_all_its_turns_is_drawn_no_more_nor_makes_up_for_others() ->
     assert all(len(those) <= 3 for those in drawn)
 
 
+def test_who_comes_back_to_a_round_that_lacks_somebody_has_no_more_turns_than_it_may() -> None:
+    """Of two clients with a turn each nobody is left for round 2."""
+    tables = {"round": {"fraction": 0.5, "clients": 2, "quorum": 1}, "privacy": LOCAL | {"rounds": 1}}
+    agenda = Agenda(from_dict({"rounds": 4, **tables}), 4)
+    agenda.decide(2, ["a", "b"])
+    for name in "ab":
+        assert [agenda.trains(round, name) for round in range(2)].count(True) == 1
+        agenda.join(name, 2, [])
+        assert not agenda.trains(2, name)
+    agenda.join("c", 2, [])
+    assert agenda.trains(2, "c"), "who has had none makes up for them"
+
+
 def test_the_broker_says_which_rounds_too_few_will_train() -> None:
     """Two clients of one turn each: nobody is left for round 2."""
     desk = begun("a", "b", privacy=CENTRAL | {"rounds": 1}, fraction=0.5, quorum=1)
