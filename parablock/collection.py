@@ -334,7 +334,7 @@ class Collection:
         members, present = self._members(round), self._roster.present()
         changed = self._quorum.look(len(present | members | round.done), now)
         if changed is not None:
-            self._emit(Note("quorum", "", f"round {round.number}: {changed}"))
+            self._emit(Note("quorum", "", f"round {round.number}: {changed}", told=self._quorum.told))
         if self._quorum.given_up and self._config.round.quorum_lost == "stop":
             self.hopeless = f"round {round.number}: {changed}"
             return False

@@ -61,7 +61,7 @@ def read(folder: RunFolder) -> Status:
     with Journal.open(folder.path / JOURNAL, read_only=True) as journal:
         last, committed, run = journal.last, journal.next_round, journal.facts.run
         ledger = Ledger(config.privacy)
-        for entry in journal.entries():
+        for entry in journal.entries() if config.privacy.private else ():
             ledger.take(entry.round, entry.charged)
     return Status(
         run=run,
