@@ -195,7 +195,7 @@ def test_a_message_of_very_many_frames_holds_up_nothing_and_the_next_one_comes(m
                 await asyncio.sleep(0)
             ((first, before), (second, after)) = got
             assert (first, second) == (3, 2)
-            assert after - before >= 499
+            assert after - before >= 200, "the reader is called once or twice a turn"
             router.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
