@@ -40,13 +40,14 @@ def played(num_blocks: int, in_flight: int, order: str = "cyclic") -> list[int]:
 
 
 def test_an_exchange_is_cut_through() -> None:
-    # 4 MB up in 4 s; the last chunk of 1 MB comes down at 2 MB/s when it is up.
-    moved = exchange(1_000_000, Link(0.1, 1e6, 2e6), FLOAT32, chunk_bytes=1_000_000)
-    assert (moved.bytes_up, moved.bytes_down, moved.up_s, moved.down_s) == (4_000_000, 4_000_000, 4.0, 2.0)
-    assert moved.seconds == pytest.approx(0.1 + 4.0 + 0.5 + COMMIT_S)
+    # 4 MiB up in 4 s; the last chunk of 512 KiB comes down at 2 MiB/s when it is up.
+    numel, most = 1 << 20, 1 << 20
+    moved = exchange(numel, Link(0.1, 1 << 20, 2 << 20), FLOAT32, most)
+    assert (moved.bytes_up, moved.bytes_down, moved.up_s, moved.down_s) == (4 << 20, 4 << 20, 4.0, 2.0)
+    assert moved.seconds == pytest.approx(0.1 + 4.0 + 0.25 + COMMIT_S)
     assert moved.wire_s == 4.0
     # The other way round the first chunk goes up, and then everything comes down.
-    assert exchange(1_000_000, Link(0.1, 2e6, 1e6), FLOAT32, 1_000_000).seconds == pytest.approx(moved.seconds)
+    assert exchange(numel, Link(0.1, 2 << 20, 1 << 20), FLOAT32, most).seconds == pytest.approx(moved.seconds)
 
 
 def test_under_masks_a_slice_comes_down_two_slices_and_an_answer_later() -> None:
