@@ -52,7 +52,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Stored:
-    """A chunk that is not in memory. again: gives it, read from where it lies; blocks, so nobody here calls it."""
+    """A chunk that is not in memory. again: gives it, read from where it lies, which may take a while."""
 
     checksum: int
     again: Callable[[], Buffer]

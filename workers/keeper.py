@@ -239,11 +239,10 @@ class Keeper:
         before = None if start is None or there is not None else start.wait()
         written += self._folder.write_contribution(made, values, chunks, before)
         self._open[made.round] = made.block
-        file = self._folder.open_contribution(made.round)
         if start is not None:
-            start.spill(there or StoredVector(file, START))
+            start.spill(there or StoredVector(self._folder.open_contribution(made.round), START))
         if stored is not None:
-            stored(file)
+            stored(self._folder.open_contribution(made.round))
         return written
 
     def _landed_as(self, block: int, values: Vector) -> StoredVector | None:
