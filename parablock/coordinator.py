@@ -196,16 +196,8 @@ class Coordinator:
 
     def _take(self, event: Event, now: float) -> None:
         match event:
-            case Received(peer, _, client) | Malformed(peer, _, client) if self._offences.barred_s(client, now):
-                self._emit(Drop(peer, "not let in yet", client, self._offences.barred_s(client, now)))
-            case Received(peer, _, client) | Malformed(peer, _, client) if not self._is_its_own(peer, client):
-                session = self._roster.get(peer)
-                assert session is not None
-                self._violation(peer, client, f"it spoke under the routing id of {session.name}", now)
-            case Received(peer, envelope, client):
-                self._receive(peer, client, envelope, now)
-            case Malformed(peer, reason, client):
-                self._violation(peer, client, reason, now)
+            case Received() | Malformed():
+                self._hear(event, now)
             case Revoked(client):
                 self._revoked(client, now)
             case Measured(round, attempt, verdict):
@@ -254,6 +246,21 @@ class Coordinator:
 
     # Messages
 
+    def _hear(self, event: Received | Malformed, now: float) -> None:
+        """Something has come over a connection."""
+        peer, client = event.peer, event.client
+        barred_s = self._offences.barred_s(client, now)
+        if barred_s:
+            self._emit(Drop(peer, "not let in yet", client, barred_s))
+        elif not self._is_its_own(peer, client):
+            session = self._roster.get(peer)
+            assert session is not None
+            self._violation(peer, client, f"it spoke under the routing id of {session.name}", now)
+        elif isinstance(event, Received):
+            self._receive(peer, client, event.envelope, now)
+        else:
+            self._violation(peer, client, event.reason, now)
+
     def _is_its_own(self, peer: bytes, client: str | None) -> bool:
         """Whether no session of somebody else has this address."""
         session = self._roster.get(peer)
@@ -289,18 +296,18 @@ class Coordinator:
         session.heard_at = now
         try:
             match message:
-                case Join():
-                    self._join(session, message, now)
-                case Heartbeat():
-                    self._heartbeat(session, message, now)
-                case Offer():
-                    self._collection.offer(session, message, now)
+                case Credit():
+                    self._distribution.credit(session, message, now)
                 case Chunk():
                     assert envelope.payload is not None
                     if self._collection.chunk(session, message, envelope.payload, now):
                         self._quotas.took_chunk(holder)
-                case Credit():
-                    self._distribution.credit(session, message, now)
+                case Heartbeat():
+                    self._heartbeat(session, message, now)
+                case Join():
+                    self._join(session, message, now)
+                case Offer():
+                    self._collection.offer(session, message, now)
                 case Abstain():
                     self._collection.abstain(session, message)
                 case Keys() | Shares() | Unmasked():
@@ -492,6 +499,7 @@ class Coordinator:
                 self._roster.unexpect(name)
                 self._collection.stirred = True
                 self._note("lost", name, f"not back within {timeout_s:g} s of the broker's restart")
+            self._expected_until = math.inf
 
     @property
     def expected(self) -> list[str]:
@@ -571,7 +579,7 @@ class Coordinator:
         self._emit(Over(complete, reason))
 
     def _send(self, peer: bytes, message: FromBroker, payload: Buffer | None = None) -> None:
-        self._emit(Send(peer, Envelope(self._run, self._epoch, message, payload)))
+        self._effects.append(Send(peer, Envelope(self._run, self._epoch, message, payload)))
 
     def _come_or_go(self, session: Session, kind: str, text: str, now: float) -> None:
         number = self._comings.add(session.client or "", now)
@@ -584,14 +592,14 @@ class Coordinator:
 
     def _emit(self, effect: Effect) -> None:
         self._effects.append(effect)
-        match effect:
-            case Send(peer, Envelope(message=Chunk())):
-                session = self._roster.get(peer)
+        if isinstance(effect, Send):
+            if isinstance(effect.envelope.message, Chunk):
+                session = self._roster.get(effect.peer)
                 assert session is not None
-                self._quotas.sent_chunk(_holder(peer, session.client))
-            case Committed():
-                for session in self._roster.active():
-                    self._quotas.sent_commit(_holder(session.peer, session.client))
+                self._quotas.sent_chunk(_holder(effect.peer, session.client))
+        elif isinstance(effect, Committed):
+            for session in self._roster.active():
+                self._quotas.sent_commit(_holder(session.peer, session.client))
 
 
 def _holder(peer: bytes, client: str | None) -> Holder:

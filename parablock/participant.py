@@ -102,23 +102,26 @@ class State(Enum):
     GONE = "gone"
 
 
-EXPECTED: dict[type[Any], frozenset[State]] = {
-    Terms: frozenset({State.CALLING}),
-    Welcome: frozenset({State.JOINING}),
-    Start: frozenset({State.JOINING, State.WAITING, State.TRAINING}),
-    Commit: frozenset({State.JOINING, State.WAITING, State.TRAINING}),
-    Chunk: frozenset({State.JOINING, State.WAITING, State.TRAINING}),
-    Credit: frozenset({State.TRAINING}),
-    Rejected: frozenset({State.TRAINING}),
-    Late: frozenset({State.TRAINING}),
-    Roll: frozenset({State.TRAINING}),
-    Dealt: frozenset({State.TRAINING}),
-    Unmask: frozenset({State.TRAINING}),
-    Heartbeat: frozenset(State) - {State.GONE},
-    Rejoin: frozenset({State.PREPARING, State.JOINING, State.WAITING, State.TRAINING}),
-    Goodbye: frozenset({State.LEAVING}),
-    Refused: frozenset(State) - {State.GONE},
-    Stopped: frozenset(State) - {State.GONE},
+_LIVE = tuple(state for state in State if state is not State.GONE)
+_SESSION = State.JOINING, State.WAITING, State.TRAINING
+
+EXPECTED: dict[type[Any], tuple[State, ...]] = {
+    Terms: (State.CALLING,),
+    Welcome: (State.JOINING,),
+    Start: _SESSION,
+    Commit: _SESSION,
+    Chunk: _SESSION,
+    Credit: (State.TRAINING,),
+    Rejected: (State.TRAINING,),
+    Late: (State.TRAINING,),
+    Roll: (State.TRAINING,),
+    Dealt: (State.TRAINING,),
+    Unmask: (State.TRAINING,),
+    Heartbeat: _LIVE,
+    Rejoin: (State.PREPARING, *_SESSION),
+    Goodbye: (State.LEAVING,),
+    Refused: _LIVE,
+    Stopped: _LIVE,
 }
 
 
@@ -155,8 +158,10 @@ class Participant:
         self._timing = _Timing()
         self._run = ""
         self._epoch = 0
+        self._settings = ""  # as the broker has said them last
         self._prepared: Prepared | None = None
         self._versions: list[int] = []
+        self._layouts: dict[tuple[int, bool], Layout] = {}  # by block, and whether it comes of an attempt
         self._commits = Commits(0)
         self._told_in = 0  # the epoch of the broker that said what `told` is; 0: an earlier process knew it
         self._begun = False  # there is a position to go on from
@@ -199,6 +204,7 @@ class Participant:
                 self._receive(envelope, now)
             case Prepared():
                 first, self._prepared = self._prepared is None, replace(event, kept=None)  # that is given on
+                self._layouts.clear()
                 self._take_times(event.config)
                 self._contributions.keeps_late = event.config.round.late == "fold"
                 if first:
@@ -258,10 +264,10 @@ class Participant:
             return min(times if self._silent else [*times, self._heard_at + self._timing.unanswered])
         if self.state is State.LEAVING:
             return self._said_at + self._timing.say_leave
-        times = [self._said_at + self._timing.heartbeat, self._heard_at + self._patience_s]
+        due = min(self._said_at + self._timing.heartbeat, self._heard_at + self._patience_s)
         if self.state is State.TRAINING and not self._silent:
-            times += self._contributions.stalled_at(self._timing.resend)
-        return min(times)
+            due = min(due, self._contributions.stalled_at(self._timing.resend))
+        return due
 
     def may_train(self, round: int) -> bool:
         """Whether everything that `round` builds on is in hand: all but the last `in_flight` rounds before it.
@@ -269,9 +275,11 @@ class Participant:
         And whether we are told what it is: after a Start that was delayed since an earlier session we may not be, until
         the newest one comes.
         """
-        if self.state is not State.TRAINING or not self.arrived_through(round - self._config.in_flight - 1):
+        config = self._config
+        if self.state is not State.TRAINING or not self.arrived_through(round - config.in_flight - 1):
             return False
-        return round >= self._config.rounds or self.turn(round) is not None
+        assert self._turns is not None
+        return round >= config.rounds or self._turns.knows(round)
 
     def arrived_through(self, round: int) -> bool:
         """Whether every block that was committed in or before `round` is in hand."""
@@ -301,7 +309,7 @@ class Participant:
 
     def _receive(self, envelope: Envelope, now: float) -> None:
         message = envelope.message
-        if self.state not in EXPECTED.get(type(message), frozenset()):
+        if self.state not in EXPECTED.get(type(message), ()):
             return
         known = (envelope.run, envelope.epoch) == (self._run, self._epoch)
         if envelope.run == self._run and envelope.epoch < self._epoch:
@@ -315,6 +323,18 @@ class Participant:
             self._silent = self._stopped = False
             self._notice("the broker is back")
         match message:
+            case Heartbeat():
+                pass  # it says that the broker is there
+            case Chunk():
+                assert envelope.payload is not None
+                self._chunk(message, envelope.payload, now)
+            case Credit():
+                try:
+                    self._contributions.credit(message, now)
+                except TransferError as error:
+                    self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
+            case Commit():
+                self._commit(message, now)
             case Terms():
                 self._terms(envelope, message, now)
             case Rejoin(reason):
@@ -324,16 +344,6 @@ class Participant:
                 self._notice(f"on the roster ({clients} so far); waiting for the start")
             case Start():
                 self._take_start(message, now)
-            case Commit():
-                self._commit(message, now)
-            case Chunk():
-                assert envelope.payload is not None
-                self._chunk(message, envelope.payload, now)
-            case Credit():
-                try:
-                    self._contributions.credit(message, now)
-                except TransferError as error:
-                    self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
             case Rejected(round, reason):
                 if self._sums is not None:
                     self._sums.refuse(round)
@@ -378,14 +388,16 @@ class Participant:
         if self._sums is not None:
             self._greet_sums()
         if self._prepared is None:
-            self.state = State.PREPARING
+            self.state, self._settings = State.PREPARING, terms.config
             self._effects.append(Prepare(terms.config, terms.name))
             return
-        try:
-            self._take_times(settings.from_dict(json.loads(terms.config)))
-        except ValueError as error:  # it was another one, with other settings, by which we are prepared
-            self._gone(End.REFUSED, f"the broker's settings cannot be: {error}")
-            return
+        if terms.config != self._settings:
+            try:
+                self._take_times(settings.from_dict(json.loads(terms.config)))
+            except ValueError as error:  # it was another one, with other settings, by which we are prepared
+                self._gone(End.REFUSED, f"the broker's settings cannot be: {error}")
+                return
+            self._settings = terms.config
         self._join(now)
 
     def _take_times(self, config: Config) -> None:
@@ -511,8 +523,11 @@ class Participant:
         return commit.nbytes == (self._layout(commit.block, commit.attempt).nbytes if commit.contributors else 0)
 
     def _layout(self, block: int, attempt: int) -> Layout:
-        assert self._prepared is not None
-        return Layout.down(self._config, self._prepared.manifest.blocks[block].numel, attempt)
+        key = block, attempt > 0
+        if key not in self._layouts:
+            assert self._prepared is not None
+            self._layouts[key] = Layout.down(self._config, self._prepared.manifest.blocks[block].numel, attempt)
+        return self._layouts[key]
 
     def _chunk(self, chunk: Chunk, payload: Buffer, now: float) -> None:
         if not self._downloads.expects(chunk):

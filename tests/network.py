@@ -36,6 +36,7 @@ import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -118,9 +119,22 @@ def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
 
 
 @functools.lru_cache(maxsize=50_000)
-def _read(envelope: wire.Envelope) -> wire.Envelope:
+def _read(run: str, epoch: int, message: Message) -> wire.Envelope:
     """What the other side reads of a message without a payload: many are said again and again, in all histories."""
-    return wire.decode([bytes(frame) for frame in wire.encode(envelope)])
+    return wire.decode([bytes(frame) for frame in wire.encode(wire.Envelope(run, epoch, message))])
+
+
+@functools.lru_cache(maxsize=50_000)
+def _check_heartbeat(run: str, epoch: int, round: int, step: int, state: str) -> None:
+    """That the other side reads such a heartbeat as it was said."""
+    said = Heartbeat(0.0, round, step, state)
+    assert _read(run, epoch, said) == wire.Envelope(run, epoch, said)
+
+
+@functools.cache
+def _chance(whose: str) -> float:
+    """From 0 to 1, the same whenever it is asked for."""
+    return random.Random(whose).random()
 
 
 @functools.cache
@@ -264,6 +278,7 @@ class Process:
     given: int = -1  # the last round committed before the newest start
     busy: bool = False
     dead: bool = False
+    armed: float | None = None  # for when its timer is set
     started: worker.Started | None = None
     buffers: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)  # by round and attempt: chunks, in order
     arrivals: list[tuple[worker.Arrived, list[bytes]]] = field(default_factory=list)
@@ -284,20 +299,23 @@ class Process:
     maskers: dict[int, Masker] = field(default_factory=dict)  # by round
     plain: dict[int, Made] = field(default_factory=dict)  # by round, contributions that are to be masked
 
-    @property
+    @functools.cached_property
     def peer(self) -> bytes:
         return bytes.fromhex(self.token)
 
     def handle(self, event: worker.Event) -> None:
         """Give the participant an event, perform its effects, and let the loop go on as far as it can."""
         network = self.network
-        if isinstance(event, worker.Received) and isinstance(event.envelope.message, Commit):
-            self.heard_of.add(event.envelope.message.round)
-        effects = self.participant.handle(event, network.now)
-        if isinstance(event, worker.Received):
+        if not isinstance(event, worker.Received):
+            effects = self.participant.handle(event, network.now)
+        else:
+            epoch, message = event.envelope.epoch, event.envelope.message
+            if isinstance(message, Commit):
+                self.heard_of.add(message.round)
+            effects = self.participant.handle(event, network.now)
             self.in_touch = True
-            assert not effects or event.envelope.epoch >= self.speaks_to, "what an earlier broker has said is taken"
-            if event.envelope.epoch == self.speaks_to and isinstance(event.envelope.message, Heartbeat):
+            assert not effects or epoch >= self.speaks_to, "what an earlier broker has said is taken"
+            if epoch == self.speaks_to and isinstance(message, Heartbeat):
                 self.heard_at = network.now
         for effect in effects:
             match effect:
@@ -343,8 +361,9 @@ class Process:
                     if reason.startswith("nothing heard"):
                         assert network.now >= self.heard_at + PATIENCE_S, "the broker is given up, though it was heard"
                     self.gone = effect
-        assert self.participant.told >= self.told_through, "the global version goes back"
-        self.told_through = self.participant.told
+        told = self.participant.told
+        assert told >= self.told_through, "the global version goes back"
+        self.told_through = told
         self.loop()
         network.arm(self)
 
@@ -407,9 +426,8 @@ class Process:
 
     def stand_still(self, wanted: int) -> None:
         """Wait for what `wanted` builds on; said once."""
-        round = (
-            min(wanted, self.network.config.rounds + self.network.config.in_flight) - self.network.config.in_flight - 1
-        )
+        config = self.network.config
+        round = min(wanted, config.rounds + config.in_flight) - config.in_flight - 1
         if self.stands_for != (round, self.participant.state):
             self.stands_for = round, self.participant.state
             for effect in self.participant.handle(worker.Wait(round), self.network.now):
@@ -418,7 +436,7 @@ class Process:
 
     def _astray(self) -> bool:
         """Whether the guard holds back the round that the loop is at; the same whenever it is asked."""
-        return random.Random(f"{self.name}/{self.position}").random() < self.habits.astray
+        return _chance(f"{self.name}/{self.position}") < self.habits.astray
 
     def land(self, wanted: Callable[[worker.Arrived], bool]) -> None:
         """Put in place what has arrived and is wanted, in the order of rounds."""
@@ -548,6 +566,7 @@ class Broker:
     def __init__(self, config: settings.Config, manifest: Manifest, folder: Folder, epoch: int) -> None:
         self.epoch = epoch
         self.dead = False
+        self.armed: float | None = None  # for when its timer is set
         self.folds: list[events.Fold] = []
         self.measures: list[events.Measure] = []
         self.busy_until = 0.0
@@ -661,6 +680,7 @@ class Network:
         # The ledger: what has happened, by round.
         self.committed: list[Entry] = []  # as soon as it is durable
         self.values: list[bytes | None] = []  # what each round made of its block
+        self._made_before: list[dict[int, int]] = [{}]  # by round: of each block the last round before it that made it
         self.counted: dict[tuple[str, int], int] = {}  # by client and round it was made for: in which it counted
         self.made: dict[tuple[str, int], list[Made]] = defaultdict(list)
         self.folder = Folder(
@@ -684,7 +704,6 @@ class Network:
         self._heap: list[tuple[float, int, Any, Callable[[], None]]] = []
         self._count = 0
         self._handled = 0  # events of the broker
-        self._armed: dict[int, float] = {}
         self._connection: dict[tuple[bytes, bool], float] = {}  # when the newest message of an ordered link arrives
         for name, habits in clients.items():
             self.after(habits.joins_at, lambda name=name, habits=habits: self.join(name, habits))
@@ -713,9 +732,11 @@ class Network:
 
     def _run(self, until_s: float) -> None:
         frozen = {victim for kind, victim in self._incidents if kind == "freeze"}
-        while self._heap and self._heap[0][0] <= until_s:
-            due, _, whose, act = heapq.heappop(self._heap)
-            self.now = max(self.now, due)
+        heap, pop = self._heap, heapq.heappop
+        while heap and heap[0][0] <= until_s:
+            due, _, whose, act = pop(heap)
+            if due > self.now:
+                self.now = due
             if isinstance(whose, Process):
                 if whose.dead or whose.gone is not None:
                     continue
@@ -732,25 +753,24 @@ class Network:
 
     def arm(self, whose: Process | Broker, *, ticked: bool = False) -> None:
         """Set the timer of a machine to its deadline."""
-        machine = whose.participant if isinstance(whose, Process) else whose.coordinator
-        over = whose.gone is not None if isinstance(whose, Process) else self.over is not None
-        due = None if over else machine.deadline()
+        if isinstance(whose, Process):
+            due = whose.participant.deadline() if whose.gone is None else None
+        else:
+            due = whose.coordinator.deadline() if self.over is None else None
         assert not ticked or due is None or due > self.now, "a tick leaves something due: the process would spin"
-        if due is None or self._armed.get(id(whose)) == due:
-            return
-        self._armed[id(whose)] = due
+        if due is not None and due != whose.armed:
+            whose.armed = due
+            self.after(max(due - self.now, 0.0), partial(self._tick, whose, due), whose)
 
-        def tick() -> None:
-            if self._armed.get(id(whose)) != due:
-                return  # set anew since
-            del self._armed[id(whose)]
-            if isinstance(whose, Process):
-                whose.handle(worker.Tick())
-            else:
-                self.handle(events.Tick())
-            self.arm(whose, ticked=True)
-
-        self.after(max(due - self.now, 0.0), tick, whose)
+    def _tick(self, whose: Process | Broker, due: float) -> None:
+        if whose.armed != due:
+            return  # set anew since
+        whose.armed = None
+        if isinstance(whose, Process):
+            whose.handle(worker.Tick())
+        else:
+            self.handle(events.Tick())
+        self.arm(whose, ticked=True)
 
     def _befalls(self, kind: str, victim: str, moment: float) -> list[Incident]:
         incidents = self._incidents.get((kind, victim))
@@ -828,9 +848,8 @@ class Network:
         assert not process.trained or round > process.trained[-1], "a round is trained twice"
         base = round // self.config.together * self.config.together - self.config.delay
         assert len(self.committed) >= base, "training is too far ahead"
-        for number in range(base):
-            block = self.committed[number].block
-            assert self.values[number] is None or process.blocks[block][0] >= number, f"round {number} has not landed"
+        for block, number in self._made_before[max(base, 0)].items():
+            assert process.blocks[block][0] >= number, f"round {number} has not landed"
         for made_by, values in process.blocks.values():
             assert values == self.values[made_by]
         process.trained.append(round)
@@ -863,8 +882,11 @@ class Network:
         return turn
 
     def _tell(self, process: Process, message: Start | Commit) -> None:
+        if not self.config.announced:
+            assert not message.blocks, "what follows from the settings is not said"
+            assert not message.trains
+            return
         first = message.next if isinstance(message, Start) else message.round + self.config.in_flight + 1
-        assert self.config.announced or not message.blocks, "what follows from the settings is not said"
         for round, said in enumerate(zip(message.blocks, message.trains, strict=True), start=first):
             turn, key = Turn(*said), (process.name, round)
             epoch, told = self.told.get(key, (0, turn))
@@ -896,42 +918,43 @@ class Network:
 
     def carry(self, process: Process, envelope: wire.Envelope, *, up: bool) -> None:
         """Take a message across, if it gets across."""
-        self.sent.append(Sent(self.now, process.name, up, envelope.message))
-        faults, rng = self.faults, self.rng
-        if self._befalls("cut", process.name, self.now) or rng.random() < faults.loss:
+        now, faults, rng = self.now, self.faults, self.rng
+        self.sent.append(Sent(now, process.name, up, envelope.message))
+        if (("cut", process.name) in self._incidents and self._befalls("cut", process.name, now)) or (
+            rng.random() < faults.loss
+        ):
             return
         crossed = self._through_codec(envelope)
         if faults.echo and rng.random() < faults.echo and not isinstance(envelope.message, Hello | Join):
-            self._deliver(process, crossed, self.now + rng.uniform(0.0, ECHO_S), up=up)
+            self._deliver(process, crossed, now + rng.uniform(0.0, ECHO_S), up=up)
+        soonest, latest = faults.delay_s
         for _ in range(2 if rng.random() < faults.duplication else 1):
-            arrives = self.now + rng.uniform(*faults.delay_s)
+            arrives = now + (soonest + (latest - soonest) * rng.random())
             if faults.ordered:
-                arrives = self._connection[process.peer, up] = max(
-                    arrives, self._connection.get((process.peer, up), 0.0)
-                )
+                link = process.peer, up
+                arrives = self._connection[link] = max(arrives, self._connection.get(link, 0.0))
             self._deliver(process, crossed, arrives, up=up)
 
     def _deliver(self, process: Process, envelope: wire.Envelope, arrives: float, *, up: bool) -> None:
         if up:
-            self.after(arrives - self.now, lambda: self.handle(events.Received(process.peer, envelope)), "broker")
+            self.after(arrives - self.now, partial(self.handle, events.Received(process.peer, envelope)), "broker")
         else:
-            self.after(arrives - self.now, lambda: process.handle(worker.Received(envelope)), process)
+            self.after(arrives - self.now, partial(process.handle, worker.Received(envelope)), process)
 
     def _through_codec(self, envelope: wire.Envelope) -> wire.Envelope:
         """What the other side reads. Each message is encoded and decoded once, however often it is sent; of a
         heartbeat, of which no two are alike, all but the sender's clock, which goes across as it is."""
         message = envelope.message
         if isinstance(message, Heartbeat):
-            timeless = Heartbeat(0.0, message.round, message.step, message.state)
-            said = _read(wire.Envelope(envelope.run, envelope.epoch, timeless)).message
-            assert isinstance(said, Heartbeat)
-            read = Heartbeat(message.clock, said.round, said.step, said.state)
-            return wire.Envelope(envelope.run, envelope.epoch, read)
+            _check_heartbeat(envelope.run, envelope.epoch, message.round, message.step, message.state)
+            return envelope
         if envelope.payload is None:
-            return _read(envelope)
-        if id(envelope) not in self._crossed:
-            self._crossed[id(envelope)] = envelope, wire.decode([bytes(frame) for frame in wire.encode(envelope)])
-        return self._crossed[id(envelope)][1]
+            return _read(envelope.run, envelope.epoch, message)
+        crossed = self._crossed.get(id(envelope))
+        if crossed is None:
+            crossed = envelope, wire.decode([bytes(frame) for frame in wire.encode(envelope)])
+            self._crossed[id(envelope)] = crossed
+        return crossed[1]
 
     # The broker
 
@@ -992,9 +1015,13 @@ class Network:
         heard_at = session.heard_at if session is not None else 0.0
         effects = coordinator.handle(event, self.now)
         assert session is None or session.heard_at == heard_at, "what was said to an earlier broker is taken"
-        answers = [e.envelope.message for e in effects if isinstance(e, events.Send) and e.peer == event.peer]
-        assert answers or not isinstance(event.envelope.message, Hello), "a call is not answered"
-        if not any(isinstance(answer, Rejoin | Goodbye | Refused) for answer in answers):
+        answered = refused = False
+        for effect in effects:
+            if isinstance(effect, events.Send) and effect.peer == event.peer:
+                answered = True
+                refused = refused or isinstance(effect.envelope.message, (Rejoin, Goodbye, Refused))
+        assert answered or not isinstance(event.envelope.message, Hello), "a call is not answered"
+        if not refused:
             broker.heard[self._by_peer[event.peer].name] = self.now
         return effects
 
@@ -1166,6 +1193,7 @@ class Network:
             self._blocks_by_round.append(self._importance.next())
         self.committed.append(entry)
         self.values.append(values)
+        self._made_before.append(self._made_before[-1] | ({} if values is None else {entry.block: entry.round}))
 
     def _check_committed(self, said: events.Committed) -> None:
         entry = self.committed[said.round]
