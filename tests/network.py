@@ -88,6 +88,7 @@ if TYPE_CHECKING:
 
     from parablock.aggregation import Contribution
     from parablock.block_file import Label
+    from parablock.codec import CodecName
     from parablock.journal_rows import Row
     from parablock.masker import Masker
 
@@ -129,6 +130,24 @@ def _check_heartbeat(run: str, epoch: int, round: int, step: int, state: str) ->
     """That the other side reads such a heartbeat as it was said."""
     said = Heartbeat(0.0, round, step, state)
     assert _read(run, epoch, said) == wire.Envelope(run, epoch, said)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _trained(seed: int, layout: Layout, *, spoilt: bool) -> tuple[bytes, tuple[bytes, ...]]:
+    """A random delta, and its chunks as they are encoded. Processes have the same names in all histories."""
+    delta = np.random.default_rng(seed).standard_normal(layout.numel, np.float32)
+    if spoilt:
+        delta[layout.numel // 2] = np.nan
+    chunks = [bytes(layout.codec.encode(delta[layout.part(index)])) for index in range(layout.count)]
+    return delta.tobytes(), tuple(chunks)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _decoded(codec: CodecName, chunk: bytes, numel: int) -> Vector:
+    """A chunk is read by each process that it comes to."""
+    values = codec_of(codec).decode(memoryview(chunk), numel)
+    values.flags.writeable = False
+    return values
 
 
 @functools.cache
@@ -450,7 +469,7 @@ class Process:
                 layout = self.network.layout(arrived)
                 parts = [layout.part(index) for index in range(layout.count)]
                 values = np.concatenate(
-                    [layout.codec.decode(memoryview(c), p.stop - p.start) for c, p in zip(chunks, parts, strict=True)]
+                    [_decoded(layout.codec.name, c, p.stop - p.start) for c, p in zip(chunks, parts, strict=True)]
                 )
                 if change:
                     assert held == arrived.base, "a change of a version that is not here"
@@ -854,15 +873,11 @@ class Network:
             assert values == self.values[made_by]
         process.trained.append(round)
         seed = zlib.crc32(f"{process.name} {process.token} {round}".encode())
-        numel = self.manifest.blocks[self.block(round)].numel
-        delta = np.random.default_rng(seed).standard_normal(numel, np.float32)
-        if round in process.habits.spoils:
-            delta[numel // 2] = np.nan
-        layout = Layout.up(self.config, numel)
-        chunks = tuple(bytes(layout.codec.encode(delta[layout.part(index)])) for index in range(layout.count))
+        layout = Layout.up(self.config, self.manifest.blocks[self.block(round)].numel)
+        values, chunks = _trained(seed, layout, spoilt=round in process.habits.spoils)
         fewest, most = self.config.solver.step_bounds
         steps = fewest + seed % (most - fewest + 1)
-        made = Made(delta.tobytes(), chunks, 1 + seed % 100, steps, float(seed % 7), process.token)
+        made = Made(values, chunks, 1 + seed % 100, steps, float(seed % 7), process.token)
         self.made[process.name, round].append(made)
         return made
 
@@ -1053,7 +1068,7 @@ class Network:
         network = self.config.network
         most = len(self.manifest.blocks) + self.config.in_flight + 2  # one of them on a mere guess who will count
         for session in self.coordinator._roster:
-            under_way = sum(download.outgoing.under_way for download in session.downloads.values())
+            under_way = sum([download.outgoing.under_way for download in session.downloads.values()])
             assert under_way <= network.window_bytes + network.chunk_bytes, "more than a window is under way"
             assert len(session.downloads) <= most, "more blocks wait for a link than there are"
 
@@ -1062,7 +1077,9 @@ class Network:
         coordinator, network = self.coordinator, self.config.network
         latest = [session.heard_at + network.timeout_s for session in coordinator._roster]
         for session in coordinator._roster:
-            latest += [download.progress_at + network.resend_s for download in session.downloads.values()]
+            if session.downloads:
+                waited = min([download.progress_at for download in session.downloads.values()])
+                latest.append(waited + network.resend_s)
         if coordinator._roster.expected and coordinator._expected_until is not None:
             latest.append(coordinator._expected_until)
         closes = coordinator._collection.deadline(self.now)
@@ -1222,7 +1239,9 @@ class Network:
         numels = [layout.part(index).stop - layout.part(index).start for index in range(layout.count)]
         chunks = zip(*(each.contributions for each in asked), strict=True)  # by client
         return [
-            np.concatenate([layout.codec.decode(c.payload, n) for c, n in zip(client, numels, strict=True)])
+            np.concatenate(
+                [_decoded(layout.codec.name, bytes(c.payload), n) for c, n in zip(client, numels, strict=True)]
+            )
             for client in chunks
         ]
 
