@@ -8,23 +8,18 @@ round may be trained. It opens no socket, reads no clock and touches no model: `
        └────────────────────────────── Rejoin (keeps what was prepared) ──────────────────┘                    ▾
     any state ──Refused, Stopped for good, out of patience──▸ GONE ◂──Goodbye──────────────────────────────────┘
 
-While it calls nobody, it waits longer from call to call, up to half a minute, each worker by chance a little less, so
-that not all of them call at once a broker that is back; as soon as that is heard, the next call comes as the first.
-Told to join again it calls at once, but no sooner than a second after the call before.
-
 What the broker may say in which state stands in `EXPECTED`; a message that does not fit is one that was delayed or
 repeated, and is passed over. Contributions are kept until their round is closed, and partly received blocks until
 they are superseded, so that a new greeting costs only what was not yet confirmed. A worker that was ended and begins
 again with what it has kept (`Kept`) goes on as if it were the same process.
-What goes up is in `parablock.contributions`, what comes down in `parablock.downloads`, what rounds ahead are in
-`parablock.agenda`.
+When it calls and when it gives up is in `parablock.patience`, what goes up in `parablock.contributions`, what comes
+down in `parablock.downloads`, what rounds ahead are in `parablock.agenda`.
 """
 
 from __future__ import annotations
 
 import json
-import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +79,7 @@ from parablock.participant_events import (
     Withdraw,
     Withhold,
 )
+from parablock.patience import Patience
 from parablock.transfer import Payload, TransferError
 from parablock.wire import Buffer, Envelope
 
@@ -125,24 +121,6 @@ EXPECTED: dict[type[Any], tuple[State, ...]] = {
 }
 
 
-@dataclass
-class _Timing:
-    """Seconds. The first three hold before the broker has said its settings.
-
-    call: to the second call, and from each to the next twice as long, but no longer than longest_call. unanswered: of
-    calls, before the user hears of it. say_leave: from one goodbye to the next, for `leave` altogether.
-    """
-
-    heartbeat: float = 2.0
-    timeout: float = 30.0
-    resend: float = 5.0
-    call: float = 1.0
-    longest_call: float = 30.0
-    unanswered: float = 2.0
-    say_leave: float = 1.0
-    leave: float = 10.0
-
-
 class Participant:
     """See the module. patience_s: silence of the broker after which the worker gives up.
 
@@ -154,8 +132,7 @@ class Participant:
         self._invited_to = run
         self._name = ""  # what the broker calls us
         self._hello = Hello(name, session, PROTOCOL)
-        self._patience_s = patience_s
-        self._timing = _Timing()
+        self._patience = Patience(patience_s, session, now)
         self._run = ""
         self._epoch = 0
         self._settings = ""  # as the broker has said them last
@@ -174,14 +151,6 @@ class Participant:
         self._turns: Turns | None = None
         self._where = Progress(-1, 0)
         self._waits_for = -1  # training stands still for this round's block, unless it is committed
-        self._heard_at = now
-        self._said_at = self._called_at = now - 1e9  # the first Tick calls
-        self._jitter = random.Random(session)
-        self._calls = 0  # since the broker was last heard
-        self._call_after = 0.0  # seconds from the newest call, or whatever was said last, to the next one
-        self._silent = False
-        self._stopped = False  # it has said so, and nothing since
-        self._leaving_since = now
         self._joining_since = now
         self._leave = Leave("")
         self._effects: list[Effect] = []
@@ -205,7 +174,7 @@ class Participant:
             case Prepared():
                 first, self._prepared = self._prepared is None, replace(event, kept=None)  # that is given on
                 self._layouts.clear()
-                self._take_times(event.config)
+                self._patience.settle(event.config.network)
                 self._contributions.keeps_late = event.config.round.late == "fold"
                 if first:
                     self._versions = [0] * len(event.manifest.blocks)
@@ -259,15 +228,14 @@ class Participant:
 
     def deadline(self) -> float:
         """When the next `Tick` is due, on the scale of `now`."""
+        patience = self._patience
         if self.state is State.CALLING:
-            times = [self._said_at + self._call_after, self._heard_at + self._patience_s]
-            return min(times if self._silent else [*times, self._heard_at + self._timing.unanswered])
+            return patience.calls_at()
         if self.state is State.LEAVING:
-            return self._said_at + self._timing.say_leave
-        due = min(self._said_at + self._timing.heartbeat, self._heard_at + self._patience_s)
-        if self.state is State.TRAINING and not self._silent:
-            due = min(due, self._contributions.stalled_at(self._timing.resend))
-        return due
+            return patience.leaves_at()
+        if self.state is State.TRAINING and not patience.silent:
+            return min(patience.beats_at(), self._contributions.stalled_at(patience.resend_s))
+        return patience.beats_at()
 
     def may_train(self, round: int) -> bool:
         """Whether everything that `round` builds on is in hand: all but the last `in_flight` rounds before it.
@@ -317,10 +285,7 @@ class Participant:
         farewell = isinstance(message, Goodbye) and envelope.run == self._run  # be it by a broker that does not know us
         if not known and not farewell and not isinstance(message, Terms | Rejoin | Refused | Stopped):
             return
-        self._heard_at = now
-        self._calls = 0
-        if self._silent:
-            self._silent = self._stopped = False
+        if self._patience.heard(now):
             self._notice("the broker is back")
         match message:
             case Heartbeat():
@@ -360,7 +325,7 @@ class Participant:
                 elif self.state is State.LEAVING:
                     self._gone(End.DONE, f"left the run (the broker stopped: {reason})")
                 else:  # the next one will not know us, and say so
-                    self._silent = self._stopped = True
+                    self._patience.stop()
                     self._notice(f"the broker stopped: {reason}; waiting for it to come back")
             case Goodbye():
                 self._gone(End.DONE, "left the run")
@@ -393,18 +358,12 @@ class Participant:
             return
         if terms.config != self._settings:
             try:
-                self._take_times(settings.from_dict(json.loads(terms.config)))
+                self._patience.settle(settings.from_dict(json.loads(terms.config)).network)
             except ValueError as error:  # it was another one, with other settings, by which we are prepared
                 self._gone(End.REFUSED, f"the broker's settings cannot be: {error}")
                 return
             self._settings = terms.config
         self._join(now)
-
-    def _take_times(self, config: Config) -> None:
-        """Those of the present broker: they are what may change when a run is resumed."""
-        self._timing.heartbeat = config.network.heartbeat_s
-        self._timing.timeout = config.network.timeout_s
-        self._timing.resend = config.network.resend_s
 
     def _rejoin(self, reason: str, now: float) -> None:
         """The broker forgot us, or thinks otherwise of us. What it has committed meanwhile will be sent."""
@@ -412,10 +371,8 @@ class Participant:
         self._downloads.suspend()
         self._commits = Commits(self._commits.told)
         self.state = State.CALLING
-        if now >= self._called_at + self._timing.call:
+        if self._patience.call_anew(now):
             self._call(now)
-        else:  # a call that came twice may have ended what it began; answered at once, again and again, it never ends
-            self._said_at, self._call_after = self._called_at, self._timing.call
 
     def _join(self, now: float) -> None:
         assert self._prepared is not None
@@ -427,7 +384,7 @@ class Participant:
         # Where each client hides by its own noise what its rows are, it does not tell how many they are either.
         rows = min(prepared.rows, 1) if prepared.config.privacy.local else prepared.rows
         self._send(Join(digest, prepared.base, prepared.tokenizer, rows, versions, position))
-        self._said_at = now
+        self._patience.said(now)
 
     def _take_start(self, start: Start, now: float) -> None:
         if self.state is State.TRAINING:
@@ -438,7 +395,7 @@ class Participant:
         if start.next < self._commits.greeted_at:
             if self._told_in < self._epoch:
                 self._goes_back(start.next)
-            elif now >= self._joining_since + self._timing.resend:  # it is repeated: to the broker that session goes on
+            elif now >= self._joining_since + self._patience.resend_s:  # repeated: to the broker that session goes on
                 self._rejoin("the broker repeats the start of an earlier session", now)
             return  # else of an earlier session: it would leave out what was committed since
         if not self._hear(start.next, start):
@@ -589,35 +546,33 @@ class Participant:
     # Time
 
     def _tick(self, now: float) -> None:
-        quiet = now - self._heard_at
-        if now >= self._heard_at + self._patience_s:
-            self._gone(End.LOST, f"nothing heard from the broker for {self._patience_s:g} s")
+        patience, calling = self._patience, self.state is State.CALLING
+        if (reason := patience.ended(now)) is not None:
+            self._gone(End.LOST, reason)
             return
-        calling = self.state is State.CALLING
-        if not self._silent and now >= self._heard_at + (self._timing.unanswered if calling else self._timing.timeout):
-            self._silent = True
-            since = "the broker does not answer yet" if calling else f"nothing heard from the broker for {quiet:.0f} s"
-            self._notice(f"{since}; waiting for it")
-        if calling and now >= self._said_at + self._call_after:
-            self._call(now)
-        elif self.state is State.LEAVING and now >= self._said_at + self._timing.say_leave:
-            if now >= self._leaving_since + self._timing.leave:
-                self._gone(End.DONE, "left the run (the broker did not answer)")
-            else:
-                self._send(self._leave)
-                self._said_at = now
-        elif self.state not in (State.CALLING, State.LEAVING) and now >= self._said_at + self._timing.heartbeat:
+        if (silence := patience.fell_silent(now, calling=calling)) is not None:
+            self._notice(f"{silence}; waiting for it")
+        if calling:
+            if patience.call_due(now):
+                self._call(now)
+        elif self.state is State.LEAVING:
+            if patience.farewell_due(now):
+                self._leave_again(now)
+        elif patience.heartbeat_due(now):
             self._heartbeat(now)
-        if self.state is State.TRAINING and not self._silent:  # else it would all queue up ahead of the next Hello
-            self._contributions.resend(self._timing.resend, now)
+        if self.state is State.TRAINING and not patience.silent:  # else it would all queue up ahead of the next Hello
+            self._contributions.resend(patience.resend_s, now)
 
     def _call(self, now: float) -> None:
-        """Say Hello, and settle when to say it again: exponential backoff, with half of each wait left to chance."""
         self._send(self._hello)
-        self._said_at = self._called_at = now
-        longest = min(self._timing.call * 2.0**self._calls, self._timing.longest_call)
-        self._call_after = longest * self._jitter.uniform(0.5, 1.0)
-        self._calls = min(self._calls + 1, 10)
+        self._patience.called(now)
+
+    def _leave_again(self, now: float) -> None:
+        if self._patience.unanswered(now):
+            self._gone(End.DONE, "left the run (the broker did not answer)")
+            return
+        self._send(self._leave)
+        self._patience.said(now)
 
     def _heartbeat(self, now: float) -> None:
         if self.state is State.JOINING:
@@ -628,7 +583,7 @@ class Participant:
             if self._sums is not None:
                 self._sums.remind()
         self._send(Heartbeat(now, self._where.round, self._where.step, self.state.value))
-        self._said_at = now
+        self._patience.said(now)
 
     # Secure sums
 
@@ -680,14 +635,13 @@ class Participant:
             self._send(Waiting(self._waits_for))
 
     def _finish(self, reason: str, now: float) -> None:
-        if self._stopped or (self.state in (State.CALLING, State.PREPARING) and not self._run):
+        if self._patience.stopped or (self.state in (State.CALLING, State.PREPARING) and not self._run):
             self._gone(End.DONE, reason)  # there is nobody to leave
             return
         self.state = State.LEAVING
-        self._leaving_since = now
         self._leave = Leave(reason)
         self._send(self._leave)
-        self._said_at = now
+        self._patience.leaves(now)
 
     def _gone(self, end: End, reason: str) -> None:
         self.state = State.GONE
