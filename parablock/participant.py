@@ -13,7 +13,7 @@ repeated, and is passed over. Contributions are kept until their round is closed
 they are superseded, so that a new greeting costs only what was not yet confirmed. A worker that was ended and begins
 again with what it has kept (`Kept`) goes on as if it were the same process.
 When it calls and when it gives up is in `parablock.patience`, what goes up in `parablock.contributions`, what comes
-down in `parablock.downloads`, what rounds ahead are in `parablock.agenda`.
+down in `parablock.arrivals`, what rounds ahead are in `parablock.agenda`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from parablock import config as settings
 from parablock.agenda import Turn, Turns
-from parablock.commits import Commits
+from parablock.arrivals import Arrivals
 from parablock.contributions import Contributions
-from parablock.downloads import Downloads
 from parablock.layout import Layout
 from parablock.messages import (
     PROTOCOL,
@@ -137,14 +136,10 @@ class Participant:
         self._epoch = 0
         self._settings = ""  # as the broker has said them last
         self._prepared: Prepared | None = None
-        self._versions: list[int] = []
-        self._layouts: dict[tuple[int, bool], Layout] = {}  # by block, and whether it comes of an attempt
-        self._commits = Commits(0)
-        self._told_in = 0  # the epoch of the broker that said what `told` is; 0: an earlier process knew it
+        self._arrivals = Arrivals(self._send, self._emit)
         self._begun = False  # there is a position to go on from
         self._first_start = True  # is still to come to this process
         self._contributions = Contributions(self._send, self._emit)
-        self._downloads = Downloads(self._send, self._emit, self._builds)
         self._sums: Memberships | None = None  # where contributions are masked
         self._inherited = -1  # a round to which an earlier process of ours may have given, −1: none that is open
         self._start: Start | None = None
@@ -173,11 +168,10 @@ class Participant:
                 self._receive(envelope, now)
             case Prepared():
                 first, self._prepared = self._prepared is None, replace(event, kept=None)  # that is given on
-                self._layouts.clear()
+                self._arrivals.prepare(event.config, event.manifest)
                 self._patience.settle(event.config.network)
                 self._contributions.keeps_late = event.config.round.late == "fold"
                 if first:
-                    self._versions = [0] * len(event.manifest.blocks)
                     self._turns = Turns(event.config, len(event.manifest.blocks))
                     self._take_part_in_sums()
                     self._resume(event.kept, now)
@@ -190,7 +184,7 @@ class Participant:
             case Withhold(round, reason):
                 self._passed(round)
                 live = self.state is State.TRAINING
-                self._contributions.withhold(Abstain(round, reason), self._commits.told, live=live)
+                self._contributions.withhold(Abstain(round, reason), self.told, live=live)
             case Withdraw(round, reason):
                 self._withdraw(round, reason)
             case SitOut(round):
@@ -219,10 +213,7 @@ class Participant:
         if kept.run != self._run:
             self._notice(f"what was kept is of another run ({kept.run}); it is not used")
             return
-        assert len(kept.versions) == len(self._versions), "kept of a model with other blocks"
-        self._versions = list(kept.versions)
-        # What is in the model was committed; and so was all that must land before the last round that was passed.
-        self._commits = Commits(max(0, *kept.versions, kept.position - self._config.in_flight - 1))
+        self._arrivals.restore(kept)
         self._contributions.restore(kept.held, kept.position, self._config.network.window_bytes, now)
         self._begun = True
 
@@ -251,7 +242,7 @@ class Participant:
 
     def arrived_through(self, round: int) -> bool:
         """Whether every block that was committed in or before `round` is in hand."""
-        return self._commits.through(round)
+        return self._arrivals.through(round)
 
     def turn(self, round: int) -> Turn | None:
         """What a round is for us. Known of every round that may be trained, and of those before that are on the way;
@@ -271,7 +262,7 @@ class Participant:
     @property
     def told(self) -> int:
         """The first round that is not known to be committed; one before it need not be trained any more."""
-        return self._commits.told
+        return self._arrivals.told
 
     # Messages
 
@@ -348,7 +339,7 @@ class Participant:
             self._notice(f"the broker's list calls this worker {terms.name}, not {self._hello.name}")
         self._name = terms.name
         if envelope.epoch != self._epoch:
-            self._downloads.forget()
+            self._arrivals.forget()
         self._run, self._epoch = envelope.run, envelope.epoch
         if self._sums is not None:
             self._greet_sums()
@@ -368,8 +359,7 @@ class Participant:
     def _rejoin(self, reason: str, now: float) -> None:
         """The broker forgot us, or thinks otherwise of us. What it has committed meanwhile will be sent."""
         self._notice(f"joining again: {reason}")
-        self._downloads.suspend()
-        self._commits = Commits(self._commits.told)
+        self._arrivals.suspend()
         self.state = State.CALLING
         if self._patience.call_anew(now):
             self._call(now)
@@ -380,10 +370,9 @@ class Participant:
             self.state, self._joining_since = State.JOINING, now
         digest, prepared = self._prepared.manifest.digest, self._prepared
         position = self._contributions.position if self._begun else -1
-        versions = tuple(self._versions)
         # Where each client hides by its own noise what its rows are, it does not tell how many they are either.
         rows = min(prepared.rows, 1) if prepared.config.privacy.local else prepared.rows
-        self._send(Join(digest, prepared.base, prepared.tokenizer, rows, versions, position))
+        self._send(Join(digest, prepared.base, prepared.tokenizer, rows, self._arrivals.versions, position))
         self._patience.said(now)
 
     def _take_start(self, start: Start, now: float) -> None:
@@ -392,8 +381,8 @@ class Participant:
             if start != self._start and start.next >= self._start.next:
                 self._rejoin("the broker has started this worker anew", now)
             return
-        if start.next < self._commits.greeted_at:
-            if self._told_in < self._epoch:
+        if start.next < self._arrivals.greeted_at:
+            if self._arrivals.told_in < self._epoch:
                 self._goes_back(start.next)
             elif now >= self._joining_since + self._patience.resend_s:  # repeated: to the broker that session goes on
                 self._rejoin("the broker repeats the start of an earlier session", now)
@@ -402,15 +391,10 @@ class Participant:
             return
         self.state = State.TRAINING
         self._start = start
-        self._commits.start(start)
-        self._told_in = self._epoch
-        for round in start.pending:
-            if round + 1 in self._versions:  # an old Join was answered, and what we have said since may end the sending
-                self._commits.arrive(round)
-        self._downloads.keep(self._commits.wanted)
+        self._arrivals.start(start, self._epoch)
         first = max(start.round, self._contributions.position)
         self._emit(Started(first, start.clients, start.next, start.pending))
-        self._contributions.start(start.round, start.next, self._commits.told, now)
+        self._contributions.start(start.round, start.next, self.told, now)
         if self._first_start:
             self._inherited = start.next
         if self._sums is not None and self._epoch > 1 and max(start.round, start.next) <= self._inherited:
@@ -432,31 +416,21 @@ class Participant:
         )
         self._gone(
             End.REFUSED,
-            f"the broker goes on with round {next_round}, but round {self._commits.greeted_at - 1} was announced as "
+            f"the broker goes on with round {next_round}, but round {self._arrivals.greeted_at - 1} was announced as "
             "committed before: its journal is older than what it has announced. Have the run's newest folder put back "
             f"there; {without}",
         )
 
     def _commit(self, commit: Commit, now: float) -> None:
-        round = commit.round
-        if not self._fits(commit):
+        if not self._arrivals.fits(commit):
             self._gone(End.REFUSED, f"the broker announced a block that is not in the manifest: {commit}")
             return
-        if not self._hear(round + self._config.in_flight + 1, commit):
+        if not self._hear(commit.round + self._config.in_flight + 1, commit):
             return
-        if round + 1 >= self._commits.told:
-            self._commits.told, self._told_in = round + 1, self._epoch
-        self._contributions.committed(round, counted=commit.counted)
+        self._arrivals.tell(commit.round, self._epoch)
+        self._contributions.committed(commit.round, counted=commit.counted)
         self._show_keys()
-        told_before = round < self._commits.greeted_at and not commit.contributors  # there was nothing to come
-        if self._versions[commit.block] == round + 1 or told_before or not self._commits.wanted(round):
-            self._commits.arrive(round)  # in hand since before this session, or not of this session
-        if self._commits.has(round):  # repeated, because our last grant was lost
-            self._downloads.confirm(commit)
-            return
-        layout = self._layout(commit.block, commit.attempt)
-        if self._downloads.commit(commit, layout, self._config.network.window_bytes, now):
-            self._arrived(commit, now)
+        self._arrivals.commit(commit, now)
 
     def _hear(self, first: int, message: Start | Commit) -> bool:
         """Take in what is said of rounds from `first` on; false if that cannot be, which ends the session."""
@@ -473,55 +447,26 @@ class Participant:
         assert self._prepared is not None
         return self._prepared.config
 
-    def _fits(self, commit: Commit) -> bool:
-        assert self._prepared is not None
-        if commit.block >= len(self._prepared.manifest.blocks):
-            return False
-        return commit.nbytes == (self._layout(commit.block, commit.attempt).nbytes if commit.contributors else 0)
-
-    def _layout(self, block: int, attempt: int) -> Layout:
-        key = block, attempt > 0
-        if key not in self._layouts:
-            assert self._prepared is not None
-            self._layouts[key] = Layout.down(self._config, self._prepared.manifest.blocks[block].numel, attempt)
-        return self._layouts[key]
-
     def _chunk(self, chunk: Chunk, payload: Buffer, now: float) -> None:
-        if not self._downloads.expects(chunk):
+        if not self._arrivals.expects(chunk):
             if not self._may_come(chunk):
                 return  # complete already, or its commit was lost: the sender hears of the one and repeats the other
-            layout, window = self._layout(chunk.block, chunk.attempt), self._config.network.window_bytes
-            self._downloads.begin(chunk.round, chunk.block, chunk.attempt, layout, layout.nbytes, window, now)
+            self._arrivals.begin(chunk, now)
         try:
-            commit = self._downloads.take(chunk, payload, now)
+            self._arrivals.take(chunk, payload, now)
         except TransferError as error:
             self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
-            return
-        if commit is not None:
-            self._arrived(commit, now)
 
     def _may_come(self, chunk: Chunk) -> bool:
         """Whether this may be a block of a round that is not closed: we take part, and the round trains that block."""
         return (
             self.state is State.TRAINING
             and chunk.attempt > 0
-            and self._commits.told <= chunk.round <= self._commits.told + self._config.in_flight
+            and self.told <= chunk.round <= self.told + self._config.in_flight
             and chunk.round < self._config.rounds
             and (turn := self.turn(chunk.round)) is not None  # not before: no round beyond those need be worked out
             and chunk.block == turn.block
         )
-
-    def _arrived(self, commit: Commit, now: float) -> None:
-        self._commits.arrive(commit.round)
-        if commit.contributors:
-            self._versions[commit.block] = max(self._versions[commit.block], commit.round + 1)
-            for other in self._downloads.unblocked(commit.block, now):
-                self._arrived(other, now)
-
-    def _builds(self, commit: Commit) -> bool:
-        """Whether the version that a commit changes is in hand, if it changes one: it may have overtaken that."""
-        change = commit.contributors > 0 and not self._layout(commit.block, commit.attempt).codec.lossless
-        return not change or self._versions[commit.block] > commit.base
 
     def _passed(self, round: int) -> None:
         assert self._turns is not None
@@ -535,10 +480,10 @@ class Participant:
         offer = Offer(event.round, event.block, payload.nbytes, event.weight, event.steps, event.loss)
         window, live = layout.window_bytes(self._config), self.state is State.TRAINING
         if (reason := self._contributions.withheld(event.round)) is not None:
-            self._contributions.withhold(Abstain(event.round, reason), self._commits.told, live=live)
+            self._contributions.withhold(Abstain(event.round, reason), self.told, live=live)
             return
         live = live and (self._sums is None or not self._sums.waits(event.round))
-        if event.round < self._commits.told:
+        if event.round < self.told:
             self._contributions.late(offer, payload, window, now, live=live)
         else:
             self._contributions.offer(offer, payload, window, now, live=live)
@@ -607,7 +552,7 @@ class Participant:
         """Begin with the sums of all rounds that are known and that we train, or have trained."""
         if self._sums is None or self._start is None:
             return
-        told = self._commits.told
+        told = self.told
         self._sums.forget(told)
         for round in range(max(told, 0), min(told + self._config.in_flight + 1, self._config.rounds)):
             turn, ahead = self.turn(round), round >= max(self._start.round, self._contributions.position)
@@ -628,10 +573,10 @@ class Participant:
 
     def _withdraw(self, round: int, reason: str) -> None:
         live = self.state is State.TRAINING
-        self._contributions.withdraw(Abstain(round, reason), self._commits.told, live=live)
+        self._contributions.withdraw(Abstain(round, reason), self.told, live=live)
 
     def _say_waiting(self) -> None:
-        if self.state is State.TRAINING and self._waits_for >= self._commits.told:
+        if self.state is State.TRAINING and self._waits_for >= self.told:
             self._send(Waiting(self._waits_for))
 
     def _finish(self, reason: str, now: float) -> None:

@@ -25,6 +25,7 @@ import pytest
 from broker.blocks import GlobalBlocks
 from broker.store import BlockStore
 from parablock.agenda import Agenda
+from parablock.arrivals import Arrivals
 from parablock.block_file import BLOCK, RESIDUAL
 from parablock.collection import Collection
 from parablock.coordinator import Coordinator
@@ -138,7 +139,7 @@ def _stale_epoch_at_a_worker(patch: pytest.MonkeyPatch) -> None:
 
 @bug("a worker takes over what an attempt has made when all of it is there, whatever the commit will say", seed=0)
 def _apply_before_commit(patch: pytest.MonkeyPatch) -> None:
-    take = Participant._chunk
+    take = Arrivals.take
 
     def at_once(self: Any, chunk: Any, payload: Any, now: float) -> None:
         take(self, chunk, payload, now)
@@ -149,7 +150,7 @@ def _apply_before_commit(patch: pytest.MonkeyPatch) -> None:
             if self._downloads.commit(commit, self._layout(chunk.block, chunk.attempt), nbytes, now):
                 self._arrived(commit, now)
 
-    patch.setattr(Participant, "_chunk", at_once)
+    patch.setattr(Arrivals, "take", at_once)
 
 
 def _by_wall_clock(machine: type, patch: pytest.MonkeyPatch) -> None:
