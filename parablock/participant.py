@@ -3,30 +3,26 @@
 It knows what the broker has committed and what has arrived, sends contributions within their credit, and says which
 round may be trained. It opens no socket, reads no clock and touches no model: `workers` performs its effects.
 
-    CALLING ──Terms──▸ PREPARING ──Prepared──▸ JOINING ──Welcome──▸ WAITING ──Start──▸ TRAINING ──Finish──▸ LEAVING
-       ▴                                                                                  │                    │
-       └────────────────────────────── Rejoin (keeps what was prepared) ──────────────────┘                    ▾
-    any state ──Refused, Stopped for good, out of patience──▸ GONE ◂──Goodbye──────────────────────────────────┘
+Contributions are kept until their round is closed, and partly received blocks until they are superseded, so that a
+new greeting costs only what was not yet confirmed. A worker that was ended and begins again with what it has kept
+(`Kept`) goes on as if it were the same process.
 
-What the broker may say in which state stands in `EXPECTED`; a message that does not fit is one that was delayed or
-repeated, and is passed over. Contributions are kept until their round is closed, and partly received blocks until
-they are superseded, so that a new greeting costs only what was not yet confirmed. A worker that was ended and begins
-again with what it has kept (`Kept`) goes on as if it were the same process.
-When it calls and when it gives up is in `parablock.patience`, what goes up in `parablock.contributions`, what comes
-down in `parablock.arrivals`, what rounds ahead are in `parablock.agenda`.
+Its states, and what the broker may say in which, are in `parablock.conversation`, when it calls and when it gives up in
+`parablock.patience`, what goes up in `parablock.contributions`, what comes down in `parablock.arrivals`, what rounds
+ahead are in `parablock.agenda`.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from parablock import config as settings
 from parablock.agenda import Turn, Turns
 from parablock.arrivals import Arrivals
 from parablock.contributions import Contributions
+from parablock.conversation import EXPECTED, State
 from parablock.layout import Layout
 from parablock.messages import (
     PROTOCOL,
@@ -87,39 +83,6 @@ if TYPE_CHECKING:
     from parablock.memberships import Memberships
 
 
-class State(Enum):
-    CALLING = "calling"
-    PREPARING = "preparing"
-    JOINING = "joining"
-    WAITING = "waiting"
-    TRAINING = "training"
-    LEAVING = "leaving"
-    GONE = "gone"
-
-
-_LIVE = tuple(state for state in State if state is not State.GONE)
-_SESSION = State.JOINING, State.WAITING, State.TRAINING
-
-EXPECTED: dict[type[Any], tuple[State, ...]] = {
-    Terms: (State.CALLING,),
-    Welcome: (State.JOINING,),
-    Start: _SESSION,
-    Commit: _SESSION,
-    Chunk: _SESSION,
-    Credit: (State.TRAINING,),
-    Rejected: (State.TRAINING,),
-    Late: (State.TRAINING,),
-    Roll: (State.TRAINING,),
-    Dealt: (State.TRAINING,),
-    Unmask: (State.TRAINING,),
-    Heartbeat: _LIVE,
-    Rejoin: (State.PREPARING, *_SESSION),
-    Goodbye: (State.LEAVING,),
-    Refused: _LIVE,
-    Stopped: _LIVE,
-}
-
-
 class Participant:
     """See the module. patience_s: silence of the broker after which the worker gives up.
 
@@ -138,10 +101,8 @@ class Participant:
         self._prepared: Prepared | None = None
         self._arrivals = Arrivals(self._send, self._emit)
         self._begun = False  # there is a position to go on from
-        self._first_start = True  # is still to come to this process
         self._contributions = Contributions(self._send, self._emit)
         self._sums: Memberships | None = None  # where contributions are masked
-        self._inherited = -1  # a round to which an earlier process of ours may have given, −1: none that is open
         self._start: Start | None = None
         self._turns: Turns | None = None
         self._where = Progress(-1, 0)
@@ -395,13 +356,8 @@ class Participant:
         first = max(start.round, self._contributions.position)
         self._emit(Started(first, start.clients, start.next, start.pending))
         self._contributions.start(start.round, start.next, self.told, now)
-        if self._first_start:
-            self._inherited = start.next
-        if self._sums is not None and self._epoch > 1 and max(start.round, start.next) <= self._inherited:
-            self._withdraw(
-                self._inherited, "an earlier process may have given to it, and an earlier broker have unmasked that"
-            )
-        self._first_start = False
+        if self._sums is not None:
+            self._sums.start(start)
         self._show_keys()
         self._begun = True
         self._heartbeat(now)  # at once: the broker places our reports in time by it
@@ -565,8 +521,6 @@ class Participant:
             if self._sums is None:
                 raise ValueError(f"a {type(message).__name__} in a run whose contributions are not masked")
             if self._sums.hear(message, payload):
-                if (message.round, self._epoch) == (self._inherited, 1):
-                    self._inherited = -1  # the only sum so far that we can be in is with this process
                 self._contributions.mask(message.round, now, live=self.state is State.TRAINING)
         except ValueError as error:
             self._gone(End.REFUSED, f"the broker broke the protocol: {error}")

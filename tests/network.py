@@ -52,6 +52,7 @@ from parablock.agenda import Turn
 from parablock.aggregation import server_move
 from parablock.block_file import BLOCK, StoredBlock
 from parablock.codec import codec_of
+from parablock.conversation import State
 from parablock.coordinator import Coordinator, Phase
 from parablock.importance import ImportanceOrder
 from parablock.journal_rows import entry_from_json, entry_json
@@ -72,7 +73,7 @@ from parablock.messages import (
     Rejoin,
     Start,
 )
-from parablock.participant import Participant, State
+from parablock.participant import Participant
 from parablock.participant_events import End
 from parablock.saved import Entry, Saved, SavedVersion
 from parablock.schedule import Schedule

@@ -8,6 +8,7 @@ import pytest
 
 from parablock import wire
 from parablock.agenda import Turn
+from parablock.conversation import EXPECTED, State
 from parablock.layout import Layout
 from parablock.messages import (
     PROTOCOL,
@@ -35,7 +36,7 @@ from parablock.messages import (
     Waiting,
     Welcome,
 )
-from parablock.participant import EXPECTED, Participant, State
+from parablock.participant import Participant
 from parablock.participant_events import (
     Arrived,
     Contribute,

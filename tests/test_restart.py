@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from parablock.conversation import State
 from parablock.coordinator import Phase
 from parablock.coordinator_events import Committed, Fold, Note, Over, Received, Store, Stored, Tick
 from parablock.messages import (
@@ -26,7 +27,6 @@ from parablock.messages import (
     Terms,
     Welcome,
 )
-from parablock.participant import State
 from parablock.participant_events import Dismissed, End, Gone, Held, Kept, Notice, Prepared, Ready, Started, Uploaded
 from parablock.participant_events import Tick as Due
 from parablock.saved import Entry
