@@ -1081,8 +1081,9 @@ class Network:
             if session.downloads:
                 waited = min([download.progress_at for download in session.downloads.values()])
                 latest.append(waited + network.resend_s)
-        if coordinator._roster.expected and coordinator._expected_until is not None:
-            latest.append(coordinator._expected_until)
+        until = coordinator._admission._expected_until
+        if coordinator._roster.expected and until is not None:
+            latest.append(until)
         closes = coordinator._collection.deadline(self.now)
         return min(latest if closes is None else [*latest, closes], default=None)
 
