@@ -370,7 +370,7 @@ class Coordinator:
             self._started(session, start, now)
 
     def _started(self, session: Session, start: Start, now: float) -> None:
-        self._collection.stirred = True
+        self._collection.stir()
         self._send(session.peer, start)
         self._come_or_go(session, "started", f"from round {start.round}", now)
 
@@ -411,7 +411,7 @@ class Coordinator:
             times += [download.progress_at + network.resend_s for download in session.downloads.values()]
         self._collection.reclaim()
         times.append(self._admission.due(now))
-        self._collection.stirred = True  # a deadline may have passed
+        self._collection.stir()  # a deadline may have passed
         due = self._collection.deadline(now)
         self._due = min(times + ([] if due is None else [due]), default=math.inf)
 
@@ -420,7 +420,7 @@ class Coordinator:
 
     def _wait_for_expected(self, now: float) -> None:
         for name in self._admission.missed(now):
-            self._collection.stirred = True
+            self._collection.stir()
             timeout_s = self._config.network.timeout_s
             self._note("lost", name, f"not back within {timeout_s:g} s of the broker's restart")
 
@@ -449,7 +449,7 @@ class Coordinator:
             self._send(session.peer, Refused(reason))
             self._remove(session, "revoked", "its key was revoked", now, told=True)
         self._collection.withdraw(client)  # of one that was lost, too, and might have come back
-        self._collection.stirred = True
+        self._collection.stir()
         if client in self._roster.expected:
             self._roster.unexpect(client)
             self._note("revoked", client, "its key was revoked before it was back")
@@ -478,7 +478,7 @@ class Coordinator:
         self._roster.remove(session)
         if kind in ("left", "refused", "dropped", "revoked"):
             self._roster.unexpect(session.name)
-        self._collection.stirred = True
+        self._collection.stir()
         if told is None:
             self._come_or_go(session, kind, text, now)
         else:

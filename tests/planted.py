@@ -30,10 +30,12 @@ from parablock.block_file import BLOCK, RESIDUAL
 from parablock.collection import Collection
 from parablock.coordinator import Coordinator
 from parablock.downloads import Downloads
+from parablock.folding import Folding
 from parablock.latecomers import Latecomers
 from parablock.messages import Commit
 from parablock.participant import Participant
 from parablock.transfer import Incoming
+from parablock.uploads import Uploads
 from tests import network
 from tests.histories import history, outcome
 
@@ -207,17 +209,17 @@ def _agenda_not_restored(patch: pytest.MonkeyPatch) -> None:
 
 @bug("an upload that is withheld by a client that is heard is waited for", seed=7)
 def _reservation_never_reclaimed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Collection, "reclaim", _nothing)
+    patch.setattr(Uploads, "reclaim", _nothing)
 
 
 @bug("contributions are folded in the order in which they came", seed=0)
 def _roster_order_by_arrival(patch: pytest.MonkeyPatch) -> None:
-    begin = Collection._begin
+    begin = Folding.begin
 
     def by_arrival(self: Any, round: Any, clients: tuple[str, ...], now: float) -> None:
         begin(self, round, tuple(name for name in round.uploads if name in clients), now)
 
-    patch.setattr(Collection, "_begin", by_arrival)
+    patch.setattr(Folding, "begin", by_arrival)
 
 
 @bug("a worker goes on, at another broker, with what the one before has sent it of an attempt", seed=50)

@@ -391,7 +391,7 @@ def test_an_upload_that_is_withheld_gives_up_its_place_when_its_client_is_lost()
         desk.handle(Tick(), after_s=3.0)
     desk.work()
     assert desk.journal[0][0].contributors == ("a", "b")
-    assert desk.coordinator._collection._rounds.get(0) is None
+    assert desk.coordinator._collection._rounds.find(0) is None
 
 
 # The worker: what it has kept
