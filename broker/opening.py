@@ -37,7 +37,7 @@ from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_
 from parablock.network import on_this_machine
 from parablock.placement import write_text
 from parablock.run_folder import CONFIG, ENDPOINT, INVITE, JOURNAL, RunFolder, RunFolderError
-from parablock.saved import spent
+from parablock.saved import everybody, spent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +111,8 @@ class Opened:
 
 
 def begin(config: Config, out: Path, base: BaseModel) -> Opened:
-    """A new run's folder. Raises RunFolderError where it cannot be made, OSError where the disk refuses."""
+    """A new run's folder. Raises RunFolderError where it cannot be made, OSError where the disk refuses; it is free for
+    the next try then."""
     folder = RunFolder.create(out, config)
     try:
         folder.lock(utc_now())
@@ -124,7 +125,11 @@ def begin(config: Config, out: Path, base: BaseModel) -> Opened:
         facts = Facts(run, base.manifest.digest, base.weights, base.tokenizer, utc_now())
         return Opened(config, folder, Journal.create(folder.path / JOURNAL, facts), base, stored)
     except BaseException:
-        folder.close()
+        try:
+            if not (folder.path / JOURNAL).exists():
+                folder.discard()
+        finally:
+            folder.close()
         raise
 
 
@@ -241,8 +246,8 @@ def _empty(journal: Journal) -> JournalError:
 def _lose(journal: Journal, block: int, version: int | None) -> None:
     """Commit the next round as one of which nothing is known but that it was held."""
     assert journal.last is not None
-    last, reason = journal.last, "lost: nothing tells of it any more"
-    journal.append(Row(spent(last, journal.next_round, block, reason, charged=last.clients), version))
+    reason, charged = "lost: nothing tells of it any more", everybody(journal.entries())
+    journal.append(Row(spent(journal.last, journal.next_round, block, reason, charged=charged), version))
 
 
 def _repaired(
