@@ -125,8 +125,8 @@ class Participant:
 
     def _take(self, event: Event, now: float) -> None:
         match event:
-            case Received(envelope):
-                self._receive(envelope, now)
+            case Received():
+                self._receive(event.envelope, now)
             case Prepared():
                 first, self._prepared = self._prepared is None, replace(event, kept=None)  # that is given on
                 self._arrivals.prepare(event.config, event.manifest)

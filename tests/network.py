@@ -30,6 +30,7 @@ import errno
 import functools
 import heapq
 import json
+import math
 import random
 import time
 import zlib
@@ -339,9 +340,9 @@ class Process:
                 self.heard_at = network.now
         for effect in effects:
             match effect:
-                case worker.Send(envelope):
-                    self.speaks_to = max(self.speaks_to, envelope.epoch)
-                    network.carry(self, envelope, up=True)
+                case worker.Send():
+                    self.speaks_to = max(self.speaks_to, effect.envelope.epoch)
+                    network.carry(self, effect.envelope, up=True)
                 case worker.Prepare(config, _):
                     assert _config(config) == network.config
                     network.after(0.5, lambda: self.handle(network.prepared(self)), self)
@@ -707,6 +708,7 @@ class Network:
             lambda: bool(self._befalls("disk", "broker", self.now)), lambda: self._pass("before the entry")
         )
         self._formula = Formula(config, self.manifest)
+        self._verdict: tuple[events.Measure, list[tuple[str, float]]] | None = None  # on the newest attempt
         self._chunks: dict[tuple[int, int, int, int], wire.Envelope] = {}  # sent down; by epoch, round, attempt, offset
         self._members: dict[int, dict[str, str]] = {}  # by round, of what is masked: tokens by client
         self.unmasked: dict[tuple[int, int], list[frozenset[tuple[str, str]]]] = defaultdict(list)  # by round and chunk
@@ -952,10 +954,11 @@ class Network:
             self._deliver(process, crossed, arrives, up=up)
 
     def _deliver(self, process: Process, envelope: wire.Envelope, arrives: float, *, up: bool) -> None:
+        later = arrives - self.now
         if up:
-            self.after(arrives - self.now, partial(self.handle, events.Received(process.peer, envelope)), "broker")
+            self.after(later, partial(self.handle, events.Received(process.peer, envelope)), "broker")
         else:
-            self.after(arrives - self.now, partial(process.handle, worker.Received(envelope)), process)
+            self.after(later, partial(process.handle, worker.Received(envelope)), process)
 
     def _through_codec(self, envelope: wire.Envelope) -> wire.Envelope:
         """What the other side reads. Each message is encoded and decoded once, however often it is sent; of a
@@ -986,9 +989,9 @@ class Network:
         effects = self._given(coordinator, event)
         for number, effect in enumerate(effects):
             match effect:
-                case events.Send(peer, envelope):
-                    self._send(self._by_peer[peer], envelope)
-                    if number and isinstance(envelope.message, Commit) and self._pass("amid the announcement"):
+                case events.Send():
+                    self._send(self._by_peer[effect.peer], effect.envelope)
+                    if number and isinstance(effect.envelope.message, Commit) and self._pass("amid the announcement"):
                         return
                 case events.Measure():
                     self._check_work(effect, self.broker.measures)
@@ -1138,9 +1141,19 @@ class Network:
         assert len(asked) >= robust.fewest(rule.rule, bad)
 
     def _check_verdict(self, fold: events.Fold) -> None:
-        """Who is folded, and how much of each: by the rule, from whole vectors."""
-        last, rule = self.broker.measures[-1], self.config.robust
+        """Who is folded, and how much of each."""
+        last = self.broker.measures[-1]
         assert (last.round, last.attempt) == (fold.round, fold.attempt), "folded before it was measured"
+        if self._verdict is None or self._verdict[0] is not last:
+            self._verdict = last, self._verdict_on(last)
+        verdict = self._verdict[1]
+        assert [each.client for each in fold.contributions] == [name for name, _ in verdict]
+        for each, (_, factor) in zip(fold.contributions, verdict, strict=True):
+            assert math.isclose(each.factor, factor, rel_tol=1e-6)
+
+    def _verdict_on(self, last: events.Measure) -> list[tuple[str, float]]:
+        """By the rule, from whole vectors. last: the last chunk that was measured."""
+        rule = self.config.robust
         deltas = self._whole(self.broker.measures, last)
         norms = [robust_reference.norm(delta) for delta in deltas]
         limit = rule.clip or (rule.clip_ratio * sorted(norms)[(len(norms) - 1) // 2] if rule.clip_ratio else np.inf)
@@ -1150,8 +1163,7 @@ class Network:
             cut = [delta * np.float64(factor) for delta, factor in zip(deltas, factors, strict=True)]
             chosen = robust_reference.krum(cut, last.bad, rule.count(len(cut), last.bad))
         names = [contribution.client for contribution in last.contributions]
-        assert [each.client for each in fold.contributions] == [names[place] for place in chosen]
-        assert [each.factor for each in fold.contributions] == pytest.approx([factors[place] for place in chosen])
+        return [(names[place], factors[place]) for place in chosen]
 
     def _keep(self, store: events.Store) -> None:
         """On the broker's disk thread. A version that has its name is committed, as a restart finds it."""
@@ -1228,7 +1240,7 @@ class Network:
             return self._formula.apply(last.block, np.concatenate([self._plain_mean(fold) for fold in folds]))
         deltas = self._whole(self.broker.folds, last)
         decay = self.config.round.late_decay
-        weights = [contribution.weight * Fraction(decay) ** contribution.missed for contribution in last.contributions]
+        weights = [c.weight * Fraction(decay) ** c.missed if c.missed else c.weight for c in last.contributions]
         steps = [contribution.steps for contribution in last.contributions]
         factors = [contribution.factor for contribution in last.contributions]
         return self._formula.move(last.block, deltas, weights, steps, factors, last.bad)
