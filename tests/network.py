@@ -326,7 +326,7 @@ class Process:
 
     def handle(self, event: worker.Event) -> None:
         """Give the participant an event, perform its effects, and let the loop go on as far as it can."""
-        network = self.network
+        network, moves = self.network, True
         if not isinstance(event, worker.Received):
             effects = self.participant.handle(event, network.now)
         else:
@@ -336,8 +336,10 @@ class Process:
             effects = self.participant.handle(event, network.now)
             self.in_touch = True
             assert not effects or epoch >= self.speaks_to, "what an earlier broker has said is taken"
-            if epoch == self.speaks_to and isinstance(message, Heartbeat):
-                self.heard_at = network.now
+            if isinstance(message, Heartbeat):
+                moves = False  # it lets nobody go on who was waiting
+                if epoch == self.speaks_to:
+                    self.heard_at = network.now
         for effect in effects:
             match effect:
                 case worker.Send():
@@ -385,7 +387,8 @@ class Process:
         told = self.participant.told
         assert told >= self.told_through, "the global version goes back"
         self.told_through = told
-        self.loop()
+        if moves:
+            self.loop()
         network.arm(self)
 
     def left(self) -> worker.Kept:
