@@ -130,22 +130,24 @@ class Outgoing:
         """Bytes that were sent and are not confirmed."""
         return self.sent - self.held
 
-    def due(self, room: float = math.inf) -> Iterator[tuple[int, Encoded]]:
+    def due(self, room: float = math.inf) -> list[tuple[int, Encoded]]:
         """(offset, chunk) of what is ready, within the credit and not sent yet; counts it as sent.
 
         room: at most so many bytes. Whole chunks only, so that chunk borders are the same whatever the credit was.
         """
-        size = self._payload.chunk_bytes
+        due: list[tuple[int, Encoded]] = []
+        size, chunks = self._payload.chunk_bytes, self._payload.chunks
         while self.sent < self.nbytes:
             index, end = self.sent // size, min(self.sent + size, self.nbytes)
-            if end > self._until or end - self.sent > room or index >= len(self._payload.chunks):
-                return
-            chunk = self._payload.chunks[index]
+            if end > self._until or end - self.sent > room or index >= len(chunks):
+                break
+            chunk = chunks[index]
             if isinstance(chunk, Stored):
-                return
-            start, self.sent = self.sent, end
-            room -= end - start
-            yield start, chunk
+                break
+            due.append((self.sent, chunk))
+            room -= end - self.sent
+            self.sent = end
+        return due
 
     def absent(self, room: float) -> Iterator[tuple[int, Stored]]:
         """(index, chunk) of what `due` could give, were it in memory."""
