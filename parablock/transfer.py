@@ -153,7 +153,7 @@ class Outgoing:
         """(index, chunk) of what `due` could give, were it in memory."""
         size = self._payload.chunk_bytes
         last = min(self._until, self.sent + room)
-        for index in range(self.sent // size, len(self._payload.chunks)):
+        for index in range(-(-self.sent // size), len(self._payload.chunks)):  # the last one may be shorter
             chunk = self._payload.chunks[index]
             if min((index + 1) * size, self.nbytes) > last:
                 return

@@ -345,6 +345,11 @@ class Process:
                 case worker.Send():
                     self.speaks_to = max(self.speaks_to, effect.envelope.epoch)
                     network.carry(self, effect.envelope, up=True)
+                case worker.Fetch(round, index, stored):
+                    upload = self.participant._contributions._uploads[round]
+                    assert index * upload.payload.chunk_bytes >= upload.outgoing.sent, "read back, and sent already"
+                    read = worker.Fetched(round, index, Encoded(memoryview(stored.again())))
+                    network.after(0.01, partial(self.handle, read), self)
                 case worker.Prepare(config, _):
                     assert _config(config) == network.config
                     network.after(0.5, lambda: self.handle(network.prepared(self)), self)
@@ -504,6 +509,9 @@ class Process:
         for number, chunk in enumerate(made.chunks[:1] if round in self.habits.stalls else made.chunks):
             event = worker.Ready(round, Encoded(memoryview(chunk)))
             self.network.after(0.01 * (1 + number), lambda event=event: self.handle(event), self)
+        if round not in self.habits.stalls and _chance(f"spilled/{self.name}/{round}") < 0.5:
+            on_disk = worker.OnDisk(round, tuple(partial(memoryview, chunk) for chunk in made.chunks))
+            self.network.after(0.01 * (2 + len(made.chunks)), partial(self.handle, on_disk), self)
         self.handle(worker.Contribute(round, block, made.weight, made.steps, made.loss))
 
     def _mask(self, round: int) -> None:

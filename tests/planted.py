@@ -222,7 +222,7 @@ def _roster_order_by_arrival(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Folding, "begin", by_arrival)
 
 
-@bug("a worker goes on, at another broker, with what the one before has sent it of an attempt", seed=50)
+@bug("a worker goes on, at another broker, with what the one before has sent it of an attempt", seed=214)
 def _attempts_mixed_across_a_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Downloads, "forget", _nothing)
 
