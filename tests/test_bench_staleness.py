@@ -111,6 +111,14 @@ def test_a_slow_one_takes_half_of_the_steps() -> None:
     assert settings[0] == settings[1]
 
 
+def test_longer_is_a_tenth_more_rounds() -> None:
+    plan = staleness._plan(staleness._parser().parse_args(["--data", ".", "--cases", "longer", "--rounds", "32"]), None)
+    rounds = {case: plan.settings(CELL, case, 0, "builtin").rounds for case in plan.cases}
+    assert rounds == {"fedbcd": 32, "longer": 35}
+    assert plan.settings(CELL, "longer", 0, "builtin").mode == "parablock"
+    assert plan.steps(CELL, "longer") == (8, 8, 8, 8)
+
+
 # The simulation
 
 
