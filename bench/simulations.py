@@ -11,11 +11,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from bench import simulation
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from rich.console import Console
+
+    from parablock.config import Config
 
 Key = TypeVar("Key")
 Found = TypeVar("Found")
@@ -57,6 +62,13 @@ def run(
                 child.terminate()
             raise
     return found
+
+
+def pretrained(settings: Config, folder: Path, console: Console) -> str:
+    """The model that a run of its own has trained, to begin others with. folder: where it is put, which is new."""
+    console.print("the model to fine-tune is trained first")
+    run({folder: Task("pretrained", simulation.pretrain, (settings, folder))}, 1, console)
+    return str(folder)
 
 
 def add_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:

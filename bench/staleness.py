@@ -150,10 +150,8 @@ def measure(plan: Plan, folder: Path) -> None:
 def _outcomes(plan: Plan, folder: Path) -> dict[tuple[Cell, str, int], Outcome]:
     model = "builtin"
     if any(PROBLEMS[cell.problem].pretrained for cell in plan.cells):
-        _console.print("the model to fine-tune is trained first")
-        model = str(folder / "pretrained")
         settings = config.load(None, [*plan.sources(PROBLEMS["fine-tuning"]), *_PRETRAINING])
-        simulations.run({model: Task("pretrained", simulation.pretrain, (settings, Path(model)))}, 1, _console)
+        model = simulations.pretrained(settings, folder / "pretrained", _console)
 
     def task(cell: Cell, case: str, seed: int) -> Task[Outcome]:
         base = model if PROBLEMS[cell.problem].pretrained else "builtin"

@@ -7,21 +7,23 @@ import json
 import math
 import re
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from bench import robust, simulation, spread
+from bench import robust, simulation, simulations, spread
 from bench.attacks import ATTACKS, Attack
 from bench.robust import Ended
 from bench.simulation import Outcome
 from tests.shown import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from bench.simulation import Forge
+    from bench.simulations import Task
     from parablock.config import Config
 
 DELTAS = {n: np.random.default_rng(n).standard_normal(50, np.float32) for n in range(5)}
@@ -58,8 +60,8 @@ def test_noise_is_that_of_the_seed_the_round_and_the_client() -> None:
 
 
 PLAN = robust.Plan(
-    rules=("mean", "median"), attacks=("none", "flipped"), clients=4, bad=1, steps=1, rounds=2, seeds=(0,),
-    overrides=(), jobs=1, out=None,
+    rules=("mean", "median"), attacks=("none", "flipped"), clients=4, bad=1, steps=1, rounds=2, scratch=True,
+    seeds=(0,), overrides=(), jobs=1, out=None,
 )  # fmt: skip
 
 
@@ -143,3 +145,27 @@ def test_a_small_run_from_the_command_line(tmp_path: Path, capsys: pytest.Captur
 def test_what_cannot_be_run_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert robust.main(arguments) == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_unless_from_scratch_a_model_is_trained_first_and_all_runs_begin_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+
+    def run(tasks: Mapping[Any, Task[Any]], _jobs: int, _console: Any, _told: Any = None) -> dict[Any, Any]:
+        ran.append([task.arguments[0] for task in tasks.values()])
+        return dict.fromkeys(tasks, Ended(2.0, (1.0, 1.0)))
+
+    monkeypatch.setattr(simulations, "run", run)
+    arguments = ["--rules", "krum", "--attacks", "nan", "--seeds", "0"]
+    assert robust.main([*arguments, "--out", str(tmp_path / "robust.json")]) == 0
+    pretraining, attacked = ran
+    assert [each.mode for each in pretraining] == ["fedbcd"]
+    (model,) = {each.model for each in attacked}
+    assert model.endswith("pretrained")
+    assert {(each.seed, each.robust.rule, each.robust.bad) for each in attacked} == {(0, "mean", 0), (0, "krum", 1)}
+    assert robust.main([*arguments, "--scratch"]) == 0
+    (scratch,) = ran[2:]
+    assert {each.model for each in scratch} == {"builtin"}
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["scratch"] for each in told] == [False, True]
