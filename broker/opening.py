@@ -111,7 +111,8 @@ class Opened:
 
 
 def begin(config: Config, out: Path, base: BaseModel) -> Opened:
-    """A new run's folder. Raises RunFolderError where it cannot be made, OSError where the disk refuses."""
+    """A new run's folder. Raises RunFolderError where it cannot be made, OSError where the disk refuses; it is free for
+    the next try then."""
     folder = RunFolder.create(out, config)
     try:
         folder.lock(utc_now())
@@ -124,7 +125,11 @@ def begin(config: Config, out: Path, base: BaseModel) -> Opened:
         facts = Facts(run, base.manifest.digest, base.weights, base.tokenizer, utc_now())
         return Opened(config, folder, Journal.create(folder.path / JOURNAL, facts), base, stored)
     except BaseException:
-        folder.close()
+        try:
+            if not (folder.path / JOURNAL).exists():
+                folder.discard()
+        finally:
+            folder.close()
         raise
 
 

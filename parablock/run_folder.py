@@ -30,7 +30,9 @@ import logging
 import math
 import os
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +120,17 @@ class RunFolder:
             (path / CONFIG).unlink()
             raise
         return cls(path)
+
+    def discard(self) -> None:
+        """Remove what has been written of a run that has no journal yet, and so has not begun: the folder is free.
+
+        What was there before the run stays. Raises OSError where the disk refuses.
+        """
+        assert not (self.path / JOURNAL).exists(), "what is journaled is a run, and is kept"
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path / BLOCKS)
+        for name in (MANIFEST, CONFIG):  # the one by which it is known last
+            (self.path / name).unlink(missing_ok=True)
 
     @staticmethod
     def make(path: Path) -> None:

@@ -234,9 +234,8 @@ class BlockSolver:
         if self._states is None:
             del optimizer  # nothing of it is needed any more, and the delta needs as much memory as a moment
         made = []
-        for (_, own), start in zip(_divided(blocks, masters), starts, strict=True):
-            delta, began = torch.cat([master.detach().flatten() for master in own]), start()
-            made.append((began, delta.sub_(began)))
+        for (block, own), start in zip(_divided(blocks, masters), starts, strict=True):
+            made.append((began := start(), _delta(block, own, began)))
         step_losses, step_norms = torch.stack(losses).cpu(), torch.stack(norms).cpu()
         _check_finite(joined, step_losses, step_norms, [delta for _, delta in made], lr)
         if self._states is not None:
@@ -327,6 +326,15 @@ def _masters(block: Block, parameters: list[torch.Tensor], start: torch.Tensor) 
     return [master(slot, parameter) for slot, parameter in zip(block.slots, parameters, strict=True)]
 
 
+def _delta(block: Block, masters: Sequence[torch.Tensor], start: torch.Tensor) -> torch.Tensor:
+    """What training has added to a block: float32, of shape (block.numel,)."""
+    delta = torch.empty_like(start)
+    for slot, master in zip(block.slots, masters, strict=True):
+        part = slice(slot.offset, slot.offset + slot.numel)
+        torch.sub(master.detach().flatten(), start[part], out=delta[part])
+    return delta
+
+
 def _move_up(parameters: list[torch.Tensor], masters: list[torch.Tensor]) -> None:
     """Add the parameters' gradients to their masters', in float32."""
     for parameter, master in zip(parameters, masters, strict=True):
@@ -370,7 +378,8 @@ def _check_finite(
                 f"block {block.index} ({block.name}) diverged in step {step} of {len(losses)}: "
                 f"the loss, summed over tokens, is {loss:g}, the gradient's norm {norm:g}; {advice}"
             )
-    if not all(bool(torch.isfinite(delta).all()) for delta in deltas):
+    # One pass without a vector of its own: a NaN is the least and the largest of all, an infinity one of them.
+    if not all(math.isfinite(extreme) for delta in deltas for extreme in torch.stack(torch.aminmax(delta)).tolist()):
         raise Diverged(
             f"block {block.index} ({block.name}) diverged in step {len(losses) - 1} of {len(losses)}: "
             f"its loss and gradient were finite, the values after it are not; {advice}"

@@ -603,9 +603,10 @@ def test_a_folder_that_could_not_be_made_is_let_go(tmp_path: Path, monkeypatch: 
         patch.setattr(Journal, "create", refuse)
         with pytest.raises(OSError, match="No space left"):
             begun(tmp_path / "run")
-    with pytest.raises(JournalError, match=r"there is no journal .*; the run had not begun"):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
         resume(tmp_path / "run", None, [])
     assert holder(tmp_path / "run") is None
+    begun(tmp_path / "run").opened.close()
 
 
 # Settings
