@@ -259,11 +259,13 @@ class Guard:
                 return None
             same, found = held
             try:
-                address = str(same.getpeername()[0])
+                name = same.getpeername()
             except OSError:
                 return None
+        if not isinstance(name, tuple):
+            return None  # of a socket of another family, which has the descriptor by now
         now = time.monotonic()
-        connection = Connection(descriptor, found, address, now)
+        connection = Connection(descriptor, found, str(name[0]), now)
         self._connections[descriptor] = connection
         self._unsure.append(connection)
         if self._loop is not None:

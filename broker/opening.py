@@ -37,7 +37,7 @@ from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_
 from parablock.network import on_this_machine
 from parablock.placement import write_text
 from parablock.run_folder import CONFIG, ENDPOINT, INVITE, JOURNAL, RunFolder, RunFolderError
-from parablock.saved import spent
+from parablock.saved import everybody, spent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -246,8 +246,8 @@ def _empty(journal: Journal) -> JournalError:
 def _lose(journal: Journal, block: int, version: int | None) -> None:
     """Commit the next round as one of which nothing is known but that it was held."""
     assert journal.last is not None
-    last, reason = journal.last, "lost: nothing tells of it any more"
-    journal.append(Row(spent(last, journal.next_round, block, reason, charged=last.clients), version))
+    reason, charged = "lost: nothing tells of it any more", everybody(journal.entries())
+    journal.append(Row(spent(journal.last, journal.next_round, block, reason, charged=charged), version))
 
 
 def _repaired(

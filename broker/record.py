@@ -92,9 +92,8 @@ class Record:
                 told = max(told, row["round"])
         self._evaluations = Evaluations(config, told)
         for entry in entries:
-            self._ledger.lose(entry.round - self._newest - 1)  # what a journal that was made anew does not tell
             self._newest = entry.round
-            self._ledger.charge(entry.charged)
+            self._ledger.take(entry.round, entry.charged)
             if entry.round not in written:
                 self._write(self._unreported(entry))
 
@@ -108,7 +107,7 @@ class Record:
 
     def committed(self, committed: Committed, clients: Iterable[str], now: float) -> None:
         """A round is closed; `clients` are on the roster and will report on it."""
-        self._ledger.charge(committed.charged)
+        self._ledger.take(committed.round, committed.charged)
         self._rows[committed.round] = _Row(committed, now, self._ledger.epsilon, self._committed_at, set(clients))
         self._committed_at = now
         self._newest = committed.round

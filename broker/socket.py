@@ -41,6 +41,11 @@ _BURST = 64
 """Messages taken per wake-up, before other callbacks of the loop have their turn."""
 
 _MOST_FRAMES = 4
+"""Of one message, its peer's routing id among them: one more than any has. It is handed over then, and what else comes
+of it is passed over."""
+
+_PASSED_OVER = 4096
+"""Frames of such a message that are passed over per wake-up: a client may have a million of them under way."""
 
 _MOST_MESSAGE_BYTES = wire.MAX_PAYLOAD_BYTES + wire.MAX_HEADER_BYTES
 
@@ -96,6 +101,7 @@ class RouterSocket:
             self._socket.set(zmq.ZAP_DOMAIN, DOMAIN)
             self._socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a door nobody gets in, instead of anybody
         self._draining = False
+        self._amid = False  # a message that has too many frames was handed over, and not all of them are read
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         try:
@@ -187,6 +193,9 @@ class RouterSocket:
         for _ in range(_BURST):
             if self._closed:
                 return
+            if self._amid:
+                self._pass_over()
+                break
             try:
                 peer, frames, client, passed = self._receive()
             except zmq.Again:
@@ -197,28 +206,34 @@ class RouterSocket:
         self._wake()
 
     def _receive(self) -> tuple[bytes, list[memoryview], str | None, bool]:
-        """One message, whose it is, and whether anybody is to see it: not if its key was revoked, or it was dropped.
-
-        Of an endless one only as many frames are kept as it takes to see that it is too long.
-        """
+        """One message, or what it takes to see that it has too many frames; whose it is, and whether anybody is to see
+        it: not if its key was revoked, or it was dropped."""
         frames: list[memoryview] = []
-        lengths = []
-        while True:
+        more = True
+        while more and len(frames) < _MOST_FRAMES:
             frame = self._socket.recv(zmq.NOBLOCK, copy=False)
-            lengths.append(frame.buffer.nbytes)
-            if len(frames) < _MOST_FRAMES:
-                frames.append(frame.buffer)
-            if not frame.more:
-                peer, client = bytes(frames[0]), None
-                if self.door is not None:
-                    client = self.door.client(cast("str", frame.get("User-Id")))
-                descriptor = _descriptor_of(frame)
-                if descriptor is None:
-                    return peer, frames[1:], client, False
-                if self.door is not None and client is None:
-                    self._guard.condemn(descriptor, peer)
-                    return peer, frames[1:], client, False
-                return peer, frames[1:], client, self._guard.took(descriptor, peer, client, lengths[1:])
+            frames.append(frame.buffer)
+            more = frame.more
+        self._amid = more
+        peer, client = bytes(frames[0]), None
+        if self.door is not None:
+            client = self.door.client(cast("str", frame.get("User-Id")))
+        descriptor = _descriptor_of(frame)
+        if descriptor is None:
+            return peer, frames[1:], client, False
+        if self.door is not None and client is None:
+            self._guard.condemn(descriptor, peer)
+            return peer, frames[1:], client, False
+        passed = self._guard.took(descriptor, peer, client, (each.nbytes for each in frames[1:]))
+        return peer, frames[1:], client, passed
+
+    def _pass_over(self) -> None:
+        """Some more frames of a message that has too many; all of it is there. The guard is not told that they were
+        taken, as more of them from there is too much all the sooner."""
+        for _ in range(_PASSED_OVER):
+            if not self._socket.recv(zmq.NOBLOCK, copy=False).more:
+                self._amid = False
+                return
 
 
 def _descriptor_of(frame: zmq.Frame) -> int | None:

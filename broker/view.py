@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from parablock.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -57,8 +59,7 @@ class View:
 
     def say(self, text: str) -> None:
         """One line that stays. What a terminal would obey, in peers' words, is shown as it is written in Python."""
-        if not text.isprintable():
-            text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+        text = printable(text)
         if self._live is not None:
             self._console.print(text, soft_wrap=True)
         else:

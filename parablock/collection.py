@@ -80,10 +80,14 @@ class Collection:
         self._quorum = Quorum(config.round, config.quorum)
         self._latecomers = Latecomers(config, len(manifest.blocks), roster, self._fits, say, emit)
         self._late: set[str] = set()  # were not in time for their last round; nobody's chunks wait for them
+        # Which rounds were open when a broker before ended, and who took part then.
+        self._seen_before: tuple[range, frozenset[str]] = range(0), frozenset()
 
     def restore(self, saved: Saved) -> None:
         """Go on after the last round that was committed before the broker's restart."""
         self.next_round = saved.next_round
+        open_rounds = range(saved.next_round, saved.next_round + self._config.in_flight + 1)
+        self._seen_before = open_rounds, frozenset(saved.clients)
         self._late = set(saved.tardy)
         self._latecomers.restore(saved.folded_late)
 
@@ -330,7 +334,7 @@ class Collection:
         members, present = self._members(round), self._roster.present()
         changed = self._quorum.look(len(present | members | round.done), now)
         if changed is not None:
-            self._emit(Note("quorum", "", f"round {round.number}: {changed}"))
+            self._emit(Note("quorum", "", f"round {round.number}: {changed}", told=self._quorum.told))
         if self._quorum.given_up and self._config.round.quorum_lost == "stop":
             self.hopeless = f"round {round.number}: {changed}"
             return False
@@ -518,9 +522,11 @@ class Collection:
 
     def _charged(self, round: Round, counted: tuple[str, ...]) -> tuple[str, ...]:
         """Whose data the round costs something: who has a part in what the broker tells; or, where clients hide from
-        the broker too, of whom something has come, or may be on its way."""
+        the broker too, of whom something has come, be it to a broker before, or may be on its way."""
         if self._config.privacy.local:
-            return tuple(sorted(round.began | self._members(round)))
+            rounds, clients = self._seen_before
+            before = self._agenda.members(round.number, clients) if round.number in rounds else frozenset()
+            return tuple(sorted(round.began | self._members(round) | before))
         return counted if self._config.privacy.central else ()
 
     def _done(self, round: Round, client: str, now: float) -> None:

@@ -18,16 +18,19 @@ class Ledger:
 
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
+        self._next = 0  # the round that is expected next
         self._rounds: Counter[str] = Counter()  # by client
         self._untold = 0  # rounds of which nothing tells whose data have had a part in them
 
-    def charge(self, clients: Iterable[str]) -> None:
-        """A round is committed to which these have given of their data, each once (`Entry.charged`)."""
-        self._rounds.update(set(clients))
+    def take(self, round: int, charged: Iterable[str]) -> None:
+        """A round is committed to which these have given of their data, each once (`Entry.charged`).
 
-    def lose(self, rounds: int) -> None:
-        """So many were held of which nothing tells any more: each is charged to every client."""
-        self._untold += rounds
+        Rounds between it and the one before it were held too, and nothing tells of them any more, as the journal was
+        made anew: each is charged to every client.
+        """
+        self._untold += max(round - self._next, 0)
+        self._next = round + 1
+        self._rounds.update(set(charged))
 
     @property
     def most(self) -> int:

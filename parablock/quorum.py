@@ -4,7 +4,8 @@
       ▴                                 │                                       │
       └────────────── enough are there again ◂──────────────────────────────────┘
 
-Each change is told once. What a round makes of it is `parablock.rounds.decide`'s business.
+Each change is told once, and ever fewer of them where one client comes and goes all day. What a round makes of it is
+`parablock.rounds.decide`'s business.
 """
 
 from __future__ import annotations
@@ -12,17 +13,26 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from parablock.tally import Tally
+
 if TYPE_CHECKING:
     from parablock.sections import Rounds
 
 
+_TELL_ALL = 100
+"""Changes that are told one by one."""
+
+
 class Quorum:
-    """policy: `quorum_lost` and `quorum_lost_s` of it. size: fewest clients that must be there."""
+    """policy: `quorum_lost` and `quorum_lost_s` of it. size: fewest clients that must be there. told: whether the
+    newest change is worth a line in the record."""
 
     def __init__(self, policy: Rounds, size: int) -> None:
         self.size = size
         self.given_up = False
+        self.told = True
         self._policy = policy
+        self._changes = Tally(_TELL_ALL)
         self._since = math.inf  # when it was found missing
 
     @property
@@ -34,6 +44,12 @@ class Quorum:
 
     def look(self, there: int, now: float) -> str | None:
         """So many clients are there at `now`; a sentence where that changes something."""
+        changed = self._change(there, now)
+        if changed is not None:
+            self.told = self._changes.tells(self._changes.add("", now))
+        return changed
+
+    def _change(self, there: int, now: float) -> str | None:
         policy = self._policy
         if there >= self.size:
             was_missing, self._since, self.given_up = not math.isinf(self._since), math.inf, False

@@ -23,10 +23,11 @@ from parablock.journal import Journal, files, salvage
 from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_from_json
 from parablock.placement import replace
 from parablock.run_folder import JOURNAL, RunFolderError
-from parablock.saved import spent
+from parablock.saved import everybody, spent
 from parablock.witness import Witness, WitnessError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from parablock.run_folder import RunFolder
@@ -80,7 +81,7 @@ def _write(ready: Path, folder: RunFolder, present: Incarnation, epoch: int) -> 
     path = folder.path / JOURNAL
     facts, incarnations, rows = salvage(path) if path.exists() else (None, {}, [])
     facts = facts or _facts(folder, present.begun)
-    rows += _told_by_files(folder, facts.run, rows[-1] if rows else None)
+    rows += _told_by_files(folder, facts.run, rows)
     with suppress(WitnessError):
         if (told := witness.read(path)) is not None and told.epoch > max(incarnations, default=0):
             incarnations[told.epoch] = present
@@ -107,8 +108,9 @@ def _facts(folder: RunFolder, now: str) -> Facts:
     return Facts(said["run"], folder.manifest().digest, said["weights"], said["tokenizer"], now)
 
 
-def _told_by_files(folder: RunFolder, run: str, last: Row | None) -> list[Row]:
-    """The rows after the `last` one."""
+def _told_by_files(folder: RunFolder, run: str, before: Sequence[Row]) -> list[Row]:
+    """The rows after those."""
+    last = before[-1] if before else None
     rows: dict[int, Row] = {}
     damaged: dict[int, int] = {}  # the block, by round
     config, path = folder.config(), folder.blocks.path
@@ -137,10 +139,11 @@ def _told_by_files(folder: RunFolder, run: str, last: Row | None) -> list[Row]:
             f"{path(*next((block, round + 1) for round, block in damaged.items()))} is damaged, and "
             "nothing else tells of any round; restore it or the journal from a backup, or begin the run anew"
         )
+    charged = everybody(row.entry for row in (*before, *told))
     for round, block in damaged.items():
         if round not in rows:
-            before = [row.entry for row in told if row.entry.round < round]
-            known = before[-1] if before else told[0].entry
-            entry = spent(known, round, block, "lost: the block's file is damaged", charged=known.clients)
+            earlier = [row.entry for row in told if row.entry.round < round]
+            known = earlier[-1] if earlier else told[0].entry
+            entry = spent(known, round, block, "lost: the block's file is damaged", charged=charged)
             rows[round] = Row(entry, round + 1)
     return [rows[round] for round in sorted(rows)]

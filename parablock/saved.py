@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from parablock.wire import Buffer
 
@@ -68,6 +68,12 @@ class Entry:
             return None
         shares = zip(self.losses, self.weights, strict=True)
         return sum(loss * weight for loss, weight in shares) / sum(self.weights)
+
+
+def everybody(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """Every client of whom one of these tells: to whom a round is charged of which nothing tells any more. Who was not
+    on the roster before it may have come back for it."""
+    return tuple(sorted({name for entry in entries for name in (*entry.clients, *entry.charged)}))
 
 
 def spent(last: Entry, round: int, block: int, reason: str, base: int = -1, charged: tuple[str, ...] = ()) -> Entry:

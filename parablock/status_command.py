@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parablock.accountant import INSTALL, NoAccountantError
 from parablock.folder_lock import holder
 from parablock.journal import Journal
+from parablock.ledger import Ledger
 from parablock.run_folder import JOURNAL, RunFolder, how_to_go_on
 
 if TYPE_CHECKING:
@@ -27,8 +29,9 @@ class Status:
     """committed: rounds, of `rounds`. served_by: the broker's process; None: none is there. clients: on the roster at
     the last commit. reason: what was said of that round. loss: of training in the newest round that tells one.
 
-    eval_loss, exact_match: of the newest evaluation. epsilon: what the rounds so far have cost, of `budget`. All of
-    them None where there is none.
+    eval_loss, exact_match: of the newest evaluation. epsilon: what the committed rounds have cost, of `budget`, by the
+    journal: a round's row of metrics is written only when all clients have reported on it. All of them None where there
+    is none, epsilon also where nothing that works it out is installed.
     """
 
     run: str
@@ -57,6 +60,9 @@ def read(folder: RunFolder) -> Status:
     rows = folder.read_metrics()
     with Journal.open(folder.path / JOURNAL, read_only=True) as journal:
         last, committed, run = journal.last, journal.next_round, journal.facts.run
+        ledger = Ledger(config.privacy)
+        for entry in journal.entries() if config.privacy.private else ():
+            ledger.take(entry.round, entry.charged)
     return Status(
         run=run,
         mode=config.mode,
@@ -70,7 +76,7 @@ def read(folder: RunFolder) -> Status:
         loss=_newest(rows, "loss"),
         eval_loss=_newest(rows, "eval_loss"),
         exact_match=_newest(rows, "exact_match"),
-        epsilon=_newest(rows, "epsilon"),
+        epsilon=_epsilon(ledger),
         budget=config.privacy.budget if config.privacy.private else None,
     )
 
@@ -98,7 +104,8 @@ def lines(status: Status, folder: RunFolder) -> list[str]:
     if known := [f"{name} {value:.4f}" for name, value in scores.items() if value is not None]:
         told.append(f"scores     {', '.join(known)}")
     if status.budget is not None:
-        told.append(f"privacy    epsilon {status.epsilon or 0.0:.4g} of {status.budget:g}")
+        spent = f"{status.epsilon:.4g}" if status.epsilon is not None else f"unknown ({INSTALL})"
+        told.append(f"privacy    epsilon {spent} of {status.budget:g}")
     return told
 
 
@@ -119,6 +126,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_LATER
     print(json.dumps(asdict(status)) if arguments.json else "\n".join(lines(status, folder)))
     return 0
+
+
+def _epsilon(ledger: Ledger) -> float | None:
+    try:
+        return ledger.epsilon
+    except NoAccountantError:  # which is said, and keeps nobody from seeing the rest
+        return None
 
 
 def _newest(rows: Sequence[dict[str, Any]], name: str) -> Any:

@@ -1355,6 +1355,20 @@ def test_one_clients_comings_and_goings_do_not_fill_the_record() -> None:
     assert desk.notes[-1].told, "each client has its own count"
 
 
+def test_nor_does_what_they_do_to_the_quorum() -> None:
+    desk = Desk(quorum=2)
+    desk.gather("a", "b")
+    for _ in range(500):
+        desk.now += 1.0
+        desk.say("a", Heartbeat(desk.now, 0, 0, "training"))
+        desk.say("b", Leave("for a moment"))
+        desk.gather("b")
+    changes = [note for note in desk.notes if note.kind == "quorum"]
+    assert len(changes) == 1000
+    assert [note.told for note in changes[:100]] == [True] * 100
+    assert sum(note.told for note in changes) == 103, "and the 128th, 256th and 512th"
+
+
 def test_a_reason_that_quotes_what_came_still_fits_into_a_message() -> None:
     desk = Desk()
     desk.handle(Malformed(b"a", "x" * 5000))

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import socket as net
 import stat
 import threading
 import time
@@ -32,7 +33,7 @@ MOST_BEHIND = guard.WINDOWS * WINDOW + socket._MOST_MESSAGE_BYTES
 class Door:
     """A router socket, and what was heard there."""
 
-    def __init__(self) -> None:
+    def __init__(self, clients: int = 1) -> None:
         self.router = RouterSocket(HERE)
         self.dealers: list[DealerSocket] = []
         self.messages: list[tuple[bytes, bytes]] = []
@@ -41,6 +42,7 @@ class Door:
             lambda peer, frames, _client: self.messages.append((peer, bytes(frames[0]))),
             lambda peer, reason, _client: self.broken.append((peer, reason)),
             WINDOW,
+            clients,
         )
 
     @property
@@ -58,8 +60,8 @@ class Door:
 
 
 @contextlib.asynccontextmanager
-async def opened() -> AsyncIterator[Door]:
-    door = Door()
+async def opened(clients: int = 1) -> AsyncIterator[Door]:
+    door = Door(clients)
     try:
         yield door
     finally:
@@ -98,6 +100,21 @@ def test_a_dropped_peer_hears_why_and_is_cut_off_alone() -> None:
             with await by_hand(door, b"evil"):  # a new connection is a new one
                 pass
             assert door.broken == []
+
+    asyncio.run(scenario())
+
+
+def test_who_is_dropped_has_a_moment_to_hear_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with opened() as door:
+            with await by_hand(door, b"evil") as raw:
+                monkeypatch.setattr(guard, "_LAST_WORDS_S", 1e9)
+                door.router.drop(b"evil", None)
+                raw._socket.settimeout(5 * guard.LOOK_S)
+                assert not await asyncio.to_thread(raw.closed)
+                monkeypatch.setattr(guard, "_LAST_WORDS_S", 0.0)
+                raw._socket.settimeout(20)
+                assert await asyncio.to_thread(raw.closed)
 
     asyncio.run(scenario())
 
@@ -193,6 +210,21 @@ def test_of_many_that_say_nothing_the_newest_go(monkeypatch: pytest.MonkeyPatch)
                 await asyncio.to_thread(silent[7].null, b"slow to greet")
                 silent[7].send(b"here I am")
                 await door.heard(b"slow to greet")
+
+    asyncio.run(scenario())
+
+
+def test_of_many_clients_as_many_may_be_about_to_say_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two for each that the run awaits, or they would keep each other out when all of them come at once."""
+    monkeypatch.setattr(guard, "MOST_SILENT", 2)
+
+    async def scenario() -> None:
+        async with opened(clients=3) as door:
+            with contextlib.ExitStack() as stack:
+                for _ in range(7):
+                    stack.enter_context(await asyncio.to_thread(Raw, address(door.router.endpoint)))
+                await until(lambda: len(door.guard._connections) + len(door.broken) >= 7)
+                assert sum(each.condemned is None for each in door.guard._connections.values()) == 6
 
     asyncio.run(scenario())
 
@@ -443,6 +475,21 @@ def test_a_descriptor_that_is_anothers_by_now_is_left_alone() -> None:
                 door.router.drop(b"a", None)
                 raw._socket.settimeout(1.0)
                 assert not await asyncio.to_thread(raw.closed)
+
+    asyncio.run(scenario())
+
+
+def test_a_descriptor_that_is_a_socket_of_another_family_by_now_is_no_connection() -> None:
+    """As that of a pair, whose peer has no name."""
+
+    async def scenario() -> None:
+        async with opened() as door:
+            near, far = net.socketpair()
+            with near, far:
+                assert door.guard._accepted(near.fileno()) is None
+                assert not door.guard._connections
+                near.send(b"still open")
+                assert far.recv(10) == b"still open"
 
     asyncio.run(scenario())
 

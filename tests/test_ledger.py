@@ -10,22 +10,22 @@ from parablock.privacy_settings import Privacy
 def test_epsilon_is_that_of_the_client_that_gave_to_most_rounds() -> None:
     ledger = Ledger(Privacy("central", clip=1.0, noise=2.0, budget=8.0))
     assert ledger.epsilon == 0.0
-    for clients in (("a", "b"), ("b",), (), ("b", "c")):
-        ledger.charge(clients)
+    for round, clients in enumerate((("a", "b"), ("b",), (), ("b", "c"))):
+        ledger.take(round, clients)
     assert ledger.most == 3
     assert ledger.epsilon == epsilon(2.0, 3, 1e-5)
 
 
 def test_where_nobody_is_protected_there_is_none() -> None:
     ledger = Ledger(Privacy())
-    ledger.charge(("a",))
+    ledger.take(0, ("a",))
     assert ledger.epsilon is None
 
 
 def test_a_round_that_nothing_tells_of_any_more_is_charged_to_everybody() -> None:
     ledger = Ledger(Privacy("central", clip=1.0, noise=2.0, budget=8.0))
-    ledger.lose(2)
+    ledger.take(2, ())
     assert ledger.most == 2
-    ledger.charge(("a",))
-    ledger.lose(1)
+    ledger.take(3, ("a",))
+    ledger.take(5, ("b",))
     assert ledger.most == 4

@@ -96,6 +96,15 @@ def test_another_broker_has_other_masks_and_the_same_sum() -> None:
     assert not client.withheld
 
 
+def test_what_one_broker_did_not_want_the_next_one_may() -> None:
+    client = Client()
+    client.sums.greet("run", 1)
+    client.sums.refuse(ROUND)
+    client.sums.begin(ROUND, BLOCK)
+    assert client.take() == []
+    assert client.exchange(2)
+
+
 def test_with_others_than_before_it_is_not_given_again() -> None:
     client = Client()
     client.exchange(1)

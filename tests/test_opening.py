@@ -5,6 +5,7 @@ A broker that is killed at a moment leaves its folder as it is then: a copy take
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -74,12 +75,12 @@ class Desk:
         run, digest, keep = opened.journal.facts.run, opened.base.manifest.digest, opened.config.journal.keep
         self.store = BlockStore(opened.folder.blocks, opened.journal, run, digest, keep)
 
-    def hold(self, *, counted: bool = True) -> None:
-        """One round, by one client's update, which follows from the round."""
+    def hold(self, *, counted: bool = True, clients: tuple[str, ...] = ("a",)) -> None:
+        """One round, by one client's update, which follows from the round. clients: on the roster."""
         round, block = self.round, self.round % 2
         entry = Entry(
             round, block, int(counted), round - 2, ("a",) * counted, (1,) * counted, (8,) * counted, (0.5,) * counted,
-            0.0, 0, 7, 7, "all", {"next": round + 2}, ("a",), (),
+            0.0, 0, 7, 7, "all", {"next": round + 2}, clients, (),
         )  # fmt: skip
         store = Store(round, block, int(counted), entry)
         tensors = None
@@ -454,6 +455,20 @@ def test_a_journal_and_a_version_that_are_lost_together_give_no_number_two_conte
     opened.close()
 
 
+def test_a_round_whose_file_is_damaged_is_charged_to_everybody_of_whom_another_tells(tmp_path: Path) -> None:
+    desk = begun(tmp_path / "run", rounds=1)
+    desk.hold(clients=("a", "b"))
+    for _ in range(3):
+        desk.hold()
+    desk.opened.close()
+    (tmp_path / "run" / "journal.sqlite").unlink()
+    damage(tmp_path / "run" / "blocks" / "0000-000005.safetensors")
+    assert verify_command.main([str(tmp_path / "run"), "--rebuild"]) == 1
+    with Journal.open(tmp_path / "run" / "journal.sqlite", read_only=True) as journal:
+        assert journal.last is not None
+        assert (journal.last.round, journal.last.clients, journal.last.charged) == (4, ("a",), ("a", "b"))
+
+
 def test_where_nothing_tells_of_any_round_there_is_no_journal_to_make(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -510,6 +525,23 @@ def test_a_journal_that_has_lost_its_newest_row_holds_no_round_again(
     again = resume(left, None, [])
     assert again.said == []
     again.close()
+
+
+def test_a_round_that_is_lost_is_charged_to_everybody_who_was_ever_there(tmp_path: Path) -> None:
+    """Who had gone before it may have come back for it: b, whose data would seem to have cost less than they have."""
+    desk = begun(tmp_path / "run", rounds=2)
+    desk.hold(clients=("a", "b"))
+    desk.hold(clients=())
+    desk.hold(counted=False, clients=("b",))
+    left = killed(desk, tmp_path / "left")
+    desk.opened.close()
+    content = bytearray((left / "journal.sqlite-wal").read_bytes())
+    content[-100] ^= 1
+    (left / "journal.sqlite-wal").write_bytes(content)
+    with contextlib.closing(resume(left, None, [])) as opened:
+        assert "has lost the rows of rounds 4 to 4" in opened.said[0]
+        assert opened.journal.last is not None
+        assert (opened.journal.last.clients, opened.journal.last.charged) == ((), ("a", "b"))
 
 
 def test_a_row_that_was_lost_is_had_from_its_block(tmp_path: Path, undisturbed: list[list[dict[str, bytes]]]) -> None:

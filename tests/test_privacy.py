@@ -19,10 +19,10 @@ from parablock.coordinator_events import Committed, Fold, Measure, Send, Store, 
 from parablock.layout import Layout
 from parablock.ledger import Ledger
 from parablock.measurement import Measurement
-from parablock.messages import Abstain, Chunk, Commit, Join, Leave, Terms
+from parablock.messages import Abstain, Chunk, Commit, Heartbeat, Join, Leave, Terms
 from parablock.noise import Noise
 from parablock.run_folder import RunFolder
-from parablock.saved import spent
+from parablock.saved import everybody, spent
 from parablock.verdict import Verdict
 from tests.test_broker_blocks import MANIFEST as BLOCKS
 from tests.test_broker_blocks import NUMEL, store_of, vector
@@ -120,17 +120,41 @@ def test_in_the_local_place_all_are_charged_of_whom_something_may_have_left() ->
     assert desk.journal[0][0].losses == ()
 
 
+def test_in_the_local_place_those_are_charged_of_whom_an_earlier_broker_may_have_seen_something() -> None:
+    """c has sent some of its contribution to round 1, and is not there any more when that is begun anew."""
+    desk = gathered("a", "b", "c", privacy=LOCAL, quorum=1)
+    assert desk.commit("a", "b", "c").charged == ("a", "b", "c")
+    offer(desk, "c", round=1)
+    send(desk, 0, "c", round=1)
+    desk.restart()
+    desk.handle(Tick())
+    for name in "ab":
+        desk.hello(name)
+        desk.join(name, versions=(1, 0, 0, 0), position=1)
+    desk.handle(Tick(), after_s=desk.config.network.timeout_s - 1)
+    for name in "ab":
+        desk.say(name, Heartbeat(0.0, -1, 0, "training"))
+    desk.handle(Tick(), after_s=2.0)
+    assert [note.client for note in desk.notes if note.kind == "lost"] == ["c"]
+    assert desk.commit("a", "b", round=1).charged == ("a", "b", "c")
+    assert [desk.commit("a", "b", round=number).charged for number in (2, 3)][-1] == ("a", "b"), "it was not open then"
+
+
 def test_without_privacy_nobody_is_charged() -> None:
     desk = gathered("a", "b")
     assert desk.commit("a", "b").charged == ()
 
 
 def test_a_round_of_which_nothing_is_known_is_charged_to_everybody() -> None:
-    desk = gathered("a", "b", privacy=CENTRAL)
+    desk = gathered("a", "b", privacy=CENTRAL, quorum=1)
     desk.commit("a", "b")
-    last = desk.journal[0][0]
-    assert spent(last, 1, 1, "lost", charged=last.clients).charged == ("a", "b")
-    assert spent(last, 1, 1, "a repair").charged == ()
+    desk.say("b", Leave("for a while"))
+    desk.commit("a", round=1)
+    entries = [entry for entry, _ in desk.journal]
+    assert entries[-1].clients == ("a",)
+    assert everybody(entries) == ("a", "b")
+    assert spent(entries[-1], 2, 0, "lost", charged=everybody(entries)).charged == ("a", "b")
+    assert spent(entries[-1], 2, 0, "a repair").charged == ()
 
 
 def test_how_many_rows_a_client_has_is_not_told_where_it_hides_them() -> None:
@@ -241,6 +265,19 @@ def test_who_has_had_all_its_turns_is_drawn_no_more_nor_makes_up_for_others() ->
     assert all(len(those) <= 3 for those in drawn)
 
 
+def test_who_comes_back_to_a_round_that_lacks_somebody_has_no_more_turns_than_it_may() -> None:
+    """Of two clients with a turn each nobody is left for round 2."""
+    tables = {"round": {"fraction": 0.5, "clients": 2, "quorum": 1}, "privacy": LOCAL | {"rounds": 1}}
+    agenda = Agenda(from_dict({"rounds": 4, **tables}), 4)
+    agenda.decide(2, ["a", "b"])
+    for name in "ab":
+        assert [agenda.trains(round, name) for round in range(2)].count(True) == 1
+        agenda.join(name, 2, [])
+        assert not agenda.trains(2, name)
+    agenda.join("c", 2, [])
+    assert agenda.trains(2, "c"), "who has had none makes up for them"
+
+
 def test_the_broker_says_which_rounds_too_few_will_train() -> None:
     """Two clients of one turn each: nobody is left for round 2."""
     desk = begun("a", "b", privacy=CENTRAL | {"rounds": 1}, fraction=0.5, quorum=1)
@@ -274,7 +311,7 @@ def test_what_has_been_spent_stands_in_every_row_and_outlives_the_broker(tmp_pat
         again.close()
     ledger = Ledger(config.privacy)
     for entry in entries:
-        ledger.charge(entry.charged)
+        ledger.take(entry.round, entry.charged)
     assert ledger.most == 2
 
 

@@ -128,6 +128,17 @@ def test_a_revoked_client_is_out_at_once_and_nobody_waits_for_it() -> None:
     assert [type(effect) for effect in desk.effects] == [Drop], "it is not there any more, but a connection may be"
 
 
+def test_a_revoked_clients_offences_are_not_those_of_who_has_its_name_afterwards() -> None:
+    desk = KeyedDesk()
+    desk.handle(Malformed(peer_of("a"), "no message", "a"))
+    assert [drop.seconds for drop in desk.of(Drop)] == [10.0]
+    assert desk.say("a", Hello("a", "aa", PROTOCOL)) == [], "barred"
+    desk.handle(Revoked("a"))
+    assert kinds(desk.say("a", Hello("a", "ab", PROTOCOL))) == [Terms]
+    desk.handle(Malformed(peer_of("a"), "no message", "a"))
+    assert [drop.seconds for drop in desk.of(Drop)] == [10.0], "its first one"
+
+
 def test_what_a_lost_client_had_begun_does_not_count_when_it_is_revoked() -> None:
     desk = KeyedDesk()
     desk.gather("a", "b")

@@ -173,3 +173,29 @@ def test_a_port_in_use_and_a_wrong_address_are_told() -> None:
         router.close()
 
     asyncio.run(scenario())
+
+
+def test_a_message_of_very_many_frames_holds_up_nothing_and_the_next_one_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million empty frames fit into what an honest client may have under way. They were taken in one go, for seconds
+    in which nobody was answered."""
+    monkeypatch.setattr("broker.socket._PASSED_OVER", 10)
+
+    async def scenario() -> None:
+        got: list[tuple[int, int]] = []  # frames of a message, and how often the loop had turned
+        turns = 0
+        router = RouterSocket(HERE)
+        router.listen(lambda _peer, frames, _client: got.append((len(frames), turns)))
+        with zmq.Context() as context, context.socket(zmq.DEALER) as many:
+            many.set(zmq.LINGER, 0)
+            many.connect(router.endpoint)
+            many.send_multipart([b""] * 5000)
+            many.send_multipart([b"header", b"payload"])
+            while len(got) < 2:
+                turns += 1
+                await asyncio.sleep(0)
+            ((first, before), (second, after)) = got
+            assert (first, second) == (3, 2)
+            assert after - before >= 200, "the reader is called once or twice a turn"
+            router.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from parablock import status_command
+from parablock import accountant, status_command
+from parablock.accountant import epsilon
 from parablock.config import from_dict, to_dict
 from parablock.journal import Journal
 from parablock.journal_rows import Facts, Incarnation
@@ -21,14 +24,16 @@ PRIVATE = {"where": "local", "clip": 1.0, "noise": 4.0, "budget": 8.0}
 LIFE = Incarnation(json.dumps(to_dict(from_dict({}))), "now", 1, "here", "", 0.0)
 
 
-def made(path: Path, rounds: int, committed: int, **tables: object) -> RunFolder:
+def made(path: Path, rounds: int, committed: int, reported: int = 99, **tables: object) -> RunFolder:
+    """reported: of the committed rounds so many are in the metrics."""
     folder = RunFolder.create(path / "run", from_dict({"mode": "fedbcd", "rounds": rounds, **tables}))
     with Journal.create(folder.path / "journal.sqlite", Facts("run-1", "m", "base", "tokens", "")) as journal:
         journal.begin_epoch(LIFE)
         for round in range(committed):
-            journal.append(row(round))
-            spent = 0.5 * (round + 1) if "privacy" in tables else None
-            folder.append_metrics({"kind": "round", "round": round, "loss": 2.0 - round, "epsilon": spent})
+            of = row(round)
+            journal.append(replace(of, entry=replace(of.entry, charged=("a",) if "privacy" in tables else ())))
+            if round < reported:
+                folder.append_metrics({"kind": "round", "round": round, "loss": 2.0 - round, "epsilon": None})
     folder.append_metrics({"kind": "evaluation", "round": 0, "eval_loss": 1.25, "exact_match": 0.5})
     folder.close()
     return folder
@@ -62,11 +67,24 @@ def test_one_that_was_left_says_how_to_go_on_and_a_complete_one_that_it_is(
 
 
 def test_privacy_is_told_as_text_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = made(tmp_path, rounds=9, committed=3, privacy=PRIVATE)
-    assert "privacy    epsilon 1.5 of 8" in told(folder, capsys)
+    """Of all that is committed, though its rows of metrics still wait for a client's report."""
+    spent = epsilon(4.0, 3, 1e-5)
+    folder = made(tmp_path, rounds=9, committed=3, reported=1, privacy=PRIVATE)
+    assert f"privacy    epsilon {spent:.4g} of 8" in told(folder, capsys)
     assert status_command.main([str(folder.path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["epsilon"], found["budget"], found["committed"], found["served_by"]) == (1.5, 8.0, 3, None)
+    assert (found["epsilon"], found["budget"], found["committed"], found["served_by"]) == (spent, 8.0, 3, None)
+
+
+def test_where_nothing_can_work_it_out_that_is_told_and_all_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
+    accountant.epsilon_of.cache_clear()
+    out = told(made(tmp_path, rounds=9, committed=3, privacy=PRIVATE), capsys)
+    assert "3 of 9" in out
+    assert "epsilon unknown (differential privacy needs the package dp-accounting: pip install" in out
+    assert "of 8" in out
 
 
 def test_before_the_first_round_nobody_has_spent_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -111,3 +112,21 @@ def test_without_a_folder_it_is_the_users_own_by_run_and_name(
     assert os.listdir(tmp_path / "parablock") == []
     assert nameless is not None
     assert (named.again, nameless.again) == ("", f" --name {local.name}")
+
+
+def test_what_the_broker_says_is_one_line_that_steers_no_terminal(
+    asked: list[tuple[Local, Keeping | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reasons are the broker's words: none looks as if it were a line of ours."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(command.logging, "basicConfig", lambda **arguments: given.update(arguments))
+    assert command.main([*BROKER, "--state", "none"]) == 0
+    assert asked
+    (handler,) = given["handlers"]
+    record = logging.LogRecord("worker", logging.INFO, "", 0, "left: %s", ("\x1b[2Jbye\n12:00:00 done – ok",), None)
+    assert handler.format(record).endswith(" left: \\x1b[2Jbye\\n12:00:00 done – ok")
+    try:
+        raise ValueError("ours")
+    except ValueError as error:
+        record.exc_info = (type(error), error, error.__traceback__)
+    assert "\nTraceback (most recent call last):\n" in handler.format(record)

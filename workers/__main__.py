@@ -23,6 +23,7 @@ from parablock.keys import KeyFileError
 from parablock.messages import MAX_NAME, MAX_SUMMED, NAME
 from parablock.network import EndpointError
 from parablock.participant_events import End, Finish, Gone, Prepared
+from parablock.printable import printable
 from workers.contact import add_arguments, contact
 from workers.executor import TorchExecutor
 from workers.link import Interrupted, Link, SessionEnded
@@ -96,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     keep_freed_memory()
     level = logging.DEBUG if arguments.verbose else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(level)
     for number in (signal.SIGINT, signal.SIGTERM):  # until the event loop takes them over
         signal.signal(number, _give_up)
@@ -138,6 +141,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     keeping = None if arguments.state == "none" else Keeping(folder, again)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_take_part(local, there, arguments.patience, keeping))
+
+
+class _Lines(logging.Formatter):
+    """A line for each message, whatever words of the broker are in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 def _give_up(number: int, _frame: FrameType | None) -> None:
