@@ -195,6 +195,10 @@ class Turns:
         for before in [before for before in self._said if before < round - self._in_flight]:
             del self._said[before]
 
+    def knows(self, round: int) -> bool:
+        """Whether there is a turn to be told of a round."""
+        return self._schedule is not None or round in self._said
+
     def turn(self, round: int) -> Turn | None:
         """None: the broker has not said it (yet, or of a round before our start, or it was passed long ago)."""
         if self._schedule is not None:

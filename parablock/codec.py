@@ -117,18 +117,20 @@ class _Scaled(Codec):
             table = np.zeros((groups, GROUP), np.float32)
             table.reshape(-1)[: values.size] = values
         # By their bits values without a sign are in order, infinity and NaN above the others.
-        largest = (table.view(np.uint32) & np.uint32(0x7FFFFFFF)).max(axis=1).view(np.float32)
+        magnitudes = table.view(np.uint32) & np.uint32(0x7FFFFFFF)
+        largest = np.maximum.reduce(magnitudes, axis=1).view(np.float32)
         with np.errstate(all="ignore"):  # a group that is not finite has a scale that says so
             bits = (largest / np.float32(self.levels)).view(np.uint32) + np.uint32(0xFFFF)
             scales = _keep_nan(largest, (bits >> np.uint32(16)).astype(np.uint16))
             wide = _widen(scales)
             odd = ~(wide * np.float32(self.levels) < np.inf)
-            if odd.any():  # rounded up too far at the end of the range, or not finite to begin with
+            any_odd = np.count_nonzero(odd)
+            if any_odd:  # rounded up too far at the end of the range, or not finite to begin with
                 scales[odd & np.isfinite(largest)] -= np.uint16(1)
                 wide = _widen(scales)
             inverse = np.where(wide >= _SMALLEST_SCALE, np.float32(1.0) / wide, np.float32(0.0))
             scaled = table * inverse[:, None]
-            if odd.any():
+            if any_odd:
                 scaled = np.nan_to_num(scaled.clip(-self.levels, self.levels), nan=1.0)
             codes = np.rint(scaled, out=scaled).astype(np.int8)
         return scales, codes.reshape(-1)
@@ -203,6 +205,6 @@ def _widen(bits: npt.NDArray[np.uint16]) -> Vector:
 def _keep_nan(values: Vector, bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
     """Rounding may carry a NaN's bits over into a number; put it back."""
     nan = np.isnan(values)
-    if nan.any():
+    if np.count_nonzero(nan):
         bits[nan] = _QUIET_NAN
     return bits

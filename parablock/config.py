@@ -85,19 +85,19 @@ class Config:
     secure: Secure = field(default_factory=Secure)
     journal: Journal = field(default_factory=Journal)
 
-    @property
+    @functools.cached_property
     def in_flight(self) -> int:
         """How many rounds a client may be ahead of the next commit: 0 in a synchronous mode, but for those rounds that
         are trained `together`."""
         return self.pipeline.max_in_flight if self.mode == "parablock" else self.together - 1
 
-    @property
+    @functools.cached_property
     def together(self) -> int:
         """Rounds whose blocks are trained at once, and exchanged one after the other: r to r + together − 1, for every
         multiple r of it."""
         return 2 if self.mode == "lisa" else 1
 
-    @property
+    @functools.cached_property
     def delay(self) -> int:
         """Rounds that may be on the way while the next ones train: 0 in every synchronous mode."""
         return self.in_flight + 1 - self.together
@@ -134,19 +134,19 @@ class Config:
             head=treated(self.blocks.head),
         )
 
-    @property
+    @functools.cached_property
     def quorum(self) -> int:
         """Fewest clients that must be there for a round to close, and contributions to it at its deadline."""
         drawn = self.drawn(self.round.clients)
         least = self.secure.needed(drawn) if self.secure.enabled else drawn // 2 + 1
         return self.round.quorum or max(least, self.robust.fewest)
 
-    @property
+    @functools.cached_property
     def measured(self) -> bool:
         """Whether all of every contribution must be seen before any of it is folded (`parablock.measurement`)."""
         return self.robust.measured or self.privacy.central
 
-    @property
+    @functools.cached_property
     def announced(self) -> bool:
         """Whether the broker says as the run goes on what a round trains and who; else it follows from the settings."""
         return self.schedule.order == "importance" or self.mode == "fedcybgd" or self.round.fraction < 1.0
@@ -355,11 +355,11 @@ def _check(path: str, item: dataclasses.Field[Any], hint: Any, value: Any) -> Sc
         if not isinstance(value, str) or value not in choices:
             raise ConfigError(f"{path} must be one of {', '.join(choices)}; got {value!r}")
         return value
-    wrong = ConfigError(f"{path} must be {_expected(item, hint)}; got {value!r:.200}")
+    given = value
     if hint is float and type(value) is int:
         value = float(value) if abs(value) < 2**1023 else math.inf
     if type(value) is not hint:
-        raise wrong
+        raise _wrong(path, item, hint, given)
     if isinstance(value, str) and len(value) > _LONGEST_TEXT:
         raise ConfigError(f"{path} has {len(value)} characters; at most {_LONGEST_TEXT} are possible")
     if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
@@ -371,8 +371,12 @@ def _check(path: str, item: dataclasses.Field[Any], hint: Any, value: Any) -> Sc
         )
         too_high = meta["high"] is not None and value > meta["high"]
         if too_low or too_high or not math.isfinite(value):
-            raise wrong
+            raise _wrong(path, item, hint, given)
     return typing.cast("Scalar", value)
+
+
+def _wrong(path: str, item: dataclasses.Field[Any], hint: Any, value: Any) -> ConfigError:
+    return ConfigError(f"{path} must be {_expected(item, hint)}; got {value!r:.200}")
 
 
 def _expected(item: dataclasses.Field[Any], hint: Any) -> str:

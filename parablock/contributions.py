@@ -9,6 +9,7 @@ to give. What the broker counts it says by commits, which are the participant's 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -244,10 +245,14 @@ class Contributions:
         for abstain in self._withheld.values():
             self._say(abstain, None)
 
-    def stalled_at(self, resend_s: float) -> list[float]:
-        """When each contribution that is on its way will have made no progress for `resend_s`, and when it is to be
-        asked what became of a late one."""
-        return [upload.progress_at + resend_s for upload in self._uploads.values() if upload.unanswered]
+    def stalled_at(self, resend_s: float) -> float:
+        """When the first contribution that is on its way will have made no progress for `resend_s`, or it is to be
+        asked what became of a late one; infinite where there is none."""
+        due = math.inf
+        for upload in self._uploads.values():
+            if upload.progress_at < due and upload.unanswered:
+                due = upload.progress_at
+        return due + resend_s
 
     def resend(self, resend_s: float, now: float) -> None:
         """Send again what was not confirmed for that long."""
@@ -264,7 +269,7 @@ class Contributions:
     def _pump(self) -> None:
         """Send what is ready, earlier rounds first, as they are needed first, but late ones last; a window at most is
         under way."""
-        room = self._window_bytes - sum(upload.outgoing.under_way for upload in self._uploads.values())
+        room = self._window_bytes - sum([upload.outgoing.under_way for upload in self._uploads.values()])
         for upload in sorted(self._uploads.values(), key=lambda upload: upload.late):
             for offset, chunk in upload.outgoing.due(room):
                 room -= chunk.payload.nbytes

@@ -7,23 +7,22 @@ seconds; `deadline()` says when the next `Tick` is due.
     the run      GATHERING ──all clients joined──▸ RUNNING ──last commit──▸ DRAINING ──all have left──▸ OVER
     a session    GREETED ──Join──▸ JOINED ──Start──▸ ACTIVE         (gone: left, lost, refused, replaced ...)
 
-A broker that was restarted begins with what its journal holds (`parablock.saved`): the run is RUNNING at once, or
-DRAINING, and those who took part are expected back. They count as members of the open rounds until they have come, or
-`network.timeout_s` have passed since the first event; whoever they sent contributions to is gone, so they offer them
-again. Where no round was committed the run is GATHERING once more; if a worker says that it had begun, no longer than
-that, once the quorum is there.
+A broker that was restarted begins with what its journal holds (`parablock.saved`): where a round was committed the run
+is RUNNING at once, or DRAINING, and those who took part are expected back; whoever they sent contributions to is gone,
+so they offer them again.
 
 What a session may say in which state stands in `parablock.sessions.ALLOWED`; anything else breaks the protocol, and so
-does who says more than its quota (`parablock.quota`). That ends the session and closes its connection; it is counted,
-and a client whose key proves its name is not let in for a while (`parablock.offences`). One that has only greeted and
+does who says more than its quota (`parablock.conduct`). That ends the session and closes its connection; it is counted,
+and a client whose key proves its name is not let in for a while. One that has only greeted and
 speaks as if it took part is one that was forgotten: it shall join again. A contribution that was acknowledged stays,
 whatever becomes of the session that sent it.
 
 On encrypted connections a session is its key: a client is called what the broker's list calls the key, and a message
 that comes under a session's address by another key changes nothing, but is held against the key's owner.
 
-Who is there is in `parablock.roster`, what a round trains and who does in `parablock.agenda`, what comes up and is
-counted in `parablock.collection`, what goes down in `parablock.distribution`.
+Who is there is in `parablock.roster`, who is let in, and from which round on, in `parablock.admission`, what a round
+trains and who does in `parablock.agenda`, what comes up and is counted in `parablock.collection`, what goes down in
+`parablock.distribution`.
 """
 
 from __future__ import annotations
@@ -34,8 +33,10 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from parablock import config as settings
+from parablock.admission import Admission
 from parablock.agenda import Agenda
 from parablock.collection import Collection
+from parablock.conduct import Conduct
 from parablock.coordinator_events import (
     LONGEST_QUOTE,
     NOBODY,
@@ -86,18 +87,14 @@ from parablock.messages import (
     Waiting,
     Welcome,
 )
-from parablock.offences import Offences
-from parablock.quota import Quotas
 from parablock.roster import Roster
 from parablock.sessions import ALLOWED, Session, SessionState, takes_part
-from parablock.tally import Tally
 from parablock.transfer import TransferError
 from parablock.wire import Envelope
 
 if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
-    from parablock.quota import Holder
     from parablock.saved import Saved
     from parablock.wire import Buffer
 
@@ -111,10 +108,6 @@ class Phase(Enum):
 
 _PROBE_ANSWER = memoryview(bytes(MAX_PROBE_BYTES))
 """Every answer to a probe is a view of this: whoever asks for many and reads none makes us hold no payload."""
-
-_TELL_ALL = 100
-"""Of a client's comings and goings so many are told one by one, or eight for each client that the run awaits where that
-is more; those whose name nothing proves count together."""
 
 _LONGEST_REASON = 1000
 """Characters; see `parablock.messages.Reason`. A reason may quote what came."""
@@ -143,8 +136,6 @@ class Coordinator:
         self._config = config
         self._terms = json.dumps(settings.to_dict(config, shared_only=True))
         self._manifest = manifest
-        self._base = base
-        self._tokenizer = tokenizer
         self._run = run
         self._epoch = epoch
         self._effects: list[Effect] = []
@@ -152,10 +143,11 @@ class Coordinator:
         self._looked_behind_at = 0  # the round at which `_leave_behind` was last called
         self._agenda = Agenda(config, len(manifest.blocks))
         self._roster = Roster()
-        self._quotas = Quotas(config, manifest)
-        self._offences = Offences()
-        self._comings = Tally(max(_TELL_ALL, 8 * config.round.clients))
+        self._conduct = Conduct(config, manifest)
         self._distribution = Distribution(config, manifest, run, epoch, self._emit, self._due_by)
+        self._admission = Admission(
+            config, manifest, base, tokenizer, epoch, self._agenda, self._roster, self._distribution, self._due_by
+        )
         sums = None
         if config.secure.enabled:
             from parablock.sums import Sums  # cryptography is an extra
@@ -164,8 +156,6 @@ class Coordinator:
         self._collection = Collection(
             config, manifest, self._agenda, self._roster, self._distribution, self._send, self._emit, self._due_by, sums
         )
-        self._expected_until: float | None = None  # in seconds; None: until so long after the first event
-        self._gather_until = math.inf  # in seconds; when the run begins with those that are there
         if saved is not None and saved.next_round:
             self._restore(saved)
 
@@ -196,16 +186,8 @@ class Coordinator:
 
     def _take(self, event: Event, now: float) -> None:
         match event:
-            case Received(peer, _, client) | Malformed(peer, _, client) if self._offences.barred_s(client, now):
-                self._emit(Drop(peer, "not let in yet", client, self._offences.barred_s(client, now)))
-            case Received(peer, _, client) | Malformed(peer, _, client) if not self._is_its_own(peer, client):
-                session = self._roster.get(peer)
-                assert session is not None
-                self._violation(peer, client, f"it spoke under the routing id of {session.name}", now)
-            case Received(peer, envelope, client):
-                self._receive(peer, client, envelope, now)
-            case Malformed(peer, reason, client):
-                self._violation(peer, client, reason, now)
+            case Received() | Malformed():
+                self._hear(event, now)
             case Revoked(client):
                 self._revoked(client, now)
             case Measured(round, attempt, verdict):
@@ -254,6 +236,21 @@ class Coordinator:
 
     # Messages
 
+    def _hear(self, event: Received | Malformed, now: float) -> None:
+        """Something has come over a connection."""
+        peer, client = event.peer, event.client
+        barred_s = self._conduct.barred_s(client, now)
+        if barred_s:
+            self._emit(Drop(peer, "not let in yet", client, barred_s))
+        elif not self._is_its_own(peer, client):
+            session = self._roster.get(peer)
+            assert session is not None
+            self._violation(peer, client, f"it spoke under the routing id of {session.name}", now)
+        elif isinstance(event, Received):
+            self._receive(peer, client, event.envelope, now)
+        else:
+            self._violation(peer, client, event.reason, now)
+
     def _is_its_own(self, peer: bytes, client: str | None) -> bool:
         """Whether no session of somebody else has this address."""
         session = self._roster.get(peer)
@@ -261,11 +258,11 @@ class Coordinator:
 
     def _receive(self, peer: bytes, client: str | None, envelope: Envelope, now: float) -> None:
         session = self._roster.get(peer)
-        message, holder = envelope.message, _holder(peer, client)
+        message = envelope.message
         if isinstance(message, Probe):  # from anybody, and without any effect on the run
             self._probe(peer, client, message, envelope.payload, now)
             return
-        over = self._quotas.spend(holder, message, now)
+        over = self._conduct.excess(peer, client, message, now)
         if over is not None:
             self._violation(peer, client, over, now)
             return
@@ -289,18 +286,18 @@ class Coordinator:
         session.heard_at = now
         try:
             match message:
-                case Join():
-                    self._join(session, message, now)
-                case Heartbeat():
-                    self._heartbeat(session, message, now)
-                case Offer():
-                    self._collection.offer(session, message, now)
+                case Credit():
+                    self._distribution.credit(session, message, now)
                 case Chunk():
                     assert envelope.payload is not None
                     if self._collection.chunk(session, message, envelope.payload, now):
-                        self._quotas.took_chunk(holder)
-                case Credit():
-                    self._distribution.credit(session, message, now)
+                        self._conduct.took_chunk(session)
+                case Heartbeat():
+                    self._heartbeat(session, message, now)
+                case Join():
+                    self._join(session, message, now)
+                case Offer():
+                    self._collection.offer(session, message, now)
                 case Abstain():
                     self._collection.abstain(session, message)
                 case Keys() | Shares() | Unmasked():
@@ -316,13 +313,12 @@ class Coordinator:
             self._violation(peer, client, str(error), now)
 
     def _probe(self, peer: bytes, client: str | None, probe: Probe, payload: Buffer | None, now: float) -> None:
-        holder = _holder(peer, client)
         nbytes = probe.answer + (payload.nbytes if payload is not None else 0)
-        over = self._quotas.spend_probe(holder, nbytes, now)
+        over = self._conduct.excess_of_probes(peer, client, nbytes, now)
         if over is None:
             answer = _PROBE_ANSWER[: probe.answer] if probe.answer else None
             self._emit(Send(peer, Envelope(self._run, self._epoch, Probed(probe.sequence), answer)))
-        elif (flood := self._quotas.spend(holder, probe, now)) is None:
+        elif (flood := self._conduct.excess(peer, client, probe, now)) is None:
             self._send(peer, Refused(over))
         else:
             self._violation(peer, client, flood, now)
@@ -351,7 +347,7 @@ class Coordinator:
         if session.start is not None:  # repeated, because our answer was lost
             self._send(session.peer, session.start)
             return
-        reason = self._mismatch(join)
+        reason = self._admission.objection(join)
         if reason is not None:
             self._send(session.peer, Refused(reason))
             self._remove(session, "refused", reason, now)
@@ -362,77 +358,21 @@ class Coordinator:
             self._come_or_go(session, "joined", rows, now)
         self._send(session.peer, Welcome(len(self._roster.clients)))
         if self.phase in (Phase.RUNNING, Phase.DRAINING):
-            self._admit(session, join, now)
+            self._started(session, self._admission.admit(session, join, self.next_round, now), now)
             return
-        if self._epoch > 1 and join.position >= 0 and math.isinf(self._gather_until):
-            self._gather_until = now + self._config.network.timeout_s
-            self._due_by(self._gather_until)
-        if self._gathered(now):
+        self._admission.gathers(join, now)
+        if self._admission.gathered(now):
             self._begin(now)
-
-    def _gathered(self, now: float) -> bool:
-        """Whether all are there with whom the run begins.
-
-        A broker that was restarted and whose journal is empty may learn from a worker that the run had begun. One that
-        has gone since will not come again: the run does not wait for it longer than it would have then.
-        """
-        there = len(self._roster.clients)
-        if now >= self._gather_until and there >= self._config.quorum:
-            return True
-        return there >= self._config.round.clients
 
     def _begin(self, now: float) -> None:
         self.phase = Phase.RUNNING
-        self._agenda.decide(self._config.in_flight, self._roster.clients)
-        for session in self._roster:
-            if session.state is SessionState.JOINED:
-                self._start(session, 0, (), now)
+        for session, start in self._admission.begin(self.next_round):
+            self._started(session, start, now)
 
-    def _mismatch(self, join: Join) -> str | None:
-        differs = []
-        if join.manifest != self._manifest.digest:
-            differs.append("its blocks (names, shapes, dtypes or grouping of the parameters)")
-        if join.base != self._base:
-            differs.append("its weights")
-        if join.tokenizer != self._tokenizer:
-            differs.append("its tokenizer")
-        if differs:
-            return (
-                f"the worker's model differs from the broker's in {', '.join(differs)}; "
-                f"load the same model as the run's ({self._config.model}), by --model if it lies elsewhere"
-            )
-        if join.rows == 0:
-            return "the worker has no training rows"
-        if len(join.versions) != len(self._manifest.blocks):
-            return f"the worker names versions of {len(join.versions)} blocks, the run has {len(self._manifest.blocks)}"
-        return None
-
-    def _admit(self, session: Session, join: Join, now: float) -> None:
-        """Let a worker in after the start: what changed since its versions first, then a round that it can reach.
-
-        One that has come back and has not fallen behind the next commit has answers to all open rounds, or is about
-        to: it takes part in them. Clients may be as far as in_flight rounds beyond the next commit; a newcomer begins
-        right after those, so that nobody waits for it, unless the round at hand lacks the quorum. So does one that
-        says to be farther: what it has is of another state of this run, or it lies.
-        """
-        self._roster.unexpect(session.name)
-        pending = self._distribution.catch_up(session, join.versions, now)
-        short = len(self._roster.members(self.next_round)) < self._config.quorum
-        beyond = self.next_round + self._config.in_flight + 1
-        first = self.next_round if short or self.next_round <= join.position <= beyond else beyond
-        first = min(first, self._config.rounds)
-        self._agenda.join(session.name, first, self._roster.present())
-        self._start(session, first, pending, now)
-
-    def _start(self, session: Session, first: int, pending: tuple[int, ...], now: float) -> None:
-        # What is beyond these is said with the commit that is on its way to the disk.
-        turns = self._agenda.turns(self.next_round, session.name)[: self._config.in_flight + 1]
-        blocks, trains = tuple(turn.block for turn in turns), tuple(turn.trains for turn in turns)
-        start = Start(first, len(self._roster.clients), self.next_round, pending, blocks, trains)
-        self._roster.start(session, start)
-        self._collection.stirred = True
+    def _started(self, session: Session, start: Start, now: float) -> None:
+        self._collection.stir()
         self._send(session.peer, start)
-        self._come_or_go(session, "started", f"from round {first}", now)
+        self._come_or_go(session, "started", f"from round {start.round}", now)
 
     def _heartbeat(self, session: Session, heartbeat: Heartbeat, now: float) -> None:
         self._emit(Reported(session.name, heartbeat))
@@ -445,7 +385,7 @@ class Coordinator:
 
     def _advance(self, now: float) -> None:
         """Begin what can begin, close what can close, end what has ended."""
-        if self.phase is Phase.GATHERING and self._gathered(now):
+        if self.phase is Phase.GATHERING and self._admission.gathered(now):
             self._begin(now)
         if self.phase is Phase.RUNNING and self._collection.stirred:
             self._collection.advance(now)
@@ -470,12 +410,8 @@ class Coordinator:
             times.append(session.heard_at + network.timeout_s)
             times += [download.progress_at + network.resend_s for download in session.downloads.values()]
         self._collection.reclaim()
-        if self._roster.expected:
-            assert self._expected_until is not None
-            times.append(self._expected_until)
-        if self.phase is Phase.GATHERING and now < self._gather_until:
-            times.append(self._gather_until)
-        self._collection.stirred = True  # a deadline may have passed
+        times.append(self._admission.due(now))
+        self._collection.stir()  # a deadline may have passed
         due = self._collection.deadline(now)
         self._due = min(times + ([] if due is None else [due]), default=math.inf)
 
@@ -483,15 +419,10 @@ class Coordinator:
         self._due = min(self._due, time)
 
     def _wait_for_expected(self, now: float) -> None:
-        """After a restart: the time runs from the first event on; those who have not come by then are lost."""
-        timeout_s = self._config.network.timeout_s
-        if self._expected_until is None:
-            self._expected_until = now + timeout_s
-        elif now >= self._expected_until:
-            for name in self._roster.expected:
-                self._roster.unexpect(name)
-                self._collection.stirred = True
-                self._note("lost", name, f"not back within {timeout_s:g} s of the broker's restart")
+        for name in self._admission.missed(now):
+            self._collection.stir()
+            timeout_s = self._config.network.timeout_s
+            self._note("lost", name, f"not back within {timeout_s:g} s of the broker's restart")
 
     @property
     def expected(self) -> list[str]:
@@ -512,13 +443,13 @@ class Coordinator:
 
     def _revoked(self, client: str, now: float) -> None:
         """End what this client has here: nobody waits for it, and what it has not sent to its end does not count."""
-        self._offences.forget(client)
+        self._conduct.forget(client)
         reason = "the broker's owner has revoked the key of this worker"
         for session in [session for session in self._roster if session.client == client]:
             self._send(session.peer, Refused(reason))
             self._remove(session, "revoked", "its key was revoked", now, told=True)
         self._collection.withdraw(client)  # of one that was lost, too, and might have come back
-        self._collection.stirred = True
+        self._collection.stir()
         if client in self._roster.expected:
             self._roster.unexpect(client)
             self._note("revoked", client, "its key was revoked before it was back")
@@ -532,13 +463,7 @@ class Coordinator:
         stolen = not self._is_its_own(peer, client)
         session = None if stolen else self._roster.get(peer)
         offender = client if client is not None else session.name if session is not None else ""
-        offence = self._offences.add(offender, now, proven=client is not None)
-        text = f"broke the protocol: {reason}"
-        if offence.number > 1:
-            text += f"; {'its ' if client is not None else ''}offence number {offence.number}"
-            text += "" if client is not None else " of those without a key"
-        if offence.barred_s:
-            text += f"; not let in for {offence.barred_s:g} s"
+        offence, text = self._conduct.offend(offender, reason, now, proven=client is not None)
         ended = [each for each in self._roster if (each is session if client is None else each.client == client)]
         for address in {each.peer for each in ended} | (set() if stolen else {peer}):
             self._send(address, Refused(f"the worker {text}"[:_LONGEST_REASON]))
@@ -553,7 +478,7 @@ class Coordinator:
         self._roster.remove(session)
         if kind in ("left", "refused", "dropped", "revoked"):
             self._roster.unexpect(session.name)
-        self._collection.stirred = True
+        self._collection.stir()
         if told is None:
             self._come_or_go(session, kind, text, now)
         else:
@@ -571,29 +496,22 @@ class Coordinator:
         self._emit(Over(complete, reason))
 
     def _send(self, peer: bytes, message: FromBroker, payload: Buffer | None = None) -> None:
-        self._emit(Send(peer, Envelope(self._run, self._epoch, message, payload)))
+        self._effects.append(Send(peer, Envelope(self._run, self._epoch, message, payload)))
 
     def _come_or_go(self, session: Session, kind: str, text: str, now: float) -> None:
-        number = self._comings.add(session.client or "", now)
-        if number > self._comings.tell_all:
-            text += f"; number {number} of such events, of which few are told"
-        self._note(kind, session.name, text, told=self._comings.tells(number))
+        told, text = self._conduct.tell(session, text, now)
+        self._note(kind, session.name, text, told=told)
 
     def _note(self, kind: str, client: str, text: str, *, told: bool = True) -> None:
         self._emit(Note(kind, client, text, told))
 
     def _emit(self, effect: Effect) -> None:
         self._effects.append(effect)
-        match effect:
-            case Send(peer, Envelope(message=Chunk())):
-                session = self._roster.get(peer)
+        if isinstance(effect, Send):
+            if isinstance(effect.envelope.message, Chunk):
+                session = self._roster.get(effect.peer)
                 assert session is not None
-                self._quotas.sent_chunk(_holder(peer, session.client))
-            case Committed():
-                for session in self._roster.active():
-                    self._quotas.sent_commit(_holder(session.peer, session.client))
-
-
-def _holder(peer: bytes, client: str | None) -> Holder:
-    """Whose quota it is."""
-    return peer if client is None else client
+                self._conduct.sent_chunk(session)
+        elif isinstance(effect, Committed):
+            for session in self._roster.active():
+                self._conduct.sent_commit(session)

@@ -176,7 +176,7 @@ class Distribution:
         But for a chunk of the earliest: what is under way may be changes of it, whose end is not confirmed before.
         """
         room = self._config.network.window_bytes
-        room -= sum(download.outgoing.under_way for download in session.downloads.values())
+        room -= sum([download.outgoing.under_way for download in session.downloads.values()])
         for place, download in enumerate(session.downloads.values()):
             alone = place == 0 and not download.outgoing.under_way
             least = download.shipment.payload.chunk_bytes if alone else 0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from parablock.config import Config
     from parablock.manifest import Manifest
-    from parablock.messages import FromWorker
+    from parablock.messages import FromWorker, Start
     from parablock.wire import Buffer
 
 
@@ -49,6 +49,7 @@ class Memberships:
         self._members: dict[int, SumMember] = {}  # by round
         self._said: set[int] = set()  # rounds of which something was said since the last reminder
         self._refused: set[int] = set()  # rounds that go on without us
+        self._inherited: int | None = None  # a round to which an earlier process of ours may have given, −1: none open
         self._given: dict[int, dict[int, tuple[str, ...]]] = {}  # by round and slice: what we helped any broker add up
 
     def greet(self, run: str, epoch: int) -> bool:
@@ -61,6 +62,15 @@ class Memberships:
         self._members.clear()
         self._refused.clear()
         return True
+
+    def start(self, start: Start) -> None:
+        """A session of this process has started."""
+        if self._inherited is None:
+            self._inherited = start.next
+        if self._broker[1] > 1 and max(start.round, start.next) <= self._inherited:
+            self._withhold(
+                self._inherited, "an earlier process may have given to it, and an earlier broker have unmasked that"
+            )
 
     def begin(self, round: int, block: int) -> None:
         """Take part in a round that we are to train, or have trained; unless that was begun."""
@@ -140,6 +150,8 @@ class Memberships:
         bits = exponent(len(clients), secure.range)
         masker = Masker(keys, member.occasion.chunks, bits, secure.range, most_tokens(self._config))
         self._emit(Mask(round, masker))
+        if (round, self._broker[1]) == (self._inherited, 1):
+            self._inherited = -1  # the only sum so far that we can be in is with this process
         return True
 
     def _give_up(self, round: int, reason: str) -> None:

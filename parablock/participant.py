@@ -3,36 +3,26 @@
 It knows what the broker has committed and what has arrived, sends contributions within their credit, and says which
 round may be trained. It opens no socket, reads no clock and touches no model: `workers` performs its effects.
 
-    CALLING ──Terms──▸ PREPARING ──Prepared──▸ JOINING ──Welcome──▸ WAITING ──Start──▸ TRAINING ──Finish──▸ LEAVING
-       ▴                                                                                  │                    │
-       └────────────────────────────── Rejoin (keeps what was prepared) ──────────────────┘                    ▾
-    any state ──Refused, Stopped for good, out of patience──▸ GONE ◂──Goodbye──────────────────────────────────┘
+Contributions are kept until their round is closed, and partly received blocks until they are superseded, so that a
+new greeting costs only what was not yet confirmed. A worker that was ended and begins again with what it has kept
+(`Kept`) goes on as if it were the same process.
 
-While it calls nobody, it waits longer from call to call, up to half a minute, each worker by chance a little less, so
-that not all of them call at once a broker that is back; as soon as that is heard, the next call comes as the first.
-Told to join again it calls at once, but no sooner than a second after the call before.
-
-What the broker may say in which state stands in `EXPECTED`; a message that does not fit is one that was delayed or
-repeated, and is passed over. Contributions are kept until their round is closed, and partly received blocks until
-they are superseded, so that a new greeting costs only what was not yet confirmed. A worker that was ended and begins
-again with what it has kept (`Kept`) goes on as if it were the same process.
-What goes up is in `parablock.contributions`, what comes down in `parablock.downloads`, what rounds ahead are in
-`parablock.agenda`.
+Its states, and what the broker may say in which, are in `parablock.conversation`, when it calls and when it gives up in
+`parablock.patience`, what goes up in `parablock.contributions`, what comes down in `parablock.arrivals`, what rounds
+ahead are in `parablock.agenda`.
 """
 
 from __future__ import annotations
 
 import json
-import random
-from dataclasses import dataclass, replace
-from enum import Enum
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from parablock import config as settings
 from parablock.agenda import Turn, Turns
-from parablock.commits import Commits
+from parablock.arrivals import Arrivals
 from parablock.contributions import Contributions
-from parablock.downloads import Downloads
+from parablock.conversation import EXPECTED, State
 from parablock.layout import Layout
 from parablock.messages import (
     PROTOCOL,
@@ -84,60 +74,13 @@ from parablock.participant_events import (
     Withdraw,
     Withhold,
 )
+from parablock.patience import Patience
 from parablock.transfer import Payload, TransferError
 from parablock.wire import Buffer, Envelope
 
 if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.memberships import Memberships
-
-
-class State(Enum):
-    CALLING = "calling"
-    PREPARING = "preparing"
-    JOINING = "joining"
-    WAITING = "waiting"
-    TRAINING = "training"
-    LEAVING = "leaving"
-    GONE = "gone"
-
-
-EXPECTED: dict[type[Any], frozenset[State]] = {
-    Terms: frozenset({State.CALLING}),
-    Welcome: frozenset({State.JOINING}),
-    Start: frozenset({State.JOINING, State.WAITING, State.TRAINING}),
-    Commit: frozenset({State.JOINING, State.WAITING, State.TRAINING}),
-    Chunk: frozenset({State.JOINING, State.WAITING, State.TRAINING}),
-    Credit: frozenset({State.TRAINING}),
-    Rejected: frozenset({State.TRAINING}),
-    Late: frozenset({State.TRAINING}),
-    Roll: frozenset({State.TRAINING}),
-    Dealt: frozenset({State.TRAINING}),
-    Unmask: frozenset({State.TRAINING}),
-    Heartbeat: frozenset(State) - {State.GONE},
-    Rejoin: frozenset({State.PREPARING, State.JOINING, State.WAITING, State.TRAINING}),
-    Goodbye: frozenset({State.LEAVING}),
-    Refused: frozenset(State) - {State.GONE},
-    Stopped: frozenset(State) - {State.GONE},
-}
-
-
-@dataclass
-class _Timing:
-    """Seconds. The first three hold before the broker has said its settings.
-
-    call: to the second call, and from each to the next twice as long, but no longer than longest_call. unanswered: of
-    calls, before the user hears of it. say_leave: from one goodbye to the next, for `leave` altogether.
-    """
-
-    heartbeat: float = 2.0
-    timeout: float = 30.0
-    resend: float = 5.0
-    call: float = 1.0
-    longest_call: float = 30.0
-    unanswered: float = 2.0
-    say_leave: float = 1.0
-    leave: float = 10.0
 
 
 class Participant:
@@ -151,32 +94,19 @@ class Participant:
         self._invited_to = run
         self._name = ""  # what the broker calls us
         self._hello = Hello(name, session, PROTOCOL)
-        self._patience_s = patience_s
-        self._timing = _Timing()
+        self._patience = Patience(patience_s, session, now)
         self._run = ""
         self._epoch = 0
+        self._settings = ""  # as the broker has said them last
         self._prepared: Prepared | None = None
-        self._versions: list[int] = []
-        self._commits = Commits(0)
-        self._told_in = 0  # the epoch of the broker that said what `told` is; 0: an earlier process knew it
+        self._arrivals = Arrivals(self._send, self._emit)
         self._begun = False  # there is a position to go on from
-        self._first_start = True  # is still to come to this process
         self._contributions = Contributions(self._send, self._emit)
-        self._downloads = Downloads(self._send, self._emit, self._builds)
         self._sums: Memberships | None = None  # where contributions are masked
-        self._inherited = -1  # a round to which an earlier process of ours may have given, −1: none that is open
         self._start: Start | None = None
         self._turns: Turns | None = None
         self._where = Progress(-1, 0)
         self._waits_for = -1  # training stands still for this round's block, unless it is committed
-        self._heard_at = now
-        self._said_at = self._called_at = now - 1e9  # the first Tick calls
-        self._jitter = random.Random(session)
-        self._calls = 0  # since the broker was last heard
-        self._call_after = 0.0  # seconds from the newest call, or whatever was said last, to the next one
-        self._silent = False
-        self._stopped = False  # it has said so, and nothing since
-        self._leaving_since = now
         self._joining_since = now
         self._leave = Leave("")
         self._effects: list[Effect] = []
@@ -195,14 +125,14 @@ class Participant:
 
     def _take(self, event: Event, now: float) -> None:
         match event:
-            case Received(envelope):
-                self._receive(envelope, now)
+            case Received():
+                self._receive(event.envelope, now)
             case Prepared():
                 first, self._prepared = self._prepared is None, replace(event, kept=None)  # that is given on
-                self._take_times(event.config)
+                self._arrivals.prepare(event.config, event.manifest)
+                self._patience.settle(event.config.network)
                 self._contributions.keeps_late = event.config.round.late == "fold"
                 if first:
-                    self._versions = [0] * len(event.manifest.blocks)
                     self._turns = Turns(event.config, len(event.manifest.blocks))
                     self._take_part_in_sums()
                     self._resume(event.kept, now)
@@ -215,7 +145,7 @@ class Participant:
             case Withhold(round, reason):
                 self._passed(round)
                 live = self.state is State.TRAINING
-                self._contributions.withhold(Abstain(round, reason), self._commits.told, live=live)
+                self._contributions.withhold(Abstain(round, reason), self.told, live=live)
             case Withdraw(round, reason):
                 self._withdraw(round, reason)
             case SitOut(round):
@@ -244,24 +174,20 @@ class Participant:
         if kept.run != self._run:
             self._notice(f"what was kept is of another run ({kept.run}); it is not used")
             return
-        assert len(kept.versions) == len(self._versions), "kept of a model with other blocks"
-        self._versions = list(kept.versions)
-        # What is in the model was committed; and so was all that must land before the last round that was passed.
-        self._commits = Commits(max(0, *kept.versions, kept.position - self._config.in_flight - 1))
+        self._arrivals.restore(kept)
         self._contributions.restore(kept.held, kept.position, self._config.network.window_bytes, now)
         self._begun = True
 
     def deadline(self) -> float:
         """When the next `Tick` is due, on the scale of `now`."""
+        patience = self._patience
         if self.state is State.CALLING:
-            times = [self._said_at + self._call_after, self._heard_at + self._patience_s]
-            return min(times if self._silent else [*times, self._heard_at + self._timing.unanswered])
+            return patience.calls_at()
         if self.state is State.LEAVING:
-            return self._said_at + self._timing.say_leave
-        times = [self._said_at + self._timing.heartbeat, self._heard_at + self._patience_s]
-        if self.state is State.TRAINING and not self._silent:
-            times += self._contributions.stalled_at(self._timing.resend)
-        return min(times)
+            return patience.leaves_at()
+        if self.state is State.TRAINING and not patience.silent:
+            return min(patience.beats_at(), self._contributions.stalled_at(patience.resend_s))
+        return patience.beats_at()
 
     def may_train(self, round: int) -> bool:
         """Whether everything that `round` builds on is in hand: all but the last `in_flight` rounds before it.
@@ -269,13 +195,15 @@ class Participant:
         And whether we are told what it is: after a Start that was delayed since an earlier session we may not be, until
         the newest one comes.
         """
-        if self.state is not State.TRAINING or not self.arrived_through(round - self._config.in_flight - 1):
+        config = self._config
+        if self.state is not State.TRAINING or not self.arrived_through(round - config.in_flight - 1):
             return False
-        return round >= self._config.rounds or self.turn(round) is not None
+        assert self._turns is not None
+        return round >= config.rounds or self._turns.knows(round)
 
     def arrived_through(self, round: int) -> bool:
         """Whether every block that was committed in or before `round` is in hand."""
-        return self._commits.through(round)
+        return self._arrivals.through(round)
 
     def turn(self, round: int) -> Turn | None:
         """What a round is for us. Known of every round that may be trained, and of those before that are on the way;
@@ -295,13 +223,13 @@ class Participant:
     @property
     def told(self) -> int:
         """The first round that is not known to be committed; one before it need not be trained any more."""
-        return self._commits.told
+        return self._arrivals.told
 
     # Messages
 
     def _receive(self, envelope: Envelope, now: float) -> None:
         message = envelope.message
-        if self.state not in EXPECTED.get(type(message), frozenset()):
+        if self.state not in EXPECTED.get(type(message), ()):
             return
         known = (envelope.run, envelope.epoch) == (self._run, self._epoch)
         if envelope.run == self._run and envelope.epoch < self._epoch:
@@ -309,12 +237,21 @@ class Participant:
         farewell = isinstance(message, Goodbye) and envelope.run == self._run  # be it by a broker that does not know us
         if not known and not farewell and not isinstance(message, Terms | Rejoin | Refused | Stopped):
             return
-        self._heard_at = now
-        self._calls = 0
-        if self._silent:
-            self._silent = self._stopped = False
+        if self._patience.heard(now):
             self._notice("the broker is back")
         match message:
+            case Heartbeat():
+                pass  # it says that the broker is there
+            case Chunk():
+                assert envelope.payload is not None
+                self._chunk(message, envelope.payload, now)
+            case Credit():
+                try:
+                    self._contributions.credit(message, now)
+                except TransferError as error:
+                    self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
+            case Commit():
+                self._commit(message, now)
             case Terms():
                 self._terms(envelope, message, now)
             case Rejoin(reason):
@@ -324,16 +261,6 @@ class Participant:
                 self._notice(f"on the roster ({clients} so far); waiting for the start")
             case Start():
                 self._take_start(message, now)
-            case Commit():
-                self._commit(message, now)
-            case Chunk():
-                assert envelope.payload is not None
-                self._chunk(message, envelope.payload, now)
-            case Credit():
-                try:
-                    self._contributions.credit(message, now)
-                except TransferError as error:
-                    self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
             case Rejected(round, reason):
                 if self._sums is not None:
                     self._sums.refuse(round)
@@ -350,7 +277,7 @@ class Participant:
                 elif self.state is State.LEAVING:
                     self._gone(End.DONE, f"left the run (the broker stopped: {reason})")
                 else:  # the next one will not know us, and say so
-                    self._silent = self._stopped = True
+                    self._patience.stop()
                     self._notice(f"the broker stopped: {reason}; waiting for it to come back")
             case Goodbye():
                 self._gone(End.DONE, "left the run")
@@ -373,37 +300,30 @@ class Participant:
             self._notice(f"the broker's list calls this worker {terms.name}, not {self._hello.name}")
         self._name = terms.name
         if envelope.epoch != self._epoch:
-            self._downloads.forget()
+            self._arrivals.forget()
         self._run, self._epoch = envelope.run, envelope.epoch
         if self._sums is not None:
             self._greet_sums()
         if self._prepared is None:
-            self.state = State.PREPARING
+            self.state, self._settings = State.PREPARING, terms.config
             self._effects.append(Prepare(terms.config, terms.name))
             return
-        try:
-            self._take_times(settings.from_dict(json.loads(terms.config)))
-        except ValueError as error:  # it was another one, with other settings, by which we are prepared
-            self._gone(End.REFUSED, f"the broker's settings cannot be: {error}")
-            return
+        if terms.config != self._settings:
+            try:
+                self._patience.settle(settings.from_dict(json.loads(terms.config)).network)
+            except ValueError as error:  # it was another one, with other settings, by which we are prepared
+                self._gone(End.REFUSED, f"the broker's settings cannot be: {error}")
+                return
+            self._settings = terms.config
         self._join(now)
-
-    def _take_times(self, config: Config) -> None:
-        """Those of the present broker: they are what may change when a run is resumed."""
-        self._timing.heartbeat = config.network.heartbeat_s
-        self._timing.timeout = config.network.timeout_s
-        self._timing.resend = config.network.resend_s
 
     def _rejoin(self, reason: str, now: float) -> None:
         """The broker forgot us, or thinks otherwise of us. What it has committed meanwhile will be sent."""
         self._notice(f"joining again: {reason}")
-        self._downloads.suspend()
-        self._commits = Commits(self._commits.told)
+        self._arrivals.suspend()
         self.state = State.CALLING
-        if now >= self._called_at + self._timing.call:
+        if self._patience.call_anew(now):
             self._call(now)
-        else:  # a call that came twice may have ended what it began; answered at once, again and again, it never ends
-            self._said_at, self._call_after = self._called_at, self._timing.call
 
     def _join(self, now: float) -> None:
         assert self._prepared is not None
@@ -411,11 +331,10 @@ class Participant:
             self.state, self._joining_since = State.JOINING, now
         digest, prepared = self._prepared.manifest.digest, self._prepared
         position = self._contributions.position if self._begun else -1
-        versions = tuple(self._versions)
         # Where each client hides by its own noise what its rows are, it does not tell how many they are either.
         rows = min(prepared.rows, 1) if prepared.config.privacy.local else prepared.rows
-        self._send(Join(digest, prepared.base, prepared.tokenizer, rows, versions, position))
-        self._said_at = now
+        self._send(Join(digest, prepared.base, prepared.tokenizer, rows, self._arrivals.versions, position))
+        self._patience.said(now)
 
     def _take_start(self, start: Start, now: float) -> None:
         if self.state is State.TRAINING:
@@ -423,32 +342,22 @@ class Participant:
             if start != self._start and start.next >= self._start.next:
                 self._rejoin("the broker has started this worker anew", now)
             return
-        if start.next < self._commits.greeted_at:
-            if self._told_in < self._epoch:
+        if start.next < self._arrivals.greeted_at:
+            if self._arrivals.told_in < self._epoch:
                 self._goes_back(start.next)
-            elif now >= self._joining_since + self._timing.resend:  # it is repeated: to the broker that session goes on
+            elif now >= self._joining_since + self._patience.resend_s:  # repeated: to the broker that session goes on
                 self._rejoin("the broker repeats the start of an earlier session", now)
             return  # else of an earlier session: it would leave out what was committed since
         if not self._hear(start.next, start):
             return
         self.state = State.TRAINING
         self._start = start
-        self._commits.start(start)
-        self._told_in = self._epoch
-        for round in start.pending:
-            if round + 1 in self._versions:  # an old Join was answered, and what we have said since may end the sending
-                self._commits.arrive(round)
-        self._downloads.keep(self._commits.wanted)
+        self._arrivals.start(start, self._epoch)
         first = max(start.round, self._contributions.position)
         self._emit(Started(first, start.clients, start.next, start.pending))
-        self._contributions.start(start.round, start.next, self._commits.told, now)
-        if self._first_start:
-            self._inherited = start.next
-        if self._sums is not None and self._epoch > 1 and max(start.round, start.next) <= self._inherited:
-            self._withdraw(
-                self._inherited, "an earlier process may have given to it, and an earlier broker have unmasked that"
-            )
-        self._first_start = False
+        self._contributions.start(start.round, start.next, self.told, now)
+        if self._sums is not None:
+            self._sums.start(start)
         self._show_keys()
         self._begun = True
         self._heartbeat(now)  # at once: the broker places our reports in time by it
@@ -463,31 +372,21 @@ class Participant:
         )
         self._gone(
             End.REFUSED,
-            f"the broker goes on with round {next_round}, but round {self._commits.greeted_at - 1} was announced as "
+            f"the broker goes on with round {next_round}, but round {self._arrivals.greeted_at - 1} was announced as "
             "committed before: its journal is older than what it has announced. Have the run's newest folder put back "
             f"there; {without}",
         )
 
     def _commit(self, commit: Commit, now: float) -> None:
-        round = commit.round
-        if not self._fits(commit):
+        if not self._arrivals.fits(commit):
             self._gone(End.REFUSED, f"the broker announced a block that is not in the manifest: {commit}")
             return
-        if not self._hear(round + self._config.in_flight + 1, commit):
+        if not self._hear(commit.round + self._config.in_flight + 1, commit):
             return
-        if round + 1 >= self._commits.told:
-            self._commits.told, self._told_in = round + 1, self._epoch
-        self._contributions.committed(round, counted=commit.counted)
+        self._arrivals.tell(commit.round, self._epoch)
+        self._contributions.committed(commit.round, counted=commit.counted)
         self._show_keys()
-        told_before = round < self._commits.greeted_at and not commit.contributors  # there was nothing to come
-        if self._versions[commit.block] == round + 1 or told_before or not self._commits.wanted(round):
-            self._commits.arrive(round)  # in hand since before this session, or not of this session
-        if self._commits.has(round):  # repeated, because our last grant was lost
-            self._downloads.confirm(commit)
-            return
-        layout = self._layout(commit.block, commit.attempt)
-        if self._downloads.commit(commit, layout, self._config.network.window_bytes, now):
-            self._arrived(commit, now)
+        self._arrivals.commit(commit, now)
 
     def _hear(self, first: int, message: Start | Commit) -> bool:
         """Take in what is said of rounds from `first` on; false if that cannot be, which ends the session."""
@@ -504,52 +403,26 @@ class Participant:
         assert self._prepared is not None
         return self._prepared.config
 
-    def _fits(self, commit: Commit) -> bool:
-        assert self._prepared is not None
-        if commit.block >= len(self._prepared.manifest.blocks):
-            return False
-        return commit.nbytes == (self._layout(commit.block, commit.attempt).nbytes if commit.contributors else 0)
-
-    def _layout(self, block: int, attempt: int) -> Layout:
-        assert self._prepared is not None
-        return Layout.down(self._config, self._prepared.manifest.blocks[block].numel, attempt)
-
     def _chunk(self, chunk: Chunk, payload: Buffer, now: float) -> None:
-        if not self._downloads.expects(chunk):
+        if not self._arrivals.expects(chunk):
             if not self._may_come(chunk):
                 return  # complete already, or its commit was lost: the sender hears of the one and repeats the other
-            layout, window = self._layout(chunk.block, chunk.attempt), self._config.network.window_bytes
-            self._downloads.begin(chunk.round, chunk.block, chunk.attempt, layout, layout.nbytes, window, now)
+            self._arrivals.begin(chunk, now)
         try:
-            commit = self._downloads.take(chunk, payload, now)
+            self._arrivals.take(chunk, payload, now)
         except TransferError as error:
             self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
-            return
-        if commit is not None:
-            self._arrived(commit, now)
 
     def _may_come(self, chunk: Chunk) -> bool:
         """Whether this may be a block of a round that is not closed: we take part, and the round trains that block."""
         return (
             self.state is State.TRAINING
             and chunk.attempt > 0
-            and self._commits.told <= chunk.round <= self._commits.told + self._config.in_flight
+            and self.told <= chunk.round <= self.told + self._config.in_flight
             and chunk.round < self._config.rounds
             and (turn := self.turn(chunk.round)) is not None  # not before: no round beyond those need be worked out
             and chunk.block == turn.block
         )
-
-    def _arrived(self, commit: Commit, now: float) -> None:
-        self._commits.arrive(commit.round)
-        if commit.contributors:
-            self._versions[commit.block] = max(self._versions[commit.block], commit.round + 1)
-            for other in self._downloads.unblocked(commit.block, now):
-                self._arrived(other, now)
-
-    def _builds(self, commit: Commit) -> bool:
-        """Whether the version that a commit changes is in hand, if it changes one: it may have overtaken that."""
-        change = commit.contributors > 0 and not self._layout(commit.block, commit.attempt).codec.lossless
-        return not change or self._versions[commit.block] > commit.base
 
     def _passed(self, round: int) -> None:
         assert self._turns is not None
@@ -563,10 +436,10 @@ class Participant:
         offer = Offer(event.round, event.block, payload.nbytes, event.weight, event.steps, event.loss)
         window, live = layout.window_bytes(self._config), self.state is State.TRAINING
         if (reason := self._contributions.withheld(event.round)) is not None:
-            self._contributions.withhold(Abstain(event.round, reason), self._commits.told, live=live)
+            self._contributions.withhold(Abstain(event.round, reason), self.told, live=live)
             return
         live = live and (self._sums is None or not self._sums.waits(event.round))
-        if event.round < self._commits.told:
+        if event.round < self.told:
             self._contributions.late(offer, payload, window, now, live=live)
         else:
             self._contributions.offer(offer, payload, window, now, live=live)
@@ -574,35 +447,33 @@ class Participant:
     # Time
 
     def _tick(self, now: float) -> None:
-        quiet = now - self._heard_at
-        if now >= self._heard_at + self._patience_s:
-            self._gone(End.LOST, f"nothing heard from the broker for {self._patience_s:g} s")
+        patience, calling = self._patience, self.state is State.CALLING
+        if (reason := patience.ended(now)) is not None:
+            self._gone(End.LOST, reason)
             return
-        calling = self.state is State.CALLING
-        if not self._silent and now >= self._heard_at + (self._timing.unanswered if calling else self._timing.timeout):
-            self._silent = True
-            since = "the broker does not answer yet" if calling else f"nothing heard from the broker for {quiet:.0f} s"
-            self._notice(f"{since}; waiting for it")
-        if calling and now >= self._said_at + self._call_after:
-            self._call(now)
-        elif self.state is State.LEAVING and now >= self._said_at + self._timing.say_leave:
-            if now >= self._leaving_since + self._timing.leave:
-                self._gone(End.DONE, "left the run (the broker did not answer)")
-            else:
-                self._send(self._leave)
-                self._said_at = now
-        elif self.state not in (State.CALLING, State.LEAVING) and now >= self._said_at + self._timing.heartbeat:
+        if (silence := patience.fell_silent(now, calling=calling)) is not None:
+            self._notice(f"{silence}; waiting for it")
+        if calling:
+            if patience.call_due(now):
+                self._call(now)
+        elif self.state is State.LEAVING:
+            if patience.farewell_due(now):
+                self._leave_again(now)
+        elif patience.heartbeat_due(now):
             self._heartbeat(now)
-        if self.state is State.TRAINING and not self._silent:  # else it would all queue up ahead of the next Hello
-            self._contributions.resend(self._timing.resend, now)
+        if self.state is State.TRAINING and not patience.silent:  # else it would all queue up ahead of the next Hello
+            self._contributions.resend(patience.resend_s, now)
 
     def _call(self, now: float) -> None:
-        """Say Hello, and settle when to say it again: exponential backoff, with half of each wait left to chance."""
         self._send(self._hello)
-        self._said_at = self._called_at = now
-        longest = min(self._timing.call * 2.0**self._calls, self._timing.longest_call)
-        self._call_after = longest * self._jitter.uniform(0.5, 1.0)
-        self._calls = min(self._calls + 1, 10)
+        self._patience.called(now)
+
+    def _leave_again(self, now: float) -> None:
+        if self._patience.unanswered(now):
+            self._gone(End.DONE, "left the run (the broker did not answer)")
+            return
+        self._send(self._leave)
+        self._patience.said(now)
 
     def _heartbeat(self, now: float) -> None:
         if self.state is State.JOINING:
@@ -613,7 +484,7 @@ class Participant:
             if self._sums is not None:
                 self._sums.remind()
         self._send(Heartbeat(now, self._where.round, self._where.step, self.state.value))
-        self._said_at = now
+        self._patience.said(now)
 
     # Secure sums
 
@@ -637,7 +508,7 @@ class Participant:
         """Begin with the sums of all rounds that are known and that we train, or have trained."""
         if self._sums is None or self._start is None:
             return
-        told = self._commits.told
+        told = self.told
         self._sums.forget(told)
         for round in range(max(told, 0), min(told + self._config.in_flight + 1, self._config.rounds)):
             turn, ahead = self.turn(round), round >= max(self._start.round, self._contributions.position)
@@ -650,29 +521,26 @@ class Participant:
             if self._sums is None:
                 raise ValueError(f"a {type(message).__name__} in a run whose contributions are not masked")
             if self._sums.hear(message, payload):
-                if (message.round, self._epoch) == (self._inherited, 1):
-                    self._inherited = -1  # the only sum so far that we can be in is with this process
                 self._contributions.mask(message.round, now, live=self.state is State.TRAINING)
         except ValueError as error:
             self._gone(End.REFUSED, f"the broker broke the protocol: {error}")
 
     def _withdraw(self, round: int, reason: str) -> None:
         live = self.state is State.TRAINING
-        self._contributions.withdraw(Abstain(round, reason), self._commits.told, live=live)
+        self._contributions.withdraw(Abstain(round, reason), self.told, live=live)
 
     def _say_waiting(self) -> None:
-        if self.state is State.TRAINING and self._waits_for >= self._commits.told:
+        if self.state is State.TRAINING and self._waits_for >= self.told:
             self._send(Waiting(self._waits_for))
 
     def _finish(self, reason: str, now: float) -> None:
-        if self._stopped or (self.state in (State.CALLING, State.PREPARING) and not self._run):
+        if self._patience.stopped or (self.state in (State.CALLING, State.PREPARING) and not self._run):
             self._gone(End.DONE, reason)  # there is nobody to leave
             return
         self.state = State.LEAVING
-        self._leaving_since = now
         self._leave = Leave(reason)
         self._send(self._leave)
-        self._said_at = now
+        self._patience.leaves(now)
 
     def _gone(self, end: End, reason: str) -> None:
         self.state = State.GONE

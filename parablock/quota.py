@@ -65,9 +65,10 @@ class Bucket:
     def take(self, tokens: float, now: float) -> bool:
         """False, and nothing is taken, if there are not so many."""
         self._refill(now)
-        if self._level < tokens:
+        left = self._level - tokens
+        if left < 0:
             return False
-        self._level -= tokens
+        self._level = left
         return True
 
     def give(self, tokens: float) -> None:
@@ -78,7 +79,7 @@ class Bucket:
         return self._level == self._burst
 
     def _refill(self, now: float) -> None:
-        self.give((now - self._at) * self._rate)
+        self._level = min(self._level + (now - self._at) * self._rate, self._burst)
         self._at = now
 
 
@@ -96,7 +97,7 @@ class Quotas:
 
     def spend(self, holder: Holder, message: Message, now: float) -> str | None:
         """Count a message; why it is one too many, or None."""
-        tokens = self.window + _FEW if isinstance(message, Hello | Join) else 1
+        tokens = self.window + _FEW if isinstance(message, (Hello, Join)) else 1
         if self._bucket(self._said, holder, self.rate, self.burst, now).take(tokens, now):
             return None
         return f"more than {self.burst:.0f} messages at once, or {self.rate:.0f} a second, that nothing asked for"

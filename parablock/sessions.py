@@ -42,21 +42,21 @@ class SessionState(Enum):
 
 _GREETED, _JOINED, _ACTIVE = SessionState.GREETED, SessionState.JOINED, SessionState.ACTIVE
 
-ALLOWED: dict[type[Any], frozenset[SessionState]] = {
-    Hello: frozenset({_GREETED, _JOINED, _ACTIVE}),
-    Join: frozenset({_GREETED, _JOINED, _ACTIVE}),
-    Heartbeat: frozenset({_GREETED, _JOINED, _ACTIVE}),
-    Leave: frozenset({_GREETED, _JOINED, _ACTIVE}),
-    Offer: frozenset({_ACTIVE}),
-    Chunk: frozenset({_ACTIVE}),
-    Abstain: frozenset({_ACTIVE}),
-    Credit: frozenset({_ACTIVE}),
-    Landed: frozenset({_ACTIVE}),
-    Evaluated: frozenset({_ACTIVE}),
-    Waiting: frozenset({_ACTIVE}),
-    Keys: frozenset({_ACTIVE}),
-    Shares: frozenset({_ACTIVE}),
-    Unmasked: frozenset({_ACTIVE}),
+ALLOWED: dict[type[Any], tuple[SessionState, ...]] = {
+    Hello: (_GREETED, _JOINED, _ACTIVE),
+    Join: (_GREETED, _JOINED, _ACTIVE),
+    Heartbeat: (_GREETED, _JOINED, _ACTIVE),
+    Leave: (_GREETED, _JOINED, _ACTIVE),
+    Offer: (_ACTIVE,),
+    Chunk: (_ACTIVE,),
+    Abstain: (_ACTIVE,),
+    Credit: (_ACTIVE,),
+    Landed: (_ACTIVE,),
+    Evaluated: (_ACTIVE,),
+    Waiting: (_ACTIVE,),
+    Keys: (_ACTIVE,),
+    Shares: (_ACTIVE,),
+    Unmasked: (_ACTIVE,),
 }
 
 

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 from parablock.wire import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from parablock.layout import Layout
     from parablock.wire import Buffer
 
@@ -103,19 +101,21 @@ class Outgoing:
         """Bytes that were sent and are not confirmed."""
         return self.sent - self.held
 
-    def due(self, room: float = math.inf) -> Iterator[tuple[int, Encoded]]:
+    def due(self, room: float = math.inf) -> list[tuple[int, Encoded]]:
         """(offset, chunk) of what is ready, within the credit and not sent yet; counts it as sent.
 
         room: at most so many bytes. Whole chunks only, so that chunk borders are the same whatever the credit was.
         """
-        size = self._payload.chunk_bytes
+        due: list[tuple[int, Encoded]] = []
+        size, chunks = self._payload.chunk_bytes, self._payload.chunks
         while self.sent < self.nbytes:
             index, end = self.sent // size, min(self.sent + size, self.nbytes)
-            if end > self._until or end - self.sent > room or index >= len(self._payload.chunks):
-                return
-            start, self.sent = self.sent, end
-            room -= end - start
-            yield start, self._payload.chunks[index]
+            if end > self._until or end - self.sent > room or index >= len(chunks):
+                break
+            due.append((self.sent, chunks[index]))
+            room -= end - self.sent
+            self.sent = end
+        return due
 
     def credit(self, held: int, until: int) -> bool:
         """Take a grant; true if the receiver holds more than it did. Raises TransferError for an impossible one."""

@@ -136,7 +136,7 @@ def _unpack_short(frame: bytes | Buffer) -> dict[str, Any]:
     if type(pairs) is not _Pairs:
         raise WireError("the header is not a map in valid msgpack")
     header = dict(pairs)
-    if len(header) != len(pairs) or not all(type(name) is str for name in header):
+    if len(header) != len(pairs) or set(map(type, header)) - {str}:
         raise WireError(f"the names of a header's fields are text, each once; got {[name for name, _ in pairs]!r:.80}")
     return header
 
@@ -194,7 +194,9 @@ def _payload(message: Message, frames: Sequence[bytes | Buffer]) -> Buffer | Non
 
 def _check_columns(message: Message) -> None:
     """Raises WireError."""
-    names = COLUMNS.get(type(message), ())
+    names = COLUMNS.get(type(message))
+    if names is None:
+        return
     lengths = [len(getattr(message, name)) for name in names]
     if len(set(lengths)) > 1:
         raise WireError(f"{type(message).__name__}: {', '.join(names)} are of one length, got lengths {lengths}")

@@ -152,8 +152,8 @@ def outcome(network: Network) -> Counter[str]:
     """Run it, and see that it ends well, be it slowly. Returns how often what has happened."""
     network.run(until_s=2000.0).check_ended()
     seen = Counter(note.kind for note in network.notes)
-    seen.update(type(message).__name__ for *_, message in network.sent)
-    commits = [message for *_, message in network.sent if isinstance(message, Commit)]
+    seen.update([type(each.message).__name__ for each in network.sent])
+    commits = [each.message for each in network.sent if isinstance(each.message, Commit)]
     seen["left out"] += sum(len(entry.left_out) for entry in network.committed)
     seen["clipped"] += sum(len(entry.clipped) for entry in network.committed)
     seen["folded anew"] += sum(commit.attempt > 1 for commit in commits)
@@ -186,7 +186,9 @@ def attempt(seed: int, mode: str = "", *, large: bool = False) -> tuple[int, str
     """Of a history: its seed, and what went wrong with it, if anything did."""
     trouble = ""
     try:
-        outcome(history(seed, mode, large=large))
+        network = history(seed, mode, large=large)
+        outcome(network)
+        vars(network).clear()  # what refers to itself through it is freed at once, for less than by a search for it
     except Exception:
         trouble = traceback.format_exc()
     if seed % 25 == 24:

@@ -30,12 +30,14 @@ import errno
 import functools
 import heapq
 import json
+import math
 import random
 import time
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -51,6 +53,7 @@ from parablock.agenda import Turn
 from parablock.aggregation import server_move
 from parablock.block_file import BLOCK, StoredBlock
 from parablock.codec import codec_of
+from parablock.conversation import State
 from parablock.coordinator import Coordinator, Phase
 from parablock.importance import ImportanceOrder
 from parablock.journal_rows import entry_from_json, entry_json
@@ -71,7 +74,7 @@ from parablock.messages import (
     Rejoin,
     Start,
 )
-from parablock.participant import Participant, State
+from parablock.participant import Participant
 from parablock.participant_events import End
 from parablock.saved import Entry, Saved, SavedVersion
 from parablock.schedule import Schedule
@@ -87,6 +90,7 @@ if TYPE_CHECKING:
 
     from parablock.aggregation import Contribution
     from parablock.block_file import Label
+    from parablock.codec import CodecName
     from parablock.journal_rows import Row
     from parablock.masker import Masker
 
@@ -118,9 +122,40 @@ def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
 
 
 @functools.lru_cache(maxsize=50_000)
-def _read(envelope: wire.Envelope) -> wire.Envelope:
+def _read(run: str, epoch: int, message: Message) -> wire.Envelope:
     """What the other side reads of a message without a payload: many are said again and again, in all histories."""
-    return wire.decode([bytes(frame) for frame in wire.encode(envelope)])
+    return wire.decode([bytes(frame) for frame in wire.encode(wire.Envelope(run, epoch, message))])
+
+
+@functools.lru_cache(maxsize=50_000)
+def _check_heartbeat(run: str, epoch: int, round: int, step: int, state: str) -> None:
+    """That the other side reads such a heartbeat as it was said."""
+    said = Heartbeat(0.0, round, step, state)
+    assert _read(run, epoch, said) == wire.Envelope(run, epoch, said)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _trained(seed: int, layout: Layout, *, spoilt: bool) -> tuple[bytes, tuple[bytes, ...]]:
+    """A random delta, and its chunks as they are encoded. Processes have the same names in all histories."""
+    delta = np.random.default_rng(seed).standard_normal(layout.numel, np.float32)
+    if spoilt:
+        delta[layout.numel // 2] = np.nan
+    chunks = [bytes(layout.codec.encode(delta[layout.part(index)])) for index in range(layout.count)]
+    return delta.tobytes(), tuple(chunks)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _decoded(codec: CodecName, chunk: bytes, numel: int) -> Vector:
+    """A chunk is read by each process that it comes to."""
+    values = codec_of(codec).decode(memoryview(chunk), numel)
+    values.flags.writeable = False
+    return values
+
+
+@functools.cache
+def _chance(whose: str) -> float:
+    """From 0 to 1, the same whenever it is asked for."""
+    return random.Random(whose).random()
 
 
 @functools.cache
@@ -264,6 +299,7 @@ class Process:
     given: int = -1  # the last round committed before the newest start
     busy: bool = False
     dead: bool = False
+    armed: float | None = None  # for when its timer is set
     started: worker.Started | None = None
     buffers: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)  # by round and attempt: chunks, in order
     arrivals: list[tuple[worker.Arrived, list[bytes]]] = field(default_factory=list)
@@ -284,26 +320,31 @@ class Process:
     maskers: dict[int, Masker] = field(default_factory=dict)  # by round
     plain: dict[int, Made] = field(default_factory=dict)  # by round, contributions that are to be masked
 
-    @property
+    @functools.cached_property
     def peer(self) -> bytes:
         return bytes.fromhex(self.token)
 
     def handle(self, event: worker.Event) -> None:
         """Give the participant an event, perform its effects, and let the loop go on as far as it can."""
-        network = self.network
-        if isinstance(event, worker.Received) and isinstance(event.envelope.message, Commit):
-            self.heard_of.add(event.envelope.message.round)
-        effects = self.participant.handle(event, network.now)
-        if isinstance(event, worker.Received):
+        network, moves = self.network, True
+        if not isinstance(event, worker.Received):
+            effects = self.participant.handle(event, network.now)
+        else:
+            epoch, message = event.envelope.epoch, event.envelope.message
+            if isinstance(message, Commit):
+                self.heard_of.add(message.round)
+            effects = self.participant.handle(event, network.now)
             self.in_touch = True
-            assert not effects or event.envelope.epoch >= self.speaks_to, "what an earlier broker has said is taken"
-            if event.envelope.epoch == self.speaks_to and isinstance(event.envelope.message, Heartbeat):
-                self.heard_at = network.now
+            assert not effects or epoch >= self.speaks_to, "what an earlier broker has said is taken"
+            if isinstance(message, Heartbeat):
+                moves = False  # it lets nobody go on who was waiting
+                if epoch == self.speaks_to:
+                    self.heard_at = network.now
         for effect in effects:
             match effect:
-                case worker.Send(envelope):
-                    self.speaks_to = max(self.speaks_to, envelope.epoch)
-                    network.carry(self, envelope, up=True)
+                case worker.Send():
+                    self.speaks_to = max(self.speaks_to, effect.envelope.epoch)
+                    network.carry(self, effect.envelope, up=True)
                 case worker.Prepare(config, _):
                     assert _config(config) == network.config
                     network.after(0.5, lambda: self.handle(network.prepared(self)), self)
@@ -343,9 +384,11 @@ class Process:
                     if reason.startswith("nothing heard"):
                         assert network.now >= self.heard_at + PATIENCE_S, "the broker is given up, though it was heard"
                     self.gone = effect
-        assert self.participant.told >= self.told_through, "the global version goes back"
-        self.told_through = self.participant.told
-        self.loop()
+        told = self.participant.told
+        assert told >= self.told_through, "the global version goes back"
+        self.told_through = told
+        if moves:
+            self.loop()
         network.arm(self)
 
     def left(self) -> worker.Kept:
@@ -407,9 +450,8 @@ class Process:
 
     def stand_still(self, wanted: int) -> None:
         """Wait for what `wanted` builds on; said once."""
-        round = (
-            min(wanted, self.network.config.rounds + self.network.config.in_flight) - self.network.config.in_flight - 1
-        )
+        config = self.network.config
+        round = min(wanted, config.rounds + config.in_flight) - config.in_flight - 1
         if self.stands_for != (round, self.participant.state):
             self.stands_for = round, self.participant.state
             for effect in self.participant.handle(worker.Wait(round), self.network.now):
@@ -418,7 +460,7 @@ class Process:
 
     def _astray(self) -> bool:
         """Whether the guard holds back the round that the loop is at; the same whenever it is asked."""
-        return random.Random(f"{self.name}/{self.position}").random() < self.habits.astray
+        return _chance(f"{self.name}/{self.position}") < self.habits.astray
 
     def land(self, wanted: Callable[[worker.Arrived], bool]) -> None:
         """Put in place what has arrived and is wanted, in the order of rounds."""
@@ -432,7 +474,7 @@ class Process:
                 layout = self.network.layout(arrived)
                 parts = [layout.part(index) for index in range(layout.count)]
                 values = np.concatenate(
-                    [layout.codec.decode(memoryview(c), p.stop - p.start) for c, p in zip(chunks, parts, strict=True)]
+                    [_decoded(layout.codec.name, c, p.stop - p.start) for c, p in zip(chunks, parts, strict=True)]
                 )
                 if change:
                     assert held == arrived.base, "a change of a version that is not here"
@@ -548,6 +590,7 @@ class Broker:
     def __init__(self, config: settings.Config, manifest: Manifest, folder: Folder, epoch: int) -> None:
         self.epoch = epoch
         self.dead = False
+        self.armed: float | None = None  # for when its timer is set
         self.folds: list[events.Fold] = []
         self.measures: list[events.Measure] = []
         self.busy_until = 0.0
@@ -661,12 +704,14 @@ class Network:
         # The ledger: what has happened, by round.
         self.committed: list[Entry] = []  # as soon as it is durable
         self.values: list[bytes | None] = []  # what each round made of its block
+        self._made_before: list[dict[int, int]] = [{}]  # by round: of each block the last round before it that made it
         self.counted: dict[tuple[str, int], int] = {}  # by client and round it was made for: in which it counted
         self.made: dict[tuple[str, int], list[Made]] = defaultdict(list)
         self.folder = Folder(
             lambda: bool(self._befalls("disk", "broker", self.now)), lambda: self._pass("before the entry")
         )
         self._formula = Formula(config, self.manifest)
+        self._verdict: tuple[events.Measure, list[tuple[str, float]]] | None = None  # on the newest attempt
         self._chunks: dict[tuple[int, int, int, int], wire.Envelope] = {}  # sent down; by epoch, round, attempt, offset
         self._members: dict[int, dict[str, str]] = {}  # by round, of what is masked: tokens by client
         self.unmasked: dict[tuple[int, int], list[frozenset[tuple[str, str]]]] = defaultdict(list)  # by round and chunk
@@ -684,7 +729,6 @@ class Network:
         self._heap: list[tuple[float, int, Any, Callable[[], None]]] = []
         self._count = 0
         self._handled = 0  # events of the broker
-        self._armed: dict[int, float] = {}
         self._connection: dict[tuple[bytes, bool], float] = {}  # when the newest message of an ordered link arrives
         for name, habits in clients.items():
             self.after(habits.joins_at, lambda name=name, habits=habits: self.join(name, habits))
@@ -713,9 +757,11 @@ class Network:
 
     def _run(self, until_s: float) -> None:
         frozen = {victim for kind, victim in self._incidents if kind == "freeze"}
-        while self._heap and self._heap[0][0] <= until_s:
-            due, _, whose, act = heapq.heappop(self._heap)
-            self.now = max(self.now, due)
+        heap, pop = self._heap, heapq.heappop
+        while heap and heap[0][0] <= until_s:
+            due, _, whose, act = pop(heap)
+            if due > self.now:
+                self.now = due
             if isinstance(whose, Process):
                 if whose.dead or whose.gone is not None:
                     continue
@@ -732,25 +778,24 @@ class Network:
 
     def arm(self, whose: Process | Broker, *, ticked: bool = False) -> None:
         """Set the timer of a machine to its deadline."""
-        machine = whose.participant if isinstance(whose, Process) else whose.coordinator
-        over = whose.gone is not None if isinstance(whose, Process) else self.over is not None
-        due = None if over else machine.deadline()
+        if isinstance(whose, Process):
+            due = whose.participant.deadline() if whose.gone is None else None
+        else:
+            due = whose.coordinator.deadline() if self.over is None else None
         assert not ticked or due is None or due > self.now, "a tick leaves something due: the process would spin"
-        if due is None or self._armed.get(id(whose)) == due:
-            return
-        self._armed[id(whose)] = due
+        if due is not None and due != whose.armed:
+            whose.armed = due
+            self.after(max(due - self.now, 0.0), partial(self._tick, whose, due), whose)
 
-        def tick() -> None:
-            if self._armed.get(id(whose)) != due:
-                return  # set anew since
-            del self._armed[id(whose)]
-            if isinstance(whose, Process):
-                whose.handle(worker.Tick())
-            else:
-                self.handle(events.Tick())
-            self.arm(whose, ticked=True)
-
-        self.after(max(due - self.now, 0.0), tick, whose)
+    def _tick(self, whose: Process | Broker, due: float) -> None:
+        if whose.armed != due:
+            return  # set anew since
+        whose.armed = None
+        if isinstance(whose, Process):
+            whose.handle(worker.Tick())
+        else:
+            self.handle(events.Tick())
+        self.arm(whose, ticked=True)
 
     def _befalls(self, kind: str, victim: str, moment: float) -> list[Incident]:
         incidents = self._incidents.get((kind, victim))
@@ -828,22 +873,17 @@ class Network:
         assert not process.trained or round > process.trained[-1], "a round is trained twice"
         base = round // self.config.together * self.config.together - self.config.delay
         assert len(self.committed) >= base, "training is too far ahead"
-        for number in range(base):
-            block = self.committed[number].block
-            assert self.values[number] is None or process.blocks[block][0] >= number, f"round {number} has not landed"
+        for block, number in self._made_before[max(base, 0)].items():
+            assert process.blocks[block][0] >= number, f"round {number} has not landed"
         for made_by, values in process.blocks.values():
             assert values == self.values[made_by]
         process.trained.append(round)
         seed = zlib.crc32(f"{process.name} {process.token} {round}".encode())
-        numel = self.manifest.blocks[self.block(round)].numel
-        delta = np.random.default_rng(seed).standard_normal(numel, np.float32)
-        if round in process.habits.spoils:
-            delta[numel // 2] = np.nan
-        layout = Layout.up(self.config, numel)
-        chunks = tuple(bytes(layout.codec.encode(delta[layout.part(index)])) for index in range(layout.count))
+        layout = Layout.up(self.config, self.manifest.blocks[self.block(round)].numel)
+        values, chunks = _trained(seed, layout, spoilt=round in process.habits.spoils)
         fewest, most = self.config.solver.step_bounds
         steps = fewest + seed % (most - fewest + 1)
-        made = Made(delta.tobytes(), chunks, 1 + seed % 100, steps, float(seed % 7), process.token)
+        made = Made(values, chunks, 1 + seed % 100, steps, float(seed % 7), process.token)
         self.made[process.name, round].append(made)
         return made
 
@@ -863,8 +903,11 @@ class Network:
         return turn
 
     def _tell(self, process: Process, message: Start | Commit) -> None:
+        if not self.config.announced:
+            assert not message.blocks, "what follows from the settings is not said"
+            assert not message.trains
+            return
         first = message.next if isinstance(message, Start) else message.round + self.config.in_flight + 1
-        assert self.config.announced or not message.blocks, "what follows from the settings is not said"
         for round, said in enumerate(zip(message.blocks, message.trains, strict=True), start=first):
             turn, key = Turn(*said), (process.name, round)
             epoch, told = self.told.get(key, (0, turn))
@@ -896,42 +939,44 @@ class Network:
 
     def carry(self, process: Process, envelope: wire.Envelope, *, up: bool) -> None:
         """Take a message across, if it gets across."""
-        self.sent.append(Sent(self.now, process.name, up, envelope.message))
-        faults, rng = self.faults, self.rng
-        if self._befalls("cut", process.name, self.now) or rng.random() < faults.loss:
+        now, faults, rng = self.now, self.faults, self.rng
+        self.sent.append(Sent(now, process.name, up, envelope.message))
+        if (("cut", process.name) in self._incidents and self._befalls("cut", process.name, now)) or (
+            rng.random() < faults.loss
+        ):
             return
         crossed = self._through_codec(envelope)
         if faults.echo and rng.random() < faults.echo and not isinstance(envelope.message, Hello | Join):
-            self._deliver(process, crossed, self.now + rng.uniform(0.0, ECHO_S), up=up)
+            self._deliver(process, crossed, now + rng.uniform(0.0, ECHO_S), up=up)
+        soonest, latest = faults.delay_s
         for _ in range(2 if rng.random() < faults.duplication else 1):
-            arrives = self.now + rng.uniform(*faults.delay_s)
+            arrives = now + (soonest + (latest - soonest) * rng.random())
             if faults.ordered:
-                arrives = self._connection[process.peer, up] = max(
-                    arrives, self._connection.get((process.peer, up), 0.0)
-                )
+                link = process.peer, up
+                arrives = self._connection[link] = max(arrives, self._connection.get(link, 0.0))
             self._deliver(process, crossed, arrives, up=up)
 
     def _deliver(self, process: Process, envelope: wire.Envelope, arrives: float, *, up: bool) -> None:
+        later = arrives - self.now
         if up:
-            self.after(arrives - self.now, lambda: self.handle(events.Received(process.peer, envelope)), "broker")
+            self.after(later, partial(self.handle, events.Received(process.peer, envelope)), "broker")
         else:
-            self.after(arrives - self.now, lambda: process.handle(worker.Received(envelope)), process)
+            self.after(later, partial(process.handle, worker.Received(envelope)), process)
 
     def _through_codec(self, envelope: wire.Envelope) -> wire.Envelope:
         """What the other side reads. Each message is encoded and decoded once, however often it is sent; of a
         heartbeat, of which no two are alike, all but the sender's clock, which goes across as it is."""
         message = envelope.message
         if isinstance(message, Heartbeat):
-            timeless = Heartbeat(0.0, message.round, message.step, message.state)
-            said = _read(wire.Envelope(envelope.run, envelope.epoch, timeless)).message
-            assert isinstance(said, Heartbeat)
-            read = Heartbeat(message.clock, said.round, said.step, said.state)
-            return wire.Envelope(envelope.run, envelope.epoch, read)
+            _check_heartbeat(envelope.run, envelope.epoch, message.round, message.step, message.state)
+            return envelope
         if envelope.payload is None:
-            return _read(envelope)
-        if id(envelope) not in self._crossed:
-            self._crossed[id(envelope)] = envelope, wire.decode([bytes(frame) for frame in wire.encode(envelope)])
-        return self._crossed[id(envelope)][1]
+            return _read(envelope.run, envelope.epoch, message)
+        crossed = self._crossed.get(id(envelope))
+        if crossed is None:
+            crossed = envelope, wire.decode([bytes(frame) for frame in wire.encode(envelope)])
+            self._crossed[id(envelope)] = crossed
+        return crossed[1]
 
     # The broker
 
@@ -947,9 +992,9 @@ class Network:
         effects = self._given(coordinator, event)
         for number, effect in enumerate(effects):
             match effect:
-                case events.Send(peer, envelope):
-                    self._send(self._by_peer[peer], envelope)
-                    if number and isinstance(envelope.message, Commit) and self._pass("amid the announcement"):
+                case events.Send():
+                    self._send(self._by_peer[effect.peer], effect.envelope)
+                    if number and isinstance(effect.envelope.message, Commit) and self._pass("amid the announcement"):
                         return
                 case events.Measure():
                     self._check_work(effect, self.broker.measures)
@@ -992,9 +1037,13 @@ class Network:
         heard_at = session.heard_at if session is not None else 0.0
         effects = coordinator.handle(event, self.now)
         assert session is None or session.heard_at == heard_at, "what was said to an earlier broker is taken"
-        answers = [e.envelope.message for e in effects if isinstance(e, events.Send) and e.peer == event.peer]
-        assert answers or not isinstance(event.envelope.message, Hello), "a call is not answered"
-        if not any(isinstance(answer, Rejoin | Goodbye | Refused) for answer in answers):
+        answered = refused = False
+        for effect in effects:
+            if isinstance(effect, events.Send) and effect.peer == event.peer:
+                answered = True
+                refused = refused or isinstance(effect.envelope.message, (Rejoin, Goodbye, Refused))
+        assert answered or not isinstance(event.envelope.message, Hello), "a call is not answered"
+        if not refused:
             broker.heard[self._by_peer[event.peer].name] = self.now
         return effects
 
@@ -1026,7 +1075,7 @@ class Network:
         network = self.config.network
         most = len(self.manifest.blocks) + self.config.in_flight + 2  # one of them on a mere guess who will count
         for session in self.coordinator._roster:
-            under_way = sum(download.outgoing.under_way for download in session.downloads.values())
+            under_way = sum([download.outgoing.under_way for download in session.downloads.values()])
             assert under_way <= network.window_bytes + network.chunk_bytes, "more than a window is under way"
             assert len(session.downloads) <= most, "more blocks wait for a link than there are"
 
@@ -1035,9 +1084,12 @@ class Network:
         coordinator, network = self.coordinator, self.config.network
         latest = [session.heard_at + network.timeout_s for session in coordinator._roster]
         for session in coordinator._roster:
-            latest += [download.progress_at + network.resend_s for download in session.downloads.values()]
-        if coordinator._roster.expected and coordinator._expected_until is not None:
-            latest.append(coordinator._expected_until)
+            if session.downloads:
+                waited = min([download.progress_at for download in session.downloads.values()])
+                latest.append(waited + network.resend_s)
+        until = coordinator._admission._expected_until
+        if coordinator._roster.expected and until is not None:
+            latest.append(until)
         closes = coordinator._collection.deadline(self.now)
         return min(latest if closes is None else [*latest, closes], default=None)
 
@@ -1092,9 +1144,19 @@ class Network:
         assert len(asked) >= robust.fewest(rule.rule, bad)
 
     def _check_verdict(self, fold: events.Fold) -> None:
-        """Who is folded, and how much of each: by the rule, from whole vectors."""
-        last, rule = self.broker.measures[-1], self.config.robust
+        """Who is folded, and how much of each."""
+        last = self.broker.measures[-1]
         assert (last.round, last.attempt) == (fold.round, fold.attempt), "folded before it was measured"
+        if self._verdict is None or self._verdict[0] is not last:
+            self._verdict = last, self._verdict_on(last)
+        verdict = self._verdict[1]
+        assert [each.client for each in fold.contributions] == [name for name, _ in verdict]
+        for each, (_, factor) in zip(fold.contributions, verdict, strict=True):
+            assert math.isclose(each.factor, factor, rel_tol=1e-6)
+
+    def _verdict_on(self, last: events.Measure) -> list[tuple[str, float]]:
+        """By the rule, from whole vectors. last: the last chunk that was measured."""
+        rule = self.config.robust
         deltas = self._whole(self.broker.measures, last)
         norms = [robust_reference.norm(delta) for delta in deltas]
         limit = rule.clip or (rule.clip_ratio * sorted(norms)[(len(norms) - 1) // 2] if rule.clip_ratio else np.inf)
@@ -1104,8 +1166,7 @@ class Network:
             cut = [delta * np.float64(factor) for delta, factor in zip(deltas, factors, strict=True)]
             chosen = robust_reference.krum(cut, last.bad, rule.count(len(cut), last.bad))
         names = [contribution.client for contribution in last.contributions]
-        assert [each.client for each in fold.contributions] == [names[place] for place in chosen]
-        assert [each.factor for each in fold.contributions] == pytest.approx([factors[place] for place in chosen])
+        return [(names[place], factors[place]) for place in chosen]
 
     def _keep(self, store: events.Store) -> None:
         """On the broker's disk thread. A version that has its name is committed, as a restart finds it."""
@@ -1166,6 +1227,7 @@ class Network:
             self._blocks_by_round.append(self._importance.next())
         self.committed.append(entry)
         self.values.append(values)
+        self._made_before.append(self._made_before[-1] | ({} if values is None else {entry.block: entry.round}))
 
     def _check_committed(self, said: events.Committed) -> None:
         entry = self.committed[said.round]
@@ -1181,7 +1243,7 @@ class Network:
             return self._formula.apply(last.block, np.concatenate([self._plain_mean(fold) for fold in folds]))
         deltas = self._whole(self.broker.folds, last)
         decay = self.config.round.late_decay
-        weights = [contribution.weight * Fraction(decay) ** contribution.missed for contribution in last.contributions]
+        weights = [c.weight * Fraction(decay) ** c.missed if c.missed else c.weight for c in last.contributions]
         steps = [contribution.steps for contribution in last.contributions]
         factors = [contribution.factor for contribution in last.contributions]
         return self._formula.move(last.block, deltas, weights, steps, factors, last.bad)
@@ -1194,7 +1256,9 @@ class Network:
         numels = [layout.part(index).stop - layout.part(index).start for index in range(layout.count)]
         chunks = zip(*(each.contributions for each in asked), strict=True)  # by client
         return [
-            np.concatenate([layout.codec.decode(c.payload, n) for c, n in zip(client, numels, strict=True)])
+            np.concatenate(
+                [_decoded(layout.codec.name, bytes(c.payload), n) for c, n in zip(client, numels, strict=True)]
+            )
             for client in chunks
         ]
 

@@ -25,14 +25,17 @@ import pytest
 from broker.blocks import GlobalBlocks
 from broker.store import BlockStore
 from parablock.agenda import Agenda
+from parablock.arrivals import Arrivals
 from parablock.block_file import BLOCK, RESIDUAL
 from parablock.collection import Collection
 from parablock.coordinator import Coordinator
 from parablock.downloads import Downloads
+from parablock.folding import Folding
 from parablock.latecomers import Latecomers
 from parablock.messages import Commit
 from parablock.participant import Participant
 from parablock.transfer import Incoming
+from parablock.uploads import Uploads
 from tests import network
 from tests.histories import history, outcome
 
@@ -138,7 +141,7 @@ def _stale_epoch_at_a_worker(patch: pytest.MonkeyPatch) -> None:
 
 @bug("a worker takes over what an attempt has made when all of it is there, whatever the commit will say", seed=0)
 def _apply_before_commit(patch: pytest.MonkeyPatch) -> None:
-    take = Participant._chunk
+    take = Arrivals.take
 
     def at_once(self: Any, chunk: Any, payload: Any, now: float) -> None:
         take(self, chunk, payload, now)
@@ -149,7 +152,7 @@ def _apply_before_commit(patch: pytest.MonkeyPatch) -> None:
             if self._downloads.commit(commit, self._layout(chunk.block, chunk.attempt), nbytes, now):
                 self._arrived(commit, now)
 
-    patch.setattr(Participant, "_chunk", at_once)
+    patch.setattr(Arrivals, "take", at_once)
 
 
 def _by_wall_clock(machine: type, patch: pytest.MonkeyPatch) -> None:
@@ -206,17 +209,17 @@ def _agenda_not_restored(patch: pytest.MonkeyPatch) -> None:
 
 @bug("an upload that is withheld by a client that is heard is waited for", seed=7)
 def _reservation_never_reclaimed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Collection, "reclaim", _nothing)
+    patch.setattr(Uploads, "reclaim", _nothing)
 
 
 @bug("contributions are folded in the order in which they came", seed=0)
 def _roster_order_by_arrival(patch: pytest.MonkeyPatch) -> None:
-    begin = Collection._begin
+    begin = Folding.begin
 
     def by_arrival(self: Any, round: Any, clients: tuple[str, ...], now: float) -> None:
         begin(self, round, tuple(name for name in round.uploads if name in clients), now)
 
-    patch.setattr(Collection, "_begin", by_arrival)
+    patch.setattr(Folding, "begin", by_arrival)
 
 
 @bug("a worker goes on, at another broker, with what the one before has sent it of an attempt", seed=50)

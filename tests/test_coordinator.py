@@ -1336,7 +1336,7 @@ def test_names_that_nothing_proves_do_not_fill_the_record() -> None:
         desk.handle(Malformed(b"%d" % number, "no"))
         assert desk.of(Note)[-1].kind == "dropped", "what follows from it follows"
     assert sum(note.told for note in desk.notes if note.kind == "dropped") < 30
-    assert len(desk.coordinator._offences._tally._counts) == 1
+    assert len(desk.coordinator._conduct._offences._tally._counts) == 1
 
 
 def test_one_clients_comings_and_goings_do_not_fill_the_record() -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from parablock.conversation import State
 from parablock.coordinator import Phase
 from parablock.coordinator_events import Committed, Fold, Note, Over, Received, Store, Stored, Tick
 from parablock.messages import (
@@ -26,7 +27,6 @@ from parablock.messages import (
     Terms,
     Welcome,
 )
-from parablock.participant import State
 from parablock.participant_events import Dismissed, End, Gone, Held, Kept, Notice, Prepared, Ready, Started, Uploaded
 from parablock.participant_events import Tick as Due
 from parablock.saved import Entry
@@ -391,7 +391,7 @@ def test_an_upload_that_is_withheld_gives_up_its_place_when_its_client_is_lost()
         desk.handle(Tick(), after_s=3.0)
     desk.work()
     assert desk.journal[0][0].contributors == ("a", "b")
-    assert desk.coordinator._collection._rounds.get(0) is None
+    assert desk.coordinator._collection._rounds.find(0) is None
 
 
 # The worker: what it has kept

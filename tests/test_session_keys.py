@@ -148,7 +148,7 @@ def test_what_a_lost_client_had_begun_does_not_count_when_it_is_revoked() -> Non
     assert session is not None
     desk.coordinator._remove(session, "lost", "silent", desk.now)
     desk.coordinator._effects.clear()
-    uploads = desk.coordinator._collection._rounds[0].uploads
+    uploads = desk.coordinator._collection._rounds.round(0).uploads
     assert "a" in uploads, "as it may come back and go on"
     desk.handle(Revoked("a"))
     assert "a" not in uploads
