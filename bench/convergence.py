@@ -1,6 +1,7 @@
-"""How fast each way to train gets how far: held-out loss by round, time and bytes, at equal rounds, over seeds.
+"""How fast each way to train gets how far: held-out loss by round, time and bytes, over seeds.
 
     python -m bench.convergence --seeds 0-9 --rate 20mbit --out convergence.json
+    python -m bench.convergence --cases fedbcd,parablock --rate 4mbit --set rounds=32 --rounds parablock=35
     python -m bench.convergence --quick
 
 The ways are fedbcd (synchronous rounds of blocks), to which all are compared seed by seed, parablock with each of its
@@ -16,7 +17,9 @@ the evaluations between, which are alike for all, but without the processes' sta
 times tell parablock from fedbcd only with --rate. On the way, a client of parablock is evaluated with what stands for
 the block that is not back yet; the final loss is that of the drained pipeline. The speed-up at equal loss is fedbcd's
 time to its final loss over the time that the other needs to get there, by the same seed; the median takes a run that
-never got there for slower than any other.
+never got there for slower than any other. Its inverse is the share of fedbcd's time, a geometric mean with its interval
+where all runs got there. Rounds are equal unless --rounds gives a case its own, over which its learning rate falls:
+what is quicker by the round may then take a few more of them to end as low.
 
 Workers train on a GPU where torch sees one, all of them on the same. With --jobs several runs share the machine: losses
 are what they would be but for rounding (workers have fewer threads), times are not.
@@ -34,7 +37,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
 
     from bench.convergence_cases import Case
     from bench.learning_curve import LearningCurve
+
+Number = TypeVar("Number", int, float)
 
 # Without and with --quick.
 _SEEDS = ("0-2", "0")
@@ -109,12 +114,14 @@ def row(
 ) -> dict[str, Any]:
     """A case against fedbcd, seed by seed. Gaps above zero are worse. bytes: payload of one client, up and down."""
     losses = [each.final_loss for each in curves]
-    speedups = [speedup(*pair) for pair in zip(curves, reference, strict=True)]
+    pairs = list(zip(curves, reference, strict=True))
+    speedups = [speedup(*pair) for pair in pairs]
     gap = Paired(tuple(log_ratios(losses, [each.final_loss for each in reference])))
     points = list(zip(*(each.points for each in curves), strict=True))  # by evaluation, those of all seeds
     return {
         "case": case.name,
         "lr": given.settings(case, 0).solver.lr,
+        "rounds": curves[0].points[-1].rounds,
         "final_loss": statistics.geometric_mean(losses),
         "final_losses": losses,
         "gap": None if case.name == REFERENCE else gap.told(),
@@ -122,6 +129,8 @@ def row(
         "speedup_at_equal_loss": median(speedups),
         "speedups": speedups,
         "reached": sum(each is not None for each in speedups),
+        "equal_loss_s": [ours.time_to(its.final_loss) for ours, its in pairs],
+        "share_of_time": share(speedups),
         "bytes": statistics.fmean(each.nbytes for each in curves) / given.clients,
         "rounds_by_evaluation": [seeds[0].rounds for seeds in points],
         "time_s_by_evaluation": [statistics.fmean(each.time_s for each in seeds) for seeds in points],
@@ -141,6 +150,19 @@ def speedup(curve: LearningCurve, reference: LearningCurve) -> float | None:
     return its / ours if its and ours else None
 
 
+def share(speedups: Sequence[float | None]) -> dict[str, float | None] | None:
+    """Of the reference's time, until its final loss: geometric mean over seeds, and the 95 % interval of that.
+
+    None where a run never got there; low and high None with one seed.
+    """
+    logs = [-math.log(each) for each in speedups if each is not None]
+    if len(logs) < len(speedups):
+        return None
+    found = Paired(tuple(logs))
+    low, high = map(math.exp, found.interval) if len(logs) > 1 else (None, None)
+    return {"mean": math.exp(found.mean), "low": low, "high": high}
+
+
 def median(speedups: Sequence[float | None]) -> float | None:
     """The lower median over seeds, None, for never, being lower than any number."""
     found = statistics.median_low(-math.inf if each is None else each for each in speedups)
@@ -154,6 +176,7 @@ def result(rows: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
         "final_loss": {each["case"]: each["final_loss"] for each in rows},
         "gap_pct": {each["case"]: _gap(each) for each in rows if each["gap"] is not None},
         "speedup_at_equal_loss": {each["case"]: each["speedup_at_equal_loss"] for each in rows},
+        "share_of_time_at_equal_loss": {each["case"]: each["share_of_time"] for each in rows},
         "bytes": {each["case"]: each["bytes"] for each in rows},
         "rows": rows,
         "seeds": list(plan.seeds),
@@ -181,20 +204,29 @@ def table(rows: Sequence[dict[str, Any]], given: Conditions, jobs: int = 1) -> T
         told = "–" if row["speedup_at_equal_loss"] is None else f"{row['speedup_at_equal_loss']:.2f}"
         return f"{told} ({row['reached']} of {seeds})"
 
+    def part(row: dict[str, Any]) -> str:
+        found = row["share_of_time"]
+        if found is None or found["low"] is None:
+            return "–" if found is None else f"{found['mean']:.2f}"
+        return f"{found['mean']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "case": lambda row: row["case"],
         " lr": lambda row: f"{row['lr']:g}",
+        " rounds": lambda row: str(row["rounds"]),
         " final loss": lambda row: f"{row['final_loss']:.5f}",
         " gap, 95 %": lambda row: paired.text(row["gap"]),
         " time": lambda row: f"{row['time_s']:.1f}",
         " speed-up": equal,
+        " share of time": part,
         " MB": lambda row: f"{row['bytes'] / 1e6:.2f}",
     }
     link = "loopback" if given.link_rate is None else f"{given.link} links of {format_rate(given.link_rate)} each way"
     caption = (
         f"{seeds} seed{'s' * (seeds != 1)}, {given.clients} clients, {link}; gaps to {REFERENCE} in per cent, paired "
-        f"by seed; time in s; speed-up at {REFERENCE}'s final loss, median (seeds that got there); MB of payload of "
-        "one client, up and down; but for the learning rate (lr) all other settings are equal"
+        f"by seed; time in s; speed-up at {REFERENCE}'s final loss, median (seeds that got there); share of its time "
+        "until then, 95 %; MB of payload of one client, up and down; but for the learning rate (lr) and rounds all "
+        "other settings are equal"
     )
     if jobs > 1:
         caption += f"; {jobs} runs at a time, so that TIMES AND SPEED-UPS DO NOT COMPARE"
@@ -202,7 +234,10 @@ def table(rows: Sequence[dict[str, Any]], given: Conditions, jobs: int = 1) -> T
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Held-out loss by round, time and bytes, with the range over seeds, and the gaps with their intervals."""
+    """Held-out loss by round, time and bytes, with the range over seeds, and the gaps with their intervals.
+
+    By time, the dashed line is the reference's final loss; the ticks on it are where each seed's run was first as low.
+    """
     figure = Figure(figsize=(10, 7), layout="constrained")
     (by_round, by_time), (by_bytes, gaps) = figure.subplots(2, 2)
     for axes, key, scale, label in (
@@ -217,6 +252,10 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
             axes.fill_between(places, *band, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel=label, ylabel="held-out loss (nats per token)", yscale="log")
         axes.grid(alpha=0.3)
+    for place, each in enumerate(rows):  # when each seed's run first was where the reference's ended
+        found = [time_s for time_s in each["equal_loss_s"] if time_s is not None]
+        by_time.plot(found, [rows[0]["final_loss"]] * len(found), color=f"C{place}", marker="|", linestyle="none")
+    by_time.axhline(rows[0]["final_loss"], color="black", linewidth=0.5, linestyle="--")
     by_round.legend(fontsize=8)
     compared = [(place, each) for place, each in enumerate(rows) if each["gap"] is not None]
     for place, each in compared:
@@ -249,6 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, metavar="FILE", help="settings of every run (default: the quickstart's)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every run; repeatable")
     add("--lr", action="append", default=[], metavar="CASE=VALUE", help="a case's own learning rate; repeatable")
+    add("--rounds", action="append", default=[], metavar="CASE=N", help="a case's own number of rounds; repeatable")
     add("--rate", help="rate of each client's link, as 20mbit or 5MB/s (default: loopback)")
     add("--jobs", type=int, default=1, help="runs at a time; from 2 on their times do not compare (default: 1)")
     add("--link", choices=("auto", "kernel", "user"), default="auto", help="what shapes the links (with --rate)")
@@ -273,7 +313,8 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     given = Conditions(
         config=options.config,
         overrides=(*(_QUICK if quick else ()), *_overrides(options.set)),
-        rates=_rates(options.lr, cases),
+        rates=_own("--lr", "a number, as lora=1e-3", float, options.lr, cases),
+        rounds=_own("--rounds", "a whole number, as parablock=35", int, options.rounds, cases),
         clients=options.clients,
         link="loopback",
         link_rate=None,
@@ -315,18 +356,21 @@ def _overrides(asked: Sequence[str]) -> Sequence[str]:
     return asked
 
 
-def _rates(asked: Sequence[str], cases: Sequence[Case]) -> dict[str, float]:
+def _own(
+    option: str, wanted: str, kind: Callable[[str], Number], asked: Sequence[str], cases: Sequence[Case]
+) -> dict[str, Number]:
+    """What an option gives cases of their own, by case. wanted: the value, for people. kind: makes it of the text."""
     names = [case.name for case in cases]
-    rates: dict[str, float] = {}
+    found: dict[str, Number] = {}
     for each in asked:
         name, _, value = each.partition("=")
-        if name not in names or name in rates:
-            raise ValueError(f"--lr takes CASE=VALUE, once for a case of {', '.join(names)}; got {each!r}")
+        if name not in names or name in found:
+            raise ValueError(f"{option} takes CASE=VALUE, once for a case of {', '.join(names)}; got {each!r}")
         try:
-            rates[name] = float(value)
+            found[name] = kind(value)
         except ValueError:
-            raise ValueError(f"--lr takes CASE=VALUE with a number, as lora=1e-3; got {each!r}") from None
-    return rates
+            raise ValueError(f"{option} takes CASE=VALUE with {wanted}; got {each!r}") from None
+    return found
 
 
 if __name__ == "__main__":

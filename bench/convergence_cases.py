@@ -55,7 +55,8 @@ TAKEN = ("mode", "pipeline.correction", "seed", "round.clients", "network.bind")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all runs have in common. config: None for the quickstart's. rates: learning rates, by case.
+    """What all runs have in common. config: None for the quickstart's. rates, rounds: by case, where it has
+    its own learning rate or number of rounds.
 
     link_rate: of each client's link, in bytes per second each way; None for loopback, whatever the link.
     """
@@ -63,6 +64,7 @@ class Conditions:
     config: Path | None
     overrides: tuple[str, ...]
     rates: Mapping[str, float]
+    rounds: Mapping[str, int]
     clients: int
     link: Kind
     link_rate: float | None
@@ -72,6 +74,8 @@ class Conditions:
         ours = [f"seed={seed}", f"round.clients={self.clients}"]
         if case.name in self.rates:
             ours.append(f"solver.lr={self.rates[case.name]!r}")
+        if case.name in self.rounds:
+            ours.append(f"rounds={self.rounds[case.name]}")
         if bind is not None:
             ours.append(f"network.bind={bind}")
         return learning_curve.settings(self.config, [*self.overrides, *case.settings, *ours])

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-GIVEN = Conditions(config=None, overrides=(), rates={"own": 2e-3}, clients=2, link="loopback", link_rate=None)
+GIVEN = Conditions(
+    config=None, overrides=(), rates={"own": 2e-3}, rounds={"own": 70}, clients=2, link="loopback", link_rate=None
+)
 
 
 def curve(*losses: float, round_s: float = 1.0, nbytes: int = 100) -> LearningCurve:
@@ -47,6 +49,16 @@ def test_the_speed_up_at_equal_loss_by_hand() -> None:
     assert convergence.speedup(curve(3.0, 2.0, 1.0), curve(1.0, 0.5, 1.0)) == pytest.approx(4 / 12)
 
 
+def test_a_share_of_time_is_what_all_seeds_have_in_the_mean() -> None:
+    assert convergence.share([2.0]) == {"mean": pytest.approx(0.5), "low": None, "high": None}
+    two = convergence.share([2.0, 8.0])
+    assert two is not None
+    assert two["mean"] == pytest.approx(0.25)
+    assert two["low"] * two["high"] == pytest.approx(0.25**2)
+    assert two["low"] < 0.25 < two["high"]
+    assert convergence.share([2.0, None]) is None
+
+
 def test_the_median_takes_never_for_the_slowest() -> None:
     assert convergence.median([1.5]) == 1.5
     assert convergence.median([None, 1.5, 2.0]) == 1.5
@@ -67,11 +79,14 @@ def test_a_row_from_runs_by_hand() -> None:
     assert row["speedups"][0] is None
     assert row["speedups"][1] == pytest.approx(8 / (0.7 * (4 + 4 * 0.7 / 0.711)))
     assert (row["reached"], row["speedup_at_equal_loss"]) == (1, None)
+    assert row["equal_loss_s"] == [None, pytest.approx(0.7 * (4 + 4 * 0.7 / 0.711))]
+    assert (row["share_of_time"], row["rounds"]) == (None, 8)
     assert row["rounds_by_evaluation"] == [0, 4, 8]
     assert row["time_s_by_evaluation"] == pytest.approx([0, 2.4, 4.8])
     assert row["bytes_by_evaluation"] == [0, 200, 400]
     assert (row["lowest_by_evaluation"][1], row["highest_by_evaluation"][1]) == (1.8, 2.2)
     same = found_row("fedbcd", reference, reference)
+    assert (same["equal_loss_s"], same["share_of_time"]["mean"]) == ([8.0, 8.0], 1.0)
     assert (same["gap"], same["speedup_at_equal_loss"], same["reached"]) == (None, 1.0, 2)
     assert same["lr"] == 5e-3  # the quickstart's
 
@@ -110,6 +125,7 @@ def test_a_case_is_settings_that_the_config_takes() -> None:
         assert settings.mode == ("parablock" if case.name in ("own", "stale") else case.name)
         assert (settings.seed, settings.round.clients) == (7, 2)
         assert settings.solver.lr == (2e-3 if case.name == "own" else 5e-3)
+        assert settings.rounds == (70 if case.name == "own" else 64)
     corrections = [GIVEN.settings(CASES[name], 0).pipeline.correction for name in ("parablock", "own", "stale")]
     assert corrections == ["shrink", "own", "stale"]
 
@@ -122,7 +138,7 @@ def test_cases_take_turns_at_who_is_first(
     def train(case: Case, seed: int, given: Conditions, folder: Path) -> LearningCurve:
         assert given.overrides == ("rounds=12",)
         assert (given.clients, given.link, given.link_rate) == (3, "user", 1e6)
-        assert given.rates == {"own": 1e-3}
+        assert (given.rates, given.rounds) == ({"own": 1e-3}, {"own": 14})
         assert not folder.exists()
         ran.append((case.name, seed))
         return curve(2.0, 1.0 + 0.01 * len(ran))
@@ -130,6 +146,7 @@ def test_cases_take_turns_at_who_is_first(
     monkeypatch.setattr(convergence_cases, "train", train)
     out = tmp_path / "convergence.json"
     arguments = ["--seeds", "3-4", "--cases", "own,fedbcd", "--set", "rounds=12", "--clients", "3", "--lr", "own=1e-3"]
+    arguments += ["--rounds", "own=14"]
     assert convergence.main([*arguments, "--rate", "8mbit", "--link", "user", "--out", str(out)]) == 0
     assert ran == [("fedbcd", 3), ("own", 3), ("own", 4), ("fedbcd", 4)]
     told = capsys.readouterr()
@@ -174,7 +191,7 @@ def test_quick_is_one_seed_of_two_cases(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_one_small_run_over_a_link(tmp_path: Path) -> None:
     small = ("rounds=2", "eval.every=1", "solver.steps=1", "solver.batch_size=2", "eval.rows=8", "eval.generate=0")
-    given = Conditions(config=None, overrides=small, rates={}, clients=2, link="user", link_rate=2e6)
+    given = Conditions(config=None, overrides=small, rates={}, rounds={}, clients=2, link="user", link_rate=2e6)
     found = convergence_cases.train(CASES["own"], 0, given, tmp_path / "run")
     assert [point.rounds for point in found.points] == [0, 1, 2]
     assert found.nbytes > 0
@@ -201,6 +218,9 @@ def test_one_small_run_over_a_link(tmp_path: Path) -> None:
         (["--lr", "own=0"], "solver.lr must be"),
         (["--lr", "lora=1"], "--lr takes CASE=VALUE, once for a case of fedbcd, own"),
         (["--lr", "own=1", "--lr", "own=2"], "--lr takes CASE=VALUE, once"),
+        (["--rounds", "own=1.5"], "--rounds takes CASE=VALUE with a whole number"),
+        (["--rounds", "own=0"], "rounds must be"),
+        (["--rounds", "lora=9"], "--rounds takes CASE=VALUE, once for a case of fedbcd, own"),
         (["--rate", "fast"], "is not a rate"),
         (["--link", "user"], "there are none without --rate"),
         (["--quick", "--seeds", "0-4"], "--quick is one seed of fedbcd and parablock"),

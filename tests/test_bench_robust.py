@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from bench import robust
+from bench import robust, simulation, simulations, spread
 from bench.attacks import ATTACKS, Attack
+from bench.robust import Ended
+from bench.simulation import Outcome
+from tests.shown import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from bench.simulation import Forge
+    from bench.simulations import Task
+    from parablock.config import Config
 
 DELTAS = {n: np.random.default_rng(n).standard_normal(50, np.float32) for n in range(5)}
 HONEST = np.mean([DELTAS[n] for n in (2, 3, 4)], axis=0)
@@ -49,20 +59,62 @@ def test_noise_is_that_of_the_seed_the_round_and_the_client() -> None:
     assert len(others | {sent("random", seed=1)[0].tobytes()}) == 4
 
 
+PLAN = robust.Plan(
+    rules=("mean", "median"), attacks=("none", "flipped"), clients=4, bad=1, steps=1, rounds=2, scratch=True,
+    seeds=(0,), overrides=(), jobs=1, out=None,
+)  # fmt: skip
+
+
 def test_a_row_by_hand() -> None:
     found = {
-        ("mean", "none", 0): 2.0,
-        ("median", "none", 0): 2.5,
-        ("median", "flipped", 0): 3.0,
-        ("mean", "flipped", 0): math.nan,
+        ("mean", "none", 0): Ended(2.0, (0.5, 1.0)),
+        ("median", "none", 0): Ended(2.5, (1.0, 2.0)),
+        ("median", "flipped", 0): Ended(3.0, (4.0, math.inf)),
+        ("mean", "flipped", 0): Ended(math.nan, (math.inf, math.inf)),
     }
-    row = robust.row("median", "flipped", [0], found)
-    assert (row["gap_pct"], row["gap_to_own_pct"]) == (pytest.approx(50.0), pytest.approx(20.0))
-    assert row["within_bar"] is False
-    assert robust.row("median", "none", [0], found | {("median", "none", 0): 2.09})["within_bar"] is True
-    blown = robust.row("mean", "flipped", [0], found)
-    assert (blown["final_losses"], blown["gap_pct"], blown["within_bar"]) == ([None], None, False)
-    assert robust.plot([row, blown])
+    row = robust.row("median", "flipped", PLAN, found)
+    assert (row["gap"]["gap_pct"], row["gap_to_own"]["gap_pct"]) == (pytest.approx(50.0), pytest.approx(20.0))
+    assert (row["spread"], row["asked"], row["asked_held"]) == (None, None, 0.0), "the median lies between 4 and no end"
+    clean = robust.row("median", "none", PLAN, found)
+    assert (clean["spread"], clean["asked"], clean["asked_held"]) == (1.5, pytest.approx(1.5 * 0.75), 0.5)
+    blown = robust.row("mean", "flipped", PLAN, found)
+    assert (blown["final_losses"], blown["gap"], blown["asked_held"]) == ([None], None, None)
+    rows = [robust.row("mean", "none", PLAN, found), blown, clean, row]
+    told = json.loads(json.dumps(robust.result(rows, PLAN), allow_nan=False))
+    assert told["worst_gap_pct"] == {"mean": None, "median": pytest.approx(50.0)}
+    assert told["worst_gap_to_own_pct"] == {"mean": None, "median": pytest.approx(20.0)}
+    assert told["asked"] == {"mean": None, "median": pytest.approx(1.125)}
+    assert "1.12 (50%)" in shown(robust.table(rows, PLAN))
+    assert robust.plot(rows)
+
+
+def test_over_seeds_a_gap_is_held_against_the_bar() -> None:
+    plan = dataclasses.replace(PLAN, seeds=(0, 1))
+    found = {
+        (rule, attack, seed): Ended(2.0, (1.0,)) for rule, attack, seed in product(plan.rules, plan.attacks, (0, 1))
+    }
+    found |= {("median", "none", 0): Ended(2.02, (1.0,)), ("median", "flipped", 1): Ended(2.2, (1.0,))}
+    verdicts = {attack: robust.row("median", attack, plan, found)["gap"]["verdict"] for attack in plan.attacks}
+    assert verdicts == {"none": "undecided", "flipped": "undecided"}
+    found |= {("median", "none", 1): Ended(2.022, (1.0,)), ("median", "flipped", 0): Ended(2.201, (1.0,))}
+    verdicts = {attack: robust.row("median", attack, plan, found)["gap"]["verdict"] for attack in plan.attacks}
+    assert verdicts == {"none": "within", "flipped": "beyond"}
+
+
+def test_only_the_spread_of_the_honest_ones_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent_by_round = []
+
+    def simulated(_settings: Config, _steps: None, forge: Forge) -> Outcome:
+        sent_by_round.extend(forge(round, dict(DELTAS)) for round in (0, 1))
+        return Outcome(1.5, 0.0, 0)
+
+    monkeypatch.setattr(simulation, "outcome", simulated)
+    settings = PLAN.settings("mean", 0)
+    attacked = robust.outcome(settings, Attack("flipped", 2, 0))
+    assert attacked == Ended(1.5, (spread.ratio([DELTAS[n] for n in (2, 3, 4)]),) * 2)
+    np.testing.assert_allclose(sent_by_round[0][0], -5.0 * DELTAS[0])
+    assert robust.outcome(settings, None).spreads == (spread.ratio(list(DELTAS.values())),) * 2
+    assert sent_by_round[2] == DELTAS
 
 
 def test_a_small_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +125,8 @@ def test_a_small_run_from_the_command_line(tmp_path: Path, capsys: pytest.Captur
     assert told == json.loads(out.read_text(encoding="utf-8"))
     rows = {(row["rule"], row["attack"]): row for row in told["rows"]}
     assert set(rows) == {(rule, attack) for rule in ("mean", "median") for attack in ("none", "flipped")}
-    assert rows["mean", "none"]["gap_pct"] == 0.0
+    assert rows["mean", "none"]["gap"]["gap_pct"] == 0.0
+    assert 0.0 <= rows["median", "flipped"]["asked_held"] <= 1.0
     assert rows["mean", "flipped"]["final_losses"] != rows["mean", "none"]["final_losses"], "it is attacked"
     assert out.with_suffix(".png").stat().st_size > 0
 
@@ -84,11 +137,35 @@ def test_a_small_run_from_the_command_line(tmp_path: Path, capsys: pytest.Captur
         (["--rules", "best"], "--rules takes mean, .*; got best"),
         (["--attacks", "all"], "--attacks takes flipped, .*; got all"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
-        (["--bad", "0"], "--bad must be at least 1 and below --clients = 7, got 0"),
-        (["--bad", "3"], r"robust.bad = 3 needs at least 9 contributions"),
+        (["--bad", "0"], "--bad must be at least 1 and below --clients = 5, got 0"),
+        (["--bad", "2"], r"robust.bad = 2 needs at least 7 contributions"),
         (["--set", "codec.up=int8"], "codecs are not simulated"),
     ],
 )
 def test_what_cannot_be_run_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert robust.main(arguments) == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_unless_from_scratch_a_model_is_trained_first_and_all_runs_begin_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+
+    def run(tasks: Mapping[Any, Task[Any]], _jobs: int, _console: Any, _told: Any = None) -> dict[Any, Any]:
+        ran.append([task.arguments[0] for task in tasks.values()])
+        return dict.fromkeys(tasks, Ended(2.0, (1.0, 1.0)))
+
+    monkeypatch.setattr(simulations, "run", run)
+    arguments = ["--rules", "krum", "--attacks", "nan", "--seeds", "0"]
+    assert robust.main([*arguments, "--out", str(tmp_path / "robust.json")]) == 0
+    pretraining, attacked = ran
+    assert [each.mode for each in pretraining] == ["fedbcd"]
+    (model,) = {each.model for each in attacked}
+    assert model.endswith("pretrained")
+    assert {(each.seed, each.robust.rule, each.robust.bad) for each in attacked} == {(0, "mean", 0), (0, "krum", 1)}
+    assert robust.main([*arguments, "--scratch"]) == 0
+    (scratch,) = ran[2:]
+    assert {each.model for each in scratch} == {"builtin"}
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["scratch"] for each in told] == [False, True]

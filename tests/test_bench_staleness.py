@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rich.console import Console
 
-from bench import simulation, staleness
+from bench import simulation, simulations, staleness
 from bench.simulation import Outcome, Simulation
+from bench.simulations import Task
 from bench.staleness import Cell
 from parablock import config
 
@@ -78,6 +81,15 @@ def test_a_small_run_from_the_command_line(tmp_path: Path, capsys: pytest.Captur
     assert out.with_suffix(".png").stat().st_size > 0
 
 
+def test_what_one_of_many_runs_raises_is_raised() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    roots = {name: Task(name, math.sqrt, (value,)) for name, value in (("four", 4.0), ("nine", 9.0))}
+    assert simulations.run(roots, 1, console, "root {}".format) == {"four": 2.0, "nine": 3.0}
+    assert "2 of 2: nine: root 3.0; 0 min left" in console.file.getvalue()
+    with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
+        simulations.run({"none": Task("none", math.sqrt, (-1.0,))}, 1, console)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -109,6 +121,14 @@ def test_a_slow_one_takes_half_of_the_steps() -> None:
     assert plan.steps(CELL, "parablock") == (8, 8, 8, 8)
     settings = [plan.settings(CELL, case, 0, "builtin") for case in ("parablock", "slow-one")]
     assert settings[0] == settings[1]
+
+
+def test_longer_is_a_tenth_more_rounds() -> None:
+    plan = staleness._plan(staleness._parser().parse_args(["--data", ".", "--cases", "longer", "--rounds", "32"]), None)
+    rounds = {case: plan.settings(CELL, case, 0, "builtin").rounds for case in plan.cases}
+    assert rounds == {"fedbcd": 32, "longer": 35}
+    assert plan.settings(CELL, "longer", 0, "builtin").mode == "parablock"
+    assert plan.steps(CELL, "longer") == (8, 8, 8, 8)
 
 
 # The simulation
