@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import json
 import shutil
+import threading
 from collections import deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -357,19 +358,20 @@ def test_no_round_leaves_a_second_time_with_other_noise_whenever_it_is_killed(
     privacy = {"where": "local", "clip": 1e-3, "noise": 1.0, "budget": 100.0}
     world = World(loaded, {"privacy": privacy, "codec": {"up": up}})
     states, had_left = [], []
-    write = tensor_file.write
+    write, lock = tensor_file.write, threading.Lock()
 
     def noted(*arguments: Any, **named: Any) -> int:
         written = write(*arguments, **named)
-        had_left.append(left(world.link))  # first: what leaves meanwhile is in the folder by then
-        states.append(tmp_path / f"{len(states):03d}")
-        while True:  # what has left is noted by another thread than the keeper's, which drops files meanwhile
-            try:
-                shutil.copytree(tmp_path / "state", states[-1])
-            except shutil.Error:
-                shutil.rmtree(states[-1])
-            else:
-                return written
+        with lock:  # what has left is noted by another thread than the keeper's
+            had_left.append(left(world.link))  # first: what leaves meanwhile is in the folder by then
+            states.append(tmp_path / f"{len(states):03d}")
+            while True:  # the keeper drops files meanwhile
+                try:
+                    shutil.copytree(tmp_path / "state", states[-1])
+                except shutil.Error:
+                    shutil.rmtree(states[-1])
+                else:
+                    return written
 
     with monkeypatch.context() as patched:
         patched.setattr(tensor_file, "write", noted)
