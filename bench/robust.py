@@ -15,10 +15,15 @@ close they were stands beside the losses). So a model is fine-tuned that has lea
 plain SGD, which theorems are about (AdamW brings every element's step to one length, noise or signal). From random
 weights, with --scratch, a run ends in the midst of its fall, and whatever makes steps shorter costs per cents. One bad
 client of five is to Krum what one of seven is, and each trains on more rows for the same work.
+
+What Krum's theory asks for takes thousands of rows a round and client, where each has rows of its own. With --same-rows
+all clients have the same ones and each round takes every one of them once, so that honest contributions differ by the
+order alone.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import sys
@@ -33,6 +38,7 @@ from bench.attacks import ATTACKS, Attack
 from bench.paired import Paired, log_ratios, percent
 from bench.simulations import Task
 from parablock import config
+from parablock.problems import problems
 
 if TYPE_CHECKING:
     import argparse
@@ -81,7 +87,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asked for. rules: the mean first. attacks: none first. bad: how many clients are."""
+    """What the command line asked for. rules: the mean first. attacks: none first. bad: how many clients are.
+
+    scratch: from random weights. same_rows: all clients have the same rows, as many as a round takes.
+    """
 
     rules: tuple[str, ...]
     attacks: tuple[str, ...]
@@ -90,19 +99,21 @@ class Plan:
     steps: int
     rounds: int
     scratch: bool
+    same_rows: bool
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]
     jobs: int
     out: Path | None
 
-    def settings(self, rule: str, seed: int, model: str = "builtin") -> Config:
-        """Of one run. Raises ConfigError."""
+    def settings(self, rule: str, seed: int, model: str = "builtin", rows: str = "builtin") -> Config:
+        """Of one run. rows: to train on. Raises ConfigError."""
         borne = (f"robust.bad={self.bad}",) if "robust.rule" in "".join(RULES[rule]) else ()
         return config.load(
             None,
             [
-                *_SETTINGS, *_SGD, f"model={model}", f"round.clients={self.clients}", f"solver.steps={self.steps}",
-                f"rounds={self.rounds}", *self.overrides, *RULES[rule], *borne, f"seed={seed}",
+                *_SETTINGS, *_SGD, f"data.train={rows}", f"model={model}", f"round.clients={self.clients}",
+                f"solver.steps={self.steps}", f"rounds={self.rounds}", *self.overrides, *RULES[rule], *borne,
+                f"seed={seed}",
             ],
         )  # fmt: skip
 
@@ -113,12 +124,13 @@ def measure(plan: Plan, folder: Path) -> None:
     if not plan.scratch:
         settings = config.load(None, [*_SETTINGS, *_PRETRAINING])
         model = simulations.pretrained(settings, folder / "pretrained", _console)
+    shared = shared_rows(plan, folder) if plan.same_rows else "builtin"
     found = simulations.run(
         {
             (rule, attack, seed): Task(
                 f"{rule}, attack {attack}, seed {seed}",
                 outcome,
-                (plan.settings(rule, seed, model), None if attack == CLEAN else Attack(attack, plan.bad, seed)),
+                (plan.settings(rule, seed, model, shared), None if attack == CLEAN else Attack(attack, plan.bad, seed)),
             )
             for seed, rule, attack in product(plan.seeds, plan.rules, plan.attacks)
         },
@@ -129,6 +141,16 @@ def measure(plan: Plan, folder: Path) -> None:
     rows = [row(rule, attack, plan, found) for rule, attack in product(plan.rules, plan.attacks)]
     _console.print(table(rows, plan))
     results.emit(result(rows, plan), plot(rows), plan.out)
+
+
+def shared_rows(plan: Plan, folder: Path) -> str:
+    """A file of which, dealt out in turn, each client gets the same rows: as many as it takes in a round."""
+    solver = plan.settings(MEAN, plan.seeds[0]).solver
+    path = folder / "rows.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for row in problems(solver.steps * solver.batch_size * solver.accumulate, plan.seeds[0], "train"):
+            file.write((json.dumps(row) + "\n") * plan.clients)
+    return str(path)
 
 
 def outcome(settings: Config, attack: Attack | None) -> Ended:
@@ -196,6 +218,7 @@ def result(rows: Sequence[dict[str, Any]], plan: Plan) -> dict[str, Any]:
         "steps": plan.steps,
         "rounds": plan.rounds,
         "scratch": plan.scratch,
+        "same_rows": plan.same_rows,
         "settings": [*_SETTINGS, *_SGD],
         "overrides": list(plan.overrides),
         "seeds": list(plan.seeds),
@@ -218,7 +241,8 @@ def table(rows: Iterable[dict[str, Any]], plan: Plan) -> Table:
     }
     caption = (
         f"{'from scratch' if plan.scratch else 'fine-tuning'}, {plan.bad} of {plan.clients} clients are bad, K = "
-        f"{plan.steps}, {plan.rounds} rounds, {len(plan.seeds)} seeds; gaps in per cent, paired by seed, "
+        f"{plan.steps}, {'the same rows for all, ' if plan.same_rows else ''}{plan.rounds} rounds, "
+        f"{len(plan.seeds)} seeds; gaps in per cent, paired by seed, "
         f"bar {percent(BAR):.0f}; spread: of honest contributions, over what they have in common, "
         "median over rounds; asked: what the rule's theory wants below 1 (and where it was)"
     )
@@ -256,6 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--bad", type=int, default=1, help="of these, how many are bad (default: 1)")
     add("--steps", type=int, default=8, help="K (default: 8)")
     add("--scratch", action="store_true", help="begin with random weights, not with a model that is trained first")
+    add("--same-rows", action="store_true", help="all clients have the same rows, and a round takes each once")
     simulations.add_options(parser, rounds=8)
     return parser
 
@@ -264,15 +289,18 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     """Raises ValueError, with what to do, for what cannot be run."""
     if options.quick:
         plan = Plan(
-            (MEAN, "median"), (CLEAN, "flipped"), 3, 1, 1, 4, True, (0,), tuple(options.set), options.jobs, options.out
-        )
+            (MEAN, "median"), (CLEAN, "flipped"), 3, 1, 1, 4, True, options.same_rows, (0,), tuple(options.set),
+            options.jobs, options.out,
+        )  # fmt: skip
     else:
         plan = Plan(
             _named(options, "rules", RULES, MEAN), _named(options, "attacks", ATTACKS, CLEAN), options.clients,
-            options.bad, options.steps, options.rounds, options.scratch, command.seeds(options.seeds),
-            tuple(options.set), options.jobs, options.out,
+            options.bad, options.steps, options.rounds, options.scratch, options.same_rows,
+            command.seeds(options.seeds), tuple(options.set), options.jobs, options.out,
         )  # fmt: skip
     simulations.check_jobs(plan.jobs)
+    if plan.same_rows and any(each.startswith("data.train=") for each in plan.overrides):
+        raise ValueError("--same-rows makes rows of its own; leave out --set data.train, or --same-rows")
     if not 1 <= plan.bad < plan.clients:
         raise ValueError(f"--bad must be at least 1 and below --clients = {plan.clients}, got {plan.bad}")
     for rule in plan.rules:

@@ -4,10 +4,11 @@
     signal  g = √(‖Δ̄‖² − s² / n)               of what all tend to, without what Δ̄ itself has of the spread
 
 Krum bears f of n where η(n, f) s < g, with η² = 2 (n − f + (f (n − f − 2) + f² (n − f − 1)) / (n − 2f − 2)): Blanchard
-et al., NIPS 2017, proposition 1. So does Multi-Krum with as many as it takes here (Damaskinos et al., MLSys 2019). What
-median and trimmed mean are off by is of the order of (f / n + 1 / √n) s: Yin et al., arXiv 1803.01498, theorems 1 and
-4, whose constants, and what the shape of the tails adds, are left out here. 1 / √n of it the mean has as well, without
-any bad client. Where what a rule is off by is longer than g, no theorem says that a step leads downhill.
+et al., NIPS 2017, proposition 1. Multi-Krum is asked for the same, as by Damaskinos et al., MLSys 2019; Bareilles et
+al., arXiv 2602.03899, hold that its first proof is theirs, and that its bound is never worse than Krum's. What median
+and trimmed mean are off by is of the order of (f / n + 1 / √n) s: Yin et al., arXiv 1803.01498, theorems 1 and 4, whose
+constants, and what the shape of the tails adds, are left out here. 1 / √n of it the mean has as well, without any bad
+client. Where what a rule is off by is longer than g, no theorem says that a step leads downhill.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_noise_is_that_of_the_seed_the_round_and_the_client() -> None:
 
 PLAN = robust.Plan(
     rules=("mean", "median"), attacks=("none", "flipped"), clients=4, bad=1, steps=1, rounds=2, scratch=True,
-    seeds=(0,), overrides=(), jobs=1, out=None,
+    same_rows=False, seeds=(0,), overrides=(), jobs=1, out=None,
 )  # fmt: skip
 
 
@@ -140,6 +140,7 @@ def test_a_small_run_from_the_command_line(tmp_path: Path, capsys: pytest.Captur
         (["--bad", "0"], "--bad must be at least 1 and below --clients = 5, got 0"),
         (["--bad", "2"], r"robust.bad = 2 needs at least 7 contributions"),
         (["--set", "codec.up=int8"], "codecs are not simulated"),
+        (["--same-rows", "--set", "data.train=mine.jsonl"], "--same-rows makes rows of its own; leave out"),
     ],
 )
 def test_what_cannot_be_run_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,3 +170,21 @@ def test_unless_from_scratch_a_model_is_trained_first_and_all_runs_begin_with_it
     assert {each.model for each in scratch} == {"builtin"}
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["scratch"] for each in told] == [False, True]
+
+
+def test_the_same_rows_for_all_are_as_many_as_a_round_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    dealt: list[list[list[bytes]]] = []
+
+    def run(tasks: Mapping[Any, Task[Any]], _jobs: int, _console: Any, _told: Any = None) -> dict[Any, Any]:
+        for task in tasks.values():
+            clients = [simulation.Client(task.arguments[0], index, 1).setup.rows.rows for index in range(3)]
+            dealt.append([[row.tokens.tobytes() for row in rows] for rows in clients])
+        return dict.fromkeys(tasks, Ended(2.0, (1.0, 1.0)))
+
+    monkeypatch.setattr(simulations, "run", run)
+    arguments = ["--scratch", "--same-rows", "--rules", "mean", "--attacks", "nan", "--seeds", "0", "--clients", "3"]
+    assert robust.main([*arguments, "--steps", "2", "--set", "solver.batch_size=3"]) == 0
+    assert dealt
+    for first, *others in dealt:
+        assert len(set(first)) == 6
+        assert others == [first, first]
