@@ -107,6 +107,10 @@ class Raw:
         (length,) = struct.unpack(">Q", self.get(8)) if flags & LARGE else self.get(1)
         return flags, self.get(length)
 
+    def end(self) -> None:
+        """Say that nothing more will come; what the other side still says can be read."""
+        self._socket.shutdown(socket.SHUT_WR)
+
     def closed(self) -> bool:
         """Wait until the other side has closed the connection, reading what it still says; false if it does not."""
         with contextlib.suppress(Closed, TimeoutError):
