@@ -122,7 +122,8 @@ class Link:
         self.started: Started | None = None
         self.uploads: dict[int, tuple[float, float]] = {}
         self.arrivals: deque[Delivery] = deque()
-        self.outbox = Outbox(setup.config, self.ready, self.fail, None if state is None else state.residuals)
+        residuals = None if state is None else state.residuals
+        self.outbox = Outbox(setup.config, self.ready, self.unheard, self.unheard, self.fail, residuals)
         self.told = 0
         self.position = 0
         self.coming: dict[int, list[Encoded]] = {}
@@ -206,6 +207,9 @@ class Link:
         chunks.append(chunk)
         if len(chunks) == self.layout(round).count:
             self.commit(round, b"".join(bytes(each.payload) for each in chunks))
+
+    def unheard(self, *_: Any) -> None:
+        """What can be read back: everything that leaves is kept in memory here."""
 
     def layout(self, round: int) -> Layout:
         return Layout.up(self.config, self.setup.manifest.blocks[round % len(self.broker.values)].numel)

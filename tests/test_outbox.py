@@ -76,7 +76,10 @@ def encoded(config: Config, *contributions: tuple[int, int, Leaving]) -> list[tu
             failed.append(error)
             came.set()
 
-        outbox = Outbox(config, on_chunk, on_error)
+        def not_asked_for(*told: Any) -> None:
+            raise AssertionError(told)
+
+        outbox = Outbox(config, on_chunk, not_asked_for, not_asked_for, on_error)
         for round, block, delta in contributions:
             outbox.put(round, block, delta)
         total = sum(Layout.up(config, delta.numel).count for _, _, delta in contributions)
@@ -160,9 +163,9 @@ def test_what_is_on_disk_is_let_go_of_when_it_is_encoded_and_fetched_again(up: s
         outbox = Outbox(
             settings,
             lambda _, chunk: made.append(chunk),
+            lambda _, read: again.set_result(read),
+            lambda *told: fetched.put_nowait(told),
             failed.put_nowait,
-            on_stored=lambda _, read: again.set_result(read),
-            on_fetched=lambda *told: fetched.put_nowait(told),
         )
         delta = Spillable(Leaving(vector(0)))
         encoded = outbox.put(3, 0, delta)

@@ -144,8 +144,8 @@ class Link:
         if prepared.config.secure.enabled:
             self._masking = MaskingOutbox(prepared.config, self._ready, self._unfit, self._fail)
         else:
-            told = self._on_disk, self._fetched
-            self._outbox = Outbox(prepared.config, self._ready, self._fail, residuals, *told)
+            told = self._ready, self._on_disk, self._fetched, self._fail
+            self._outbox = Outbox(prepared.config, *told, residuals)
         self.handle(prepared)
 
     def contribute(self, contribution: Contribute, delta: Leaving) -> tuple[bool, Future[Encoding] | None]:

@@ -70,18 +70,18 @@ class _Job:
 class Outbox:
     """Lives on the event loop; there `on_chunk(round, chunk)` is called, in order, for each chunk of a delta.
 
-    residuals: by block, where an earlier process left off. on_stored: called there with the round of what is on disk,
-    and what gives each chunk of it again; on_fetched: with round, index and chunk of what was fetched from there.
+    on_stored: called there with the round of what is on disk, and what gives each chunk of it again. on_fetched: with
+    round, index and chunk of what was fetched from there. residuals: by block, where an earlier process left off.
     """
 
     def __init__(
         self,
         config: Config,
         on_chunk: Callable[[int, Encoded], None],
+        on_stored: Callable[[int, tuple[Callable[[], Buffer], ...]], None],
+        on_fetched: Callable[[int, int, Encoded], None],
         on_error: Callable[[BaseException], None],
         residuals: Mapping[int, Vector] | None = None,
-        on_stored: Callable[[int, tuple[Callable[[], Buffer], ...]], None] = lambda *_: None,
-        on_fetched: Callable[[int, int, Encoded], None] = lambda *_: None,
     ) -> None:
         self._config = config
         self._residuals = dict(residuals or {})  # by block; of the thread
