@@ -131,7 +131,7 @@ class LightClient:
         link = self._link
         await link.until(lambda: link.terms is not None)
         assert link.terms is not None
-        config = settings.from_dict(json.loads(link.terms))
+        config = settings.from_json(link.terms)
         left = None if self._state is None else self._come_back(self._state, config)
         link.prepared(Prepared(config, self._manifest, synthetic.WEIGHTS, synthetic.TOKENIZER, 1, left), self._host)
         round = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import tomllib
 import typing
@@ -218,6 +219,18 @@ def from_dict(tree: dict[str, Any]) -> Config:
     if (reason := objection(config)) is not None:
         raise ConfigError(reason)
     return config
+
+
+def from_json(text: str) -> Config:
+    """A checked `Config` from the words of a broker, which may be anything. Raises ConfigError."""
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"the broker's settings are no JSON that can be read ({str(error)[:200]}); install the same version of "
+            "parablock on both sides, or ask the broker's owner"
+        ) from error
+    return from_dict(tree)
 
 
 def check_installed(config: Config) -> None:

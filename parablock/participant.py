@@ -14,7 +14,6 @@ ahead are in `parablock.agenda`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -316,8 +315,8 @@ class Participant:
             return
         if terms.config != self._settings:
             try:
-                self._patience.settle(settings.from_dict(json.loads(terms.config)).network)
-            except ValueError as error:  # it was another one, with other settings, by which we are prepared
+                self._patience.settle(settings.from_json(terms.config).network)
+            except settings.ConfigError as error:  # it was another one, with other settings, by which we are prepared
                 self._gone(End.REFUSED, f"the broker's settings cannot be: {error}")
                 return
             self._settings = terms.config

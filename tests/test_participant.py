@@ -627,7 +627,7 @@ def test_the_times_are_those_of_the_present_broker(seat: Seat) -> None:
     assert seat.of(Notice) == [Notice("nothing heard from the broker for 2 s; waiting for it")]
 
 
-@pytest.mark.parametrize("terms", ["{", "[]", '{"rounds": 0}'])
+@pytest.mark.parametrize("terms", ["{", "[]", '{"rounds": 0}', "[" * 100_000], ids=["torn", "list", "zero", "nested"])
 def test_a_broker_with_impossible_settings_is_left(seat: Seat, terms: str) -> None:
     seat.hear(Rejoin("who are you?"), Terms(terms, "a"))
     (gone,) = seat.of(Gone)

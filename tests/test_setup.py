@@ -39,3 +39,9 @@ def test_more_tasks_than_a_message_holds_are_refused(tmp_path: Path) -> None:
     assert len(tasks(tmp_path / "rows.jsonl", 128, tell=True)) == 128
     with pytest.raises(DataError, match=r"eval\.task = 'kind' tells 129 tasks apart, and at most 128 are told"):
         tasks(tmp_path / "rows.jsonl", 129, tell=True)
+
+
+@pytest.mark.parametrize("terms", ["{", "[" * 100_000, "[]", '{"rounds": 0}'], ids=["torn", "nested", "list", "zero"])
+def test_a_broker_may_say_anything(terms: str) -> None:
+    with pytest.raises(config.ConfigError):
+        prepare(terms, Local("c", "builtin", "", (0, 1), "", "cpu", 1, False))

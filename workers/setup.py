@@ -6,7 +6,6 @@ whether code from a model's repository may run is decided here, on the worker's 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from dataclasses import dataclass
@@ -76,7 +75,7 @@ class Setup:
 def prepare(terms: str, local: Local) -> Setup:
     """Load by the broker's `terms` (settings as JSON). Raises ConfigError, ModelError, DataError, PartitionError or
     DeviceError, each of which says what to do."""
-    config = settings.from_dict(json.loads(terms))
+    config = settings.from_json(terms)
     settings.check_installed(config)
     if math.isfinite(local.max_epsilon):
         check_bound(config, local.max_epsilon)
