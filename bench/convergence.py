@@ -50,7 +50,7 @@ from parablock.units import format_rate, parse_rate
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from rich.table import Table
 
@@ -126,6 +126,8 @@ def row(
         "final_losses": losses,
         "gap": None if case.name == REFERENCE else gap.told(),
         "time_s": statistics.fmean(each.time_s for each in curves),
+        "compute_s": _mean(each.compute_s for each in curves),
+        "comm_s": _mean(each.comm_s for each in curves),
         "speedup_at_equal_loss": median(speedups),
         "speedups": speedups,
         "reached": sum(each is not None for each in speedups),
@@ -139,6 +141,11 @@ def row(
         "lowest_by_evaluation": [min(each.loss for each in seeds) for seeds in points],
         "highest_by_evaluation": [max(each.loss for each in seeds) for seeds in points],
     }
+
+
+def _mean(told: Iterable[float | None]) -> float | None:
+    found = [each for each in told if each is not None]
+    return statistics.fmean(found) if found else None
 
 
 def speedup(curve: LearningCurve, reference: LearningCurve) -> float | None:
@@ -216,6 +223,8 @@ def table(rows: Sequence[dict[str, Any]], given: Conditions, jobs: int = 1) -> T
         " rounds": lambda row: str(row["rounds"]),
         " final loss": lambda row: f"{row['final_loss']:.5f}",
         " gap, 95 %": lambda row: paired.text(row["gap"]),
+        " C": lambda row: _seconds(row["compute_s"]),
+        " M": lambda row: _seconds(row["comm_s"]),
         " time": lambda row: f"{row['time_s']:.1f}",
         " speed-up": equal,
         " share of time": part,
@@ -224,13 +233,17 @@ def table(rows: Sequence[dict[str, Any]], given: Conditions, jobs: int = 1) -> T
     link = "loopback" if given.link_rate is None else f"{given.link} links of {format_rate(given.link_rate)} each way"
     caption = (
         f"{seeds} seed{'s' * (seeds != 1)}, {given.clients} clients, {link}; gaps to {REFERENCE} in per cent, paired "
-        f"by seed; time in s; speed-up at {REFERENCE}'s final loss, median (seeds that got there); share of its time "
-        "until then, 95 %; MB of payload of one client, up and down; but for the learning rate (lr) and rounds all "
-        "other settings are equal"
+        "by seed; C, M, time: a round's compute, its exchange, and the whole run, in s; speed-up at "
+        f"{REFERENCE}'s final loss, median (seeds that got there); share of its time until then, 95 %; MB of payload "
+        "of one client, up and down; but for the learning rate (lr) and rounds all other settings are equal"
     )
     if jobs > 1:
         caption += f"; {jobs} runs at a time, so that TIMES AND SPEED-UPS DO NOT COMPARE"
     return results.table(columns, rows, caption)
+
+
+def _seconds(told: float | None) -> str:
+    return "–" if told is None else f"{told:.2f}"
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
