@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from rich.console import Console
 
 from bench import command, convergence_cases, paired, results
@@ -264,6 +265,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
             band = (each["lowest_by_evaluation"], each["highest_by_evaluation"])
             axes.fill_between(places, *band, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel=label, ylabel="held-out loss (nats per token)", yscale="log")
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # 2.2, not 2.2 x 10^0
         axes.grid(alpha=0.3)
     for place, each in enumerate(rows):  # when each seed's run first was where the reference's ended
         found = [time_s for time_s in each["equal_loss_s"] if time_s is not None]
