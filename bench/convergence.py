@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from rich.console import Console
 
 from bench import command, convergence_cases, paired, results
@@ -50,7 +51,7 @@ from parablock.units import format_rate, parse_rate
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from rich.table import Table
 
@@ -126,6 +127,8 @@ def row(
         "final_losses": losses,
         "gap": None if case.name == REFERENCE else gap.told(),
         "time_s": statistics.fmean(each.time_s for each in curves),
+        "compute_s": _mean(each.compute_s for each in curves),
+        "comm_s": _mean(each.comm_s for each in curves),
         "speedup_at_equal_loss": median(speedups),
         "speedups": speedups,
         "reached": sum(each is not None for each in speedups),
@@ -139,6 +142,11 @@ def row(
         "lowest_by_evaluation": [min(each.loss for each in seeds) for seeds in points],
         "highest_by_evaluation": [max(each.loss for each in seeds) for seeds in points],
     }
+
+
+def _mean(told: Iterable[float | None]) -> float | None:
+    found = [each for each in told if each is not None]
+    return statistics.fmean(found) if found else None
 
 
 def speedup(curve: LearningCurve, reference: LearningCurve) -> float | None:
@@ -216,6 +224,8 @@ def table(rows: Sequence[dict[str, Any]], given: Conditions, jobs: int = 1) -> T
         " rounds": lambda row: str(row["rounds"]),
         " final loss": lambda row: f"{row['final_loss']:.5f}",
         " gap, 95 %": lambda row: paired.text(row["gap"]),
+        " C": lambda row: _seconds(row["compute_s"]),
+        " M": lambda row: _seconds(row["comm_s"]),
         " time": lambda row: f"{row['time_s']:.1f}",
         " speed-up": equal,
         " share of time": part,
@@ -224,13 +234,17 @@ def table(rows: Sequence[dict[str, Any]], given: Conditions, jobs: int = 1) -> T
     link = "loopback" if given.link_rate is None else f"{given.link} links of {format_rate(given.link_rate)} each way"
     caption = (
         f"{seeds} seed{'s' * (seeds != 1)}, {given.clients} clients, {link}; gaps to {REFERENCE} in per cent, paired "
-        f"by seed; time in s; speed-up at {REFERENCE}'s final loss, median (seeds that got there); share of its time "
-        "until then, 95 %; MB of payload of one client, up and down; but for the learning rate (lr) and rounds all "
-        "other settings are equal"
+        "by seed; C, M, time: a round's compute, its exchange, and the whole run, in s; speed-up at "
+        f"{REFERENCE}'s final loss, median (seeds that got there); share of its time until then, 95 %; MB of payload "
+        "of one client, up and down; but for the learning rate (lr) and rounds all other settings are equal"
     )
     if jobs > 1:
         caption += f"; {jobs} runs at a time, so that TIMES AND SPEED-UPS DO NOT COMPARE"
     return results.table(columns, rows, caption)
+
+
+def _seconds(told: float | None) -> str:
+    return "–" if told is None else f"{told:.2f}"
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -251,6 +265,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
             band = (each["lowest_by_evaluation"], each["highest_by_evaluation"])
             axes.fill_between(places, *band, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel=label, ylabel="held-out loss (nats per token)", yscale="log")
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # 2.2, not 2.2 x 10^0
         axes.grid(alpha=0.3)
     for place, each in enumerate(rows):  # when each seed's run first was where the reference's ended
         found = [time_s for time_s in each["equal_loss_s"] if time_s is not None]

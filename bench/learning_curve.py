@@ -5,6 +5,7 @@ Which runs are made, and what their curves are compared by, is the caller's part
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
@@ -42,6 +43,10 @@ class LearningCurve:
     """The evaluations of one run: the first before training, the last after it, at least one between or after."""
 
     points: tuple[Point, ...]
+    compute_s: float | None = None
+    """C: the slowest client's compute, mean over rounds. None, as the next: no client has told."""
+    comm_s: float | None = None
+    """M: from the last delta ready to the block landed everywhere, mean over rounds."""
 
     @property
     def held_out(self) -> dict[int, float]:
@@ -123,4 +128,8 @@ def read(rows: Sequence[Mapping[str, Any]], whose: str) -> LearningCurve:
         nbytes = sum(each["bytes_up"] + each["bytes_down"] for each in done)
         return Point(row["round"] + 1, row["eval_loss"], ended - began, nbytes)
 
-    return LearningCurve(tuple(point(row) for row in evaluations))
+    def mean(key: str) -> float | None:
+        told = [row[key] for row in rounds if row.get(key) is not None]
+        return statistics.fmean(told) if told else None
+
+    return LearningCurve(tuple(point(row) for row in evaluations), mean("compute_s"), mean("comm_s"))

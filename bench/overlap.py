@@ -2,13 +2,15 @@
 
     python -m bench.overlap --quick --out overlap.json
     python -m bench.overlap --clients 1,2 --regime 0.5,1,2 --repeat 3 --plan
+    python -m bench.overlap --shape llama-3.2-1b --steps 64 --link user     # where torch sees a GPU, on that
 
 For each number of clients, a short synchronous run over a link of a guessed rate (two, where there is a delay)
 gives C and M; from them comes the rate at which M is the asked multiple of C. Then both modes run over links of that
 rate, as real processes: one broker, and workers with one compute thread each. With --plan, `parablock plan` predicts
 the round times first, over links of the same rate. With --journal, parablock runs as often again under a broker that
 keeps nothing on disk, in turn, which says what the journal costs; with --encryption, over connections that are not
-encrypted, which says what that costs. What is trained is `bench.workload`,
+encrypted, which says what that costs. With --shape the model is one of `bench.shapes`, a decoder layer a block, so that
+compute_slowdown says what transfers on the way cost its steps. What is trained is `bench.workload`,
 the arithmetic is `bench.figures`; this module starts things, prints a table and draws the round times.
 """
 
@@ -28,6 +30,7 @@ from rich.console import Console
 from bench import command, figures, plans, results, runs, store_broker, workload
 from bench.network import Kind, choose, network
 from bench.paired import Paired, log_ratios, text
+from bench.shapes import SHAPES
 from parablock import config
 from parablock.units import format_rate, parse_duration, parse_numbers, parse_rate
 
@@ -51,7 +54,7 @@ _COSTS = {"journal": ("journaled", "bare"), "encryption": ("encrypted", "plain")
 
 _GUESS_S = 0.5  # in which the calibration's link moves a block up and down
 
-_console = Console(stderr=True)
+_console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,9 @@ class Plan:
     keep: Path | None
     """A new folder for the runs and their logs, in place of a temporary one."""
     out: Path | None
+    shape: str | None = None
+    """Of `bench.shapes`; None: the model of `bench.workload`."""
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,8 @@ class Bench:
             found.append(row(clients, rate, ratio, measured["fedbcd"], measured[whole]))
             without_s += [measured[lacking].round_s] if lacking else []
         merged = figures.medians(found)
+        tokens = self.plan.steps * workload.BATCH * self.workload.row_tokens
+        merged["tokens_s"] = tokens / merged["parablock_compute_s"]
         if lacking:
             merged |= paired_cost(self.plan.cost, [each["parablock_round_s"] for each in found], without_s)
         if stored:
@@ -153,7 +161,7 @@ class Bench:
 def measure(plan: Plan, folder: Path) -> None:
     """All rows, printed and kept. folder: for the runs, unless they are to be kept elsewhere."""
     folder = plan.keep or folder
-    made = workload.make(folder)
+    made = workload.make(folder) if plan.shape is None else workload.of_shape(folder, SHAPES[plan.shape], plan.dtype)
     bench = Bench(plan, made, folder)
     rows = [row for clients in plan.clients for row in bench.rows(clients)]
     _console.print(table(rows))
@@ -213,6 +221,8 @@ def result(rows: list[dict[str, Any]], plan: Plan, block_bytes: int) -> dict[str
         "link": plan.kind,
         "delay_s": plan.delay_s,
         "steps": plan.steps,
+        "shape": plan.shape,
+        "dtype": plan.dtype,
         "block_bytes": block_bytes,
         "repeat": plan.repeat,
         "overrides": list(plan.overrides),
@@ -232,9 +242,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         "efficiency": lambda row: f"{row['efficiency']:.3f}",
         "bound": lambda row: f"{row['bound_ratio']:.3f}",
         "slowdown": lambda row: f"{row['compute_slowdown']:.3f}",
+        "tokens/s": lambda row: f"{row['tokens_s']:,.0f}",
         "lag ms": lambda row: "" if row["loop_lag_p99_ms"] is None else f"{row['loop_lag_p99_ms']:.1f}",
     }
-    caption = "C, M (of the fedbcd run) and round times in seconds, means over rounds"
+    caption = "C, M (of the fedbcd run) and round times in seconds, means over rounds; tokens/s: of a client's compute"
     if all("planned_fedbcd_s" in row for row in rows):
         columns["plan %"] = lambda row: f"{row['plan_error_fedbcd_pct']:+.1f} {row['plan_error_parablock_pct']:+.1f}"
         caption += "; plan: how far off its round times were, fedbcd and parablock"
@@ -278,6 +289,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", help="rate of each link instead, as 45mbit or 5MB/s")
     add("--delay", default="0", help="delay of each way, as 50ms (user-space link)")
     add("--link", choices=("auto", "kernel", "user"), default="auto", help="what shapes the links")
+    add("--shape", choices=SHAPES, help="a model of this shape, with random weights, instead of the small one")
+    add("--dtype", choices=("float32", "bfloat16"), help="of it (default: of a llama bfloat16, else float32)")
     add("--steps", type=int, help="optimizer steps a round, K (default: 2; quick: 1)")
     add("--sweeps", type=int, help="sweeps over all blocks that are measured (default: 5; quick: 2)")
     add("--repeat", type=int, default=1, help="pairs of runs, of which the medians are given (default: 1)")
@@ -309,6 +322,8 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
         raise ValueError(
             "--encryption goes with --link user: unencrypted connections do not leave the machine's loopback"
         )
+    if options.dtype and not options.shape:
+        raise ValueError("--dtype is of a --shape; the small model is float32")
     kind, reason = choose(options.link, delay_s)
     _console.print(reason)
     config.load(None, options.set)  # a typing mistake is told now
@@ -331,6 +346,8 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
         overrides=tuple(options.set),
         keep=options.keep,
         out=options.out,
+        shape=options.shape,
+        dtype=options.dtype or ("bfloat16" if (options.shape or "").startswith("llama") else "float32"),
     )
 
 

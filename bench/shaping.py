@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-BURST_S = 0.010
+BURST_S = 0.020
 """A link that was idle, or whose clock woke late, may catch up by this much of its rate and no more."""
 
-QUANTUM_S = 0.005
-"""Bytes are passed on in pieces of about this long, so that a slow link trickles rather than lurches."""
+QUANTUM_S = 0.020
+"""Bytes are passed on in pieces of about this long: short, so that a slow link trickles rather than lurches, but each
+piece costs the cores that train some 0.1 ms."""
 
 _QUANTUM_BYTES = (256, 256 << 10)
 _NOMINAL_RATE = 1e9  # bytes/s that an unshaped direction is assumed to reach when its delay line is sized

@@ -7,9 +7,10 @@
 Real processes on loopback: the broker over a synthetic model, light clients, no compute. A round's time is from the
 first client's start of upload to the last client's holding of the committed block; bytes are those of the blocks, up
 and down, over all clients. Parablock and the bare sockets take turns, so that what else the machine does hits both;
-both are encrypted (CURVE), or with --plain neither is. Memory is above what a process had before it made its arrays;
-how much of it does not grow with the block, code that runs for the first time above all, a run with blocks of next to
-nothing tells. With --secure, `bench.secure_cost` is measured instead.
+both are encrypted (CURVE), or with --plain neither is. Memory is above what a process had before it made its arrays,
+with the libraries loaded that a broker and a worker load when they start; how much of it does not grow with the block,
+code that runs for the first time above all, a run with blocks of next to nothing tells. With --secure,
+`bench.secure_cost` is measured instead.
 """
 
 from __future__ import annotations

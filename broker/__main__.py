@@ -32,6 +32,11 @@ from parablock.run_folder import CONFIG, INVITE, RunFolder, RunFolderError, how_
 from parablock.schedule import gap_holds
 from parablock.throw_away import remove, throw_away_keys
 
+try:
+    import uvloop
+except ImportError:  # as on Windows, for which there is none
+    uvloop = None
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
@@ -305,9 +310,7 @@ def load_base(config: Config) -> BaseModel:
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     """uvloop's event loop, or asyncio's where there is no uvloop, which is said."""
-    try:
-        import uvloop
-    except ImportError:
+    if uvloop is None:
         print("parablock: uvloop is not installed here; using asyncio's own event loop", file=sys.stderr)
         return asyncio.new_event_loop
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop

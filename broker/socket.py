@@ -9,7 +9,9 @@ its sender. Connections that must go are `broker.guard`'s business.
 With a door (`broker.authenticator`) every connection is encrypted (CURVE), and each message says which client's key it
 came by; without one nothing is, and nobody is known.
 
-Payloads are sent uncopied: whoever hands over a buffer does not write to it any more.
+Payloads are sent uncopied: whoever hands over a buffer does not write to it any more. They leave in frames that are
+the shorter the more clients there are, and the worker puts them together: libzmq encrypts a frame at once, and holds
+all of it until the kernel has taken it, for each connection.
 
 ZeroMQ's thread is scheduled as a batch job, where that exists: it wakes for every few packets, and shall not push out
 whoever is computing each time. It gets its share of the processor as before, a few milliseconds later.
@@ -54,6 +56,12 @@ _MOST_UNREAD = 1 << 16
 
 _MOST_WAITING = 256
 """Messages of one connection that wait for us; what comes beyond them stays with the sender."""
+
+_ENCRYPTED_BYTES = 1 << 20
+"""Of payloads on their way out, what frames may have that leave at once, one for each client."""
+
+_LEAST_FRAME_BYTES = 128 << 10
+"""With shorter ones messages cost more than is saved (README, Decisions)."""
 
 _WINDOW_BYTES = 16 << 20  # the default of network.window_bytes
 
@@ -132,6 +140,7 @@ class RouterSocket:
         client: whose key it came by; None without a door. clients: how many are awaited.
         """
         self._on_frames = on_frames
+        self._frame_bytes = max(_ENCRYPTED_BYTES // clients, _LEAST_FRAME_BYTES)
         self._loop = asyncio.get_running_loop()
         self._guard.listen(self._loop, window_bytes, _MOST_MESSAGE_BYTES, on_broken, self._wake, clients)
         self._loop.add_reader(self._descriptor, self._drain)
@@ -140,18 +149,19 @@ class RouterSocket:
             self.door.admit()
 
     def send(self, peer: bytes, frames: list[bytes | memoryview | zmq.Frame]) -> bool:
-        """Hand a message to `peer`; false if no such peer is connected (any more).
+        """Hand a message to `peer`, from when `listen` was called; false if no such peer is connected (any more).
 
-        A payload in `frames` is made a frame of ZeroMQ's there, once, and shared by all whom the list is sent to.
+        A payload in `frames`, bytes of format "B", is made frames of ZeroMQ's there, once, and shared by all whom the
+        list is sent to.
         """
         header, *payload = frames
         if payload and isinstance(payload[0], memoryview):
-            payload = frames[1:] = [zmq.Frame(payload[0], copy=False)]
+            payload = frames[1:] = _divided(payload[0], self._frame_bytes)
         try:
             self._socket.send(peer, _MORE)
             self._socket.send(header, _MORE if payload else _LAST)
-            for frame in payload:
-                self._socket.send(frame, _LAST, copy=False)
+            for number, frame in enumerate(payload, 1):
+                self._socket.send(frame, _MORE if number < len(payload) else _LAST, copy=False)
         except zmq.ZMQError as error:
             if error.errno == errno.EAGAIN:
                 self._guard.full(peer)
@@ -234,6 +244,11 @@ class RouterSocket:
             if not self._socket.recv(zmq.NOBLOCK, copy=False).more:
                 self._amid = False
                 return
+
+
+def _divided(payload: memoryview, most: int) -> list[bytes | memoryview | zmq.Frame]:
+    """most: bytes of a frame."""
+    return [zmq.Frame(payload[at : at + most], copy=False) for at in range(0, payload.nbytes, most)]
 
 
 def _descriptor_of(frame: zmq.Frame) -> int | None:

@@ -35,7 +35,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Version of the messages. Both sides must speak the same."""
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"

@@ -28,7 +28,7 @@ GIVEN = Conditions(
 def curve(*losses: float, round_s: float = 1.0, nbytes: int = 100) -> LearningCurve:
     """Evaluated after every fourth round, from 5.0 before training."""
     points = [Point(4 * n, loss, 4 * n * round_s, 4 * n * nbytes) for n, loss in enumerate((5.0, *losses))]
-    return LearningCurve(tuple(points))
+    return LearningCurve(tuple(points), compute_s=round_s, comm_s=None)
 
 
 def found_row(case: str, curves: Sequence[LearningCurve], reference: Sequence[LearningCurve]) -> dict[str, Any]:
@@ -75,6 +75,7 @@ def test_a_row_from_runs_by_hand() -> None:
     assert row["gap"]["low_pct"] < 0 < row["gap"]["high_pct"]
     assert "verdict" not in row["gap"]
     assert row["final_loss"] == pytest.approx(math.sqrt(1.01 * 1.089))
+    assert (row["compute_s"], row["comm_s"]) == (pytest.approx(0.6), None)
     assert (row["lr"], row["bytes"], row["time_s"]) == (2e-3, 400, pytest.approx(4.8))
     assert row["speedups"][0] is None
     assert row["speedups"][1] == pytest.approx(8 / (0.7 * (4 + 4 * 0.7 / 0.711)))

@@ -15,8 +15,8 @@ def evaluation(round: int, time_s: float, loss: float | None) -> dict[str, Any]:
     return {"kind": "evaluation", "round": round, "time_s": time_s, "eval_loss": loss}
 
 
-def trained(round: int, time_s: float) -> dict[str, Any]:
-    return {"kind": "round", "round": round, "time_s": time_s, "bytes_up": 10, "bytes_down": 5}
+def trained(round: int, time_s: float, **told: float | None) -> dict[str, Any]:
+    return {"kind": "round", "round": round, "time_s": time_s, "bytes_up": 10, "bytes_down": 5, **told}
 
 
 def test_a_curve_from_rows_in_any_order() -> None:
@@ -31,6 +31,18 @@ def test_a_curve_from_rows_in_any_order() -> None:
     found = learning_curve.read(rows, "a run")
     assert found.points == (Point(0, 4.0, 0.0, 0), Point(2, 3.0, 2.5, 30), Point(3, 2.0, 4.0, 45))
     assert (found.held_out, found.final_loss, found.time_s, found.nbytes) == ({2: 3.0, 3: 2.0}, 2.0, 4.0, 45)
+
+
+def test_compute_and_exchange_are_means_over_the_rounds_that_tell() -> None:
+    rows = [
+        evaluation(-1, 7.0, 4.0),
+        trained(0, 8.0, compute_s=1.0, comm_s=None),
+        trained(1, 9.0, compute_s=2.0, comm_s=0.25),
+        evaluation(1, 9.4, 3.0),
+    ]
+    found = learning_curve.read(rows, "a run")
+    assert (found.compute_s, found.comm_s) == (1.5, 0.25)
+    assert learning_curve.read([evaluation(-1, 7.0, 4.0), evaluation(0, 8.0, 3.0)], "a run").compute_s is None
 
 
 @pytest.mark.parametrize("losses", [(), (4.0,), (4.0, None), (None, 3.0)])

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
-from bench import overlap, results
+from bench import overlap, results, workload
 from bench.figures import Averages, FiguresError, averages, medians, rate_for, rounds_for
 from bench.figures import overlap as ratios
 from bench.processes import ChildError, Children
+from bench.shapes import SHAPES
 from bench.store_broker import Nowhere, Timed
 from bench.workload import Workload
 from broker.store import BlockStore
@@ -204,6 +207,16 @@ def test_there_is_a_row_for_each_number_of_clients_and_regime() -> None:
         assert row["comm_s"] == pytest.approx(row["regime"])
         assert row["rate_bytes_s"] == pytest.approx(8e6 / row["regime"])
         assert row["efficiency"] == pytest.approx(1.0)
+        assert row["tokens_s"] == pytest.approx(2 * 4 * 64 / row["parablock_compute_s"])
+
+
+def test_a_shape_is_written_as_a_model_whose_rows_are_as_long_as_its(tmp_path: Path) -> None:
+    made = workload.of_shape(tmp_path, SHAPES["3-layers"], "bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(made.model, dtype="auto")
+    assert (model.dtype, model.config.num_hidden_layers, made.blocks) == (torch.bfloat16, 3, 3)
+    assert made.block_bytes == 4 * sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    asked = workload.settings(made, "parablock", 4, 1, 2, "tcp://127.0.0.1:5557")
+    assert (asked.dtype, asked.data.max_tokens) == ("bfloat16", SHAPES["3-layers"].tokens)
 
 
 def test_a_rate_that_is_given_is_taken_without_calibration() -> None:
@@ -268,6 +281,7 @@ def test_what_is_kept_is_the_json_and_a_plot_beside_it(tmp_path: Path, capsys: p
         (["--link", "kernel", "--delay", "50ms"], "use --link user"),
         (["--quick", "--clients", "1,2"], "--quick is one row"),
         (["--set", "solver.lrr=1"], "solver.lr"),
+        (["--dtype", "bfloat16"], "--dtype is of a --shape"),
         (["--keep", "/dev/null/runs"], "name a new one"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker import __main__ as command
 from broker import server
 from broker.__main__ import _door, _give_up, _resume, main, parser
 from broker.authenticator import Authenticator
@@ -383,3 +384,11 @@ def test_what_cannot_be_stored_is_not_said_and_tried_until_there_is_room(
     assert capsys.readouterr().err.count("cannot store round 0: [Errno 28] No space left on device; trying again") == 3
     with Journal.open(left / "journal.sqlite") as journal:
         assert journal.next_round == 1
+
+
+def test_without_uvloop_asyncio_has_a_loop_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "uvloop", None)
+    assert command.loop_factory() is asyncio.new_event_loop
+    assert "uvloop is not installed here" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from broker.socket import BindError, RouterSocket
+from parablock import wire
 from workers.socket import DealerSocket
 
 if TYPE_CHECKING:
@@ -48,6 +49,59 @@ def test_a_burst_of_chunks_arrives_in_order_both_ways() -> None:
         router.close()  # again does nothing
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("clients", "longest"), [(1, 1 << 20), (4, 256 << 10), (8, 128 << 10), (1024, 128 << 10)])
+def test_the_more_clients_the_less_libzmq_encrypts_at_once_for_each(clients: int, longest: int) -> None:
+    async def scenario() -> None:
+        router = RouterSocket(HERE)
+        peers: list[bytes] = []
+        router.listen(lambda peer, _frames, _client: peers.append(peer), clients=clients)
+        payload = memoryview(os.urandom(3 * longest + 4))
+        message: list[bytes | memoryview | zmq.Frame] = [b"header", payload]
+        with zmq.Context() as context:
+            raw = [context.socket(zmq.DEALER) for _ in range(2)]
+            for socket in raw:
+                socket.set(zmq.RCVTIMEO, 20_000)
+                socket.connect(router.endpoint)
+                socket.send(b"hello")
+            await until(lambda: len(peers) == len(raw))
+            for peer in peers:
+                assert router.send(peer, message)  # the second time as it was made for the first
+            for socket in raw:
+                header, *frames = socket.recv_multipart()
+                assert header == b"header"
+                assert [len(frame) for frame in frames] == [longest] * 3 + [4]
+                assert b"".join(frames) == payload
+                socket.close(0)
+        router.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("lengths", "come"), [((1 << 20, 1, 7), 2), ((wire.MAX_PAYLOAD_BYTES, 1), 3), ((), 1)])
+def test_a_worker_puts_together_what_may_be_a_payload(lengths: tuple[int, ...], come: int) -> None:
+    async def scenario() -> list[list[bytes]]:
+        got: list[list[bytes]] = []
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+            router.set(zmq.LINGER, 0)
+            port = router.bind_to_random_port("tcp://127.0.0.1")
+            dealer = DealerSocket(
+                f"tcp://127.0.0.1:{port}", b"worker", lambda frames: got.append([bytes(each) for each in frames])
+            )
+            dealer.send([b"hello"])
+            await until(lambda: bool(router.poll(0)))
+            router.recv_multipart()
+            router.send_multipart([b"worker", b"header", *sent])
+            await until(lambda: bool(got))
+            dealer.close(0)
+        return got
+
+    sent = [bytes([number]) * length for number, length in enumerate(lengths)]
+    (frames,) = asyncio.run(scenario())
+    assert len(frames) == come
+    assert frames[0] == b"header"
+    assert b"".join(frames[1:]) == b"".join(sent)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

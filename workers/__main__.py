@@ -29,6 +29,11 @@ from workers.executor import TorchExecutor
 from workers.link import Interrupted, Link, SessionEnded
 from workers.state_folder import DiskError, Identity, StateError, StateFolder
 
+try:
+    import uvloop
+except ImportError:  # as on Windows, for which there is none
+    uvloop = None
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
@@ -366,9 +371,7 @@ class Worker:
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     """uvloop's event loop, or asyncio's where there is no uvloop, which is said."""
-    try:
-        import uvloop
-    except ImportError:
+    if uvloop is None:
         print("parablock: uvloop is not installed here; using asyncio's own event loop", file=sys.stderr)
         return asyncio.new_event_loop
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop

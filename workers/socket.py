@@ -4,7 +4,8 @@ One reader for the life of the socket, driven by readiness and never cancelled. 
 growing interval; whether anybody is at the other end is the participant's business. What was accepted for sending may
 be lost with a connection, so nothing here counts as delivered.
 
-Payloads are sent uncopied: whoever hands over a buffer does not write to it any more.
+Payloads are sent uncopied: whoever hands over a buffer does not write to it any more. What the broker sends in several
+frames (`broker.socket` says why) is put together here.
 
 ZeroMQ's thread is scheduled as a batch job, where that exists: it wakes for every few packets, and shall not push the
 torch thread out each time. It gets its share of the processor as before, a few milliseconds later.
@@ -152,5 +153,12 @@ class DealerSocket:
                 frames = [frame.buffer for frame in self._socket.recv_multipart(zmq.NOBLOCK, copy=False)]
             except zmq.Again:
                 return
-            self._on_frames(frames)
+            self._on_frames(_put_together(frames))
         self._wake()
+
+
+def _put_together(frames: list[memoryview]) -> list[memoryview]:
+    """The header and the whole payload; what is too long for one stays as it came, and is no message to `wire`."""
+    if len(frames) <= 2 or sum(frame.nbytes for frame in frames[1:]) > wire.MAX_PAYLOAD_BYTES:
+        return frames
+    return [frames[0], memoryview(b"".join(frames[1:]))]
