@@ -7,8 +7,9 @@
 The built-in model, byte by byte, on GSM8K from scratch; fine-tuned there after a run of fedbcd with another seed; on
 instructions of eight tasks, dealt out in turn, and by Dirichlet(0.3) over the task. From a middle setting (4 clients,
 K = 8, the data's own learning rate) one thing at a time is changed: clients, K, and with --rates the learning rate.
-Case slow-one is parablock where the first client takes K / 2 steps a round: adaptive K of one half as fast. Case longer
-is parablock with a tenth more rounds, for which it still needs no more than 0.6 of fedbcd's time where M = C.
+Case slow-one is parablock where the first client takes K / 2 steps a round: adaptive K of one half as fast;
+slow-one-fedbcd is fedbcd with such a client: what the steps that nobody takes cost alone. Case longer is parablock with
+a tenth more rounds, for which it still needs no more than 0.6 of fedbcd's time where M = C.
 Losses are those of simulated runs (`bench.simulation`): what a run of processes gives, without its time. Gaps are means
 over seeds with their 95 % confidence interval (Student's t on log ratios), held against a bar of 0.5 %.
 """
@@ -49,8 +50,12 @@ _TASKS = ("instructions", "data.prompt=instruction", "data.completion=response")
 _BUILTIN = ("builtin", "eval.rows=16")
 _PRETRAINING = ("mode=fedbcd", "rounds=64", "seed=1000", "solver.lr=3e-3", "round.clients=4")
 
-SLOW_ONE = "slow-one"
+SLOW = {"slow-one": "parablock", "slow-one-fedbcd": REFERENCE}
+"""Cases in which the first client takes half of the steps, and what they are otherwise."""
+
 LONGER = "longer"
+KNOWN = (REFERENCE, "parablock", "own", "stale", *SLOW, LONGER)
+"""The cases."""
 
 MIDDLE = (4, 8, 1.0)
 """Clients, K, and the factor of the learning rate."""
@@ -118,13 +123,13 @@ class Plan:
                 *self.sources(problem), f"model={model}", f"round.clients={cell.clients}",
                 f"rounds={round(1.1 * self.rounds) if case == LONGER else self.rounds}",
                 f"solver.steps={cell.steps}", f"solver.lr={problem.lr * cell.rate!r}", *self.overrides,
-                *CASES["parablock" if case in (SLOW_ONE, LONGER) else case].settings, f"seed={seed}",
+                *CASES["parablock" if case == LONGER else SLOW.get(case, case)].settings, f"seed={seed}",
             ],
         )  # fmt: skip
 
     def steps(self, cell: Cell, case: str) -> tuple[int, ...]:
         """Of each client in a round."""
-        first = cell.steps // 2 if case == SLOW_ONE else cell.steps
+        first = cell.steps // 2 if case in SLOW else cell.steps
         return (first, *(cell.steps,) * (cell.clients - 1))
 
     def sources(self, problem: Problem) -> list[str]:
@@ -248,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--cases",
         default=f"{REFERENCE},parablock",
-        help=f"of {REFERENCE}, parablock, own, stale, {SLOW_ONE}, {LONGER} (default: the first two)",
+        help=f"of {', '.join(KNOWN)} (default: the first two)",
     )
     simulations.add_options(parser, rounds=32)
     return parser
@@ -265,11 +270,11 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
             _cells(options), cases, command.seeds(options.seeds), options.rounds, tuple(options.set), options.data,
             options.jobs, options.out,
         )  # fmt: skip
-    known = (REFERENCE, "parablock", "own", "stale", SLOW_ONE, LONGER)
-    if unknown := [case for case in plan.cases if case not in known]:
-        raise ValueError(f"--cases takes {', '.join(known)}, separated by commas; got {', '.join(unknown)}")
-    if SLOW_ONE in plan.cases and (odd := [cell.name for cell in plan.cells if cell.steps % 2]):
-        raise ValueError(f"{SLOW_ONE} halves K, which must be even; got {odd[0]}")
+    if unknown := [case for case in plan.cases if case not in KNOWN]:
+        raise ValueError(f"--cases takes {', '.join(KNOWN)}, separated by commas; got {', '.join(unknown)}")
+    slow = [case for case in plan.cases if case in SLOW]
+    if slow and (odd := [cell.name for cell in plan.cells if cell.steps % 2]):
+        raise ValueError(f"{slow[0]} halves K, which must be even; got {odd[0]}")
     simulations.check_jobs(plan.jobs)
     if plan.data is None and any(cell.problem != "builtin" for cell in plan.cells):
         raise ValueError("--data names the folder with the rows; or take --problems builtin, which needs none")

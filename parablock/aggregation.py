@@ -69,22 +69,22 @@ def shares(weights: Sequence[int | Fraction], steps: Sequence[int] | None) -> li
     """What each delta is multiplied by in the mean. weights: tokens n_i of each client; steps: τ_i, which it took.
 
     without steps:  n_i / Σ_j n_j
-    with steps:     τ_eff · p_i / τ_i   where   p_i = (n_i / τ_i) / Σ_j (n_j / τ_j)   and   τ_eff = Σ_j p_j τ_j
+    with steps:     τ_eff · p_i / τ_i   where   p_i = n_i / Σ_j n_j   and   τ_eff = Σ_j p_j τ_j
 
     A client that takes more steps has a longer delta and more tokens, so that by tokens it drags the mean twice. With
-    steps, the mean is τ_eff times that of the deltas per step, weighted by tokens per step (FedNova, Wang et al., arXiv
-    2007.07481). With equal steps the two are the same to the last bit, and a single share is exactly 1, since each is
-    rounded once.
+    steps it has more weight for its tokens only: the mean is τ_eff times that of the deltas per step, weighted by
+    tokens (FedNova, Wang et al., arXiv 2007.07481, with tokens trained on as the size of a client's data). Between
+    clients with as many tokens a step, deltas then count alike, whatever their lengths. With equal steps the two are
+    the same to the last bit, and a single share is exactly 1, since each is rounded once.
 
     A late delta has its n_i decayed (`decayed`), so that its p_i is, while its τ_i stays what it was: it counts less in
     the mean per step and in τ_eff alike.
     """
+    total = sum(weights)
     if steps is None or len(set(steps)) == 1:
-        total = sum(weights)
         return [float(weight / total) for weight in weights]
-    rates = [Fraction(weight, taken) for weight, taken in zip(weights, steps, strict=True)]
-    scale = Fraction(sum(weights)) / sum(rates) ** 2
-    return [float(scale * rate / taken) for rate, taken in zip(rates, steps, strict=True)]
+    scale = Fraction(sum(weight * taken for weight, taken in zip(weights, steps, strict=True))) / total**2
+    return [float(scale * weight / taken) for weight, taken in zip(weights, steps, strict=True)]
 
 
 def weighted_mean(

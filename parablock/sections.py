@@ -212,9 +212,9 @@ class Rounds:
     quorum_lost_s: float = _key(60.0, "how long the quorum may be missing before that (fewer, stop)", unit="s", low=0)
     weights: Literal["normalised", "tokens"] = _key(
         "normalised",
-        "a client's weight in the mean delta: its tokens per step, and its delta per step (FedNova), so that one that "
-        "takes more steps does not drag the mean; or its tokens, whatever its steps. With equal steps there is no "
-        "difference",
+        "what a client's delta counts in the mean: its tokens, the delta being divided by its steps (FedNova), so that "
+        "one that takes twice the steps counts for twice the tokens, and not for the longer delta as well; or its "
+        "tokens, however long the delta. With equal steps there is no difference",
     )
 
 

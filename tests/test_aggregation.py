@@ -116,8 +116,7 @@ tokens_and_steps = st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 64))
 @given(tokens_and_steps)
 def test_normalised_shares_are_fednovas(clients: list[tuple[int, int]]) -> None:
     tokens, steps = zip(*clients, strict=True)
-    rates = [n / tau for n, tau in clients]
-    p = [rate / math.fsum(rates) for rate in rates]
+    p = [n / sum(tokens) for n in tokens]
     effective = math.fsum(share * tau for share, tau in zip(p, steps, strict=True))
     expected = [effective * share / tau for share, tau in zip(p, steps, strict=True)]
     assert shares(tokens, steps) == pytest.approx(expected, rel=1e-12)
@@ -133,14 +132,21 @@ def test_a_single_share_is_the_whole(tokens: int, steps: int) -> None:
     assert shares([tokens], [steps]) == shares([tokens], None) == [1.0]
 
 
-def test_a_client_that_takes_four_times_the_steps_does_not_drag_the_mean() -> None:
-    """Deltas grow with the steps, each client's in its own direction, and so do tokens: the directions count alike."""
+def test_a_client_that_takes_four_times_the_steps_counts_for_its_tokens_only() -> None:
+    """Deltas grow with the steps, each client's in its own direction, and so do tokens."""
     slow, fast = np.array([1.0, 0.0], np.float32), np.array([0.0, 4.0], np.float32)
     by_tokens = weighted_mean([slow, fast], [100, 400])
-    assert by_tokens[1] / by_tokens[0] == pytest.approx(16.0), "dragged twice"
+    assert by_tokens[1] / by_tokens[0] == pytest.approx(16.0), "for its tokens and for its length"
     normalised = weighted_mean([slow, fast], [100, 400], [8, 32])
-    assert normalised[1] == normalised[0]
-    assert normalised.tolist() == pytest.approx([1.25, 1.25]), "20 steps of an eighth, by half each"
+    assert normalised[1] / normalised[0] == pytest.approx(4.0)
+    assert normalised.tolist() == pytest.approx([0.68, 2.72]), "27.2 steps of an eighth, by a fifth and four fifths"
+
+
+@given(st.lists(st.integers(1, 64), min_size=2, max_size=6), st.integers(1, 10**6))
+def test_deltas_of_as_many_tokens_a_step_count_alike(steps: list[int], rate: int) -> None:
+    found = shares([rate * taken for taken in steps], steps)
+    assert found == pytest.approx([found[0]] * len(steps), rel=1e-12)
+    assert found[0] >= 1 / len(steps) - 1e-12, "and no less than the mean of them all"
 
 
 # Those that come late
@@ -153,15 +159,14 @@ late_ones = st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 64), st.int
 def test_shares_of_late_ones_are_fednovas_with_tokens_that_decay(
     clients: list[tuple[int, int, int]], decay: float
 ) -> None:
-    """p_i = d^m_i n_i / τ_i over the sum of these, τ_eff = Σ p_i τ_i, and a share is τ_eff p_i / τ_i."""
+    """p_i = d^m_i n_i over the sum of these, τ_eff = Σ p_i τ_i, and a share is τ_eff p_i / τ_i."""
     steps = [tau for _, tau, _ in clients]
-    rates = [decay**missed * n / tau for n, tau, missed in clients]
-    p = [rate / math.fsum(rates) for rate in rates]
+    tokens = [decay**missed * n for n, _, missed in clients]
+    p = [n / math.fsum(tokens) for n in tokens]
     effective = math.fsum(share * tau for share, tau in zip(p, steps, strict=True))
     expected = [effective * share / tau for share, tau in zip(p, steps, strict=True)]
     weights = [decayed(n, decay, missed) for n, _, missed in clients]
     assert shares(weights, steps) == pytest.approx(expected, rel=1e-12)
-    tokens = [decay**missed * n for n, _, missed in clients]
     assert shares(weights, None) == pytest.approx([n / math.fsum(tokens) for n in tokens], rel=1e-12)
 
 

@@ -99,10 +99,7 @@ def test_what_one_of_many_runs_raises_is_raised() -> None:
         (["--problems", "builtin", "--cases", "lora"], "--cases takes fedbcd, .*; got lora"),
         (["--problems", "builtin", "--steps", "1.5"], "--steps takes numbers above 0, .*; got '1.5'"),
         (["--problems", "builtin", "--rates", "0"], "--rates takes numbers above 0, .*; got '0'"),
-        (
-            ["--problems", "builtin", "--cases", "slow-one", "--steps", "4,3"],
-            "halves K, .*; got .*K = 3",
-        ),
+        (["--problems", "builtin", "--cases", "slow-one", "--steps", "4,3"], "slow-one halves K, .*; got .*K = 3"),
         (["--problems", "builtin", "--set", "codec.up=int8"], "codecs are not simulated"),
         (["--problems", "builtin", "--set", "pipeline.land=arrival"], "depends on the link"),
         (["--problems", "builtin", "--set", "solver.step=3"], "solver.step"),
@@ -113,14 +110,14 @@ def test_what_cannot_be_run_is_refused(arguments: list[str], said: str, capsys: 
     assert re.search(said, capsys.readouterr().err)
 
 
-def test_a_slow_one_takes_half_of_the_steps() -> None:
-    options = staleness._parser().parse_args(["--data", ".", "--cases", "parablock,slow-one", "--steps", "8"])
+@pytest.mark.parametrize(("case", "like"), [("slow-one", "parablock"), ("slow-one-fedbcd", "fedbcd")])
+def test_a_slow_one_takes_half_of_the_steps(case: str, like: str) -> None:
+    options = staleness._parser().parse_args(["--data", ".", "--cases", f"parablock,{case}", "--steps", "8"])
     plan = staleness._plan(options, None)
-    assert plan.cases == ("fedbcd", "parablock", "slow-one")
-    assert plan.steps(CELL, "slow-one") == (4, 8, 8, 8)
-    assert plan.steps(CELL, "parablock") == (8, 8, 8, 8)
-    settings = [plan.settings(CELL, case, 0, "builtin") for case in ("parablock", "slow-one")]
-    assert settings[0] == settings[1]
+    assert plan.cases == ("fedbcd", "parablock", case)
+    assert plan.steps(CELL, case) == (4, 8, 8, 8)
+    assert plan.steps(CELL, like) == (8, 8, 8, 8)
+    assert plan.settings(CELL, case, 0, "builtin") == plan.settings(CELL, like, 0, "builtin")
 
 
 def test_longer_is_a_tenth_more_rounds() -> None:

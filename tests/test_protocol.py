@@ -119,9 +119,9 @@ def test_the_fold_is_the_weighted_mean_of_what_was_made() -> None:
         move, _ = server_move(network.config.server, folded, {})
         x[committed.block] = x[committed.block] + move
         assert x[committed.block].tobytes() == network.values[committed.round]
-        # FedNova: the mean of the deltas per step, by tokens per step, times the effective number of steps.
+        # FedNova: the mean of the deltas per step, by tokens, times the effective number of steps.
         steps, tokens = np.array([each.steps for each in made], np.float64), np.array(weights, np.float64)
-        p = (tokens / steps) / (tokens / steps).sum()
+        p = tokens / tokens.sum()
         mean = (p @ steps) * (p / steps) @ np.array(deltas, np.float64)
         np.testing.assert_allclose(folded, mean, rtol=0, atol=5e-6)
 
