@@ -49,6 +49,9 @@ class Link:
     rtt_s: float
     up_bytes_s: float
     down_bytes_s: float
+    start_s: float = 0.0
+    """By how much an exchange is longer than its bytes: after a pause TCP starts slowly, where acknowledgements wait
+    behind what goes the other way."""
 
     @classmethod
     def given(cls, rate_bytes_s: float, delay_s: float, window_bytes: int) -> Link:
@@ -75,7 +78,7 @@ class Exchange:
 
 
 def exchange(numel: int, link: Link, codecs: Codecs, chunk_bytes: int, *, masked: bool = False) -> Exchange:
-    """M of a block of `numel` elements: RTT, and until the last chunk is down, and `COMMIT_S`.
+    """M of a block of `numel` elements: RTT and start of the link, and until the last chunk is down, and `COMMIT_S`.
 
     A chunk comes down when it is up and the one before it is down. chunk_bytes: `network.chunk_bytes`. masked: what
     unmasks a slice comes after two more (`Layout.window_bytes`), and another RTT.
@@ -89,7 +92,7 @@ def exchange(numel: int, link: Link, codecs: Codecs, chunk_bytes: int, *, masked
         ready = are_up[min(index + behind, up.count - 1)] + (link.rtt_s if masked else 0.0)
         is_down = max(ready, is_down) + down.chunk_nbytes(index) / link.down_bytes_s
     down_s = down.nbytes / link.down_bytes_s
-    return Exchange(up.nbytes, down.nbytes, are_up[-1], down_s, link.rtt_s + is_down + COMMIT_S)
+    return Exchange(up.nbytes, down.nbytes, are_up[-1], down_s, link.rtt_s + link.start_s + is_down + COMMIT_S)
 
 
 def round_seconds(

@@ -66,6 +66,12 @@ def test_a_block_of_one_chunk_goes_up_and_then_down() -> None:
     assert exchange(250, Link(0.0, 1e3, 1e3), FLOAT32, 1 << 20).seconds == pytest.approx(2.0 + COMMIT_S)
 
 
+def test_a_start_makes_an_exchange_longer_and_keeps_no_other_off_the_link() -> None:
+    at_once, started = (exchange(6400, Link(0.1, 1e4, 1e4, start_s), FLOAT32, 1 << 20) for start_s in (0.0, 0.25))
+    assert started.seconds == pytest.approx(at_once.seconds + 0.25)
+    assert started.wire_s == at_once.wire_s
+
+
 def test_codecs_may_differ_by_direction() -> None:
     moved = exchange(6400, Link(0.0, 1e3, 1e3), Codecs("int8", "bfloat16"), 1 << 20)
     assert (moved.bytes_up, moved.bytes_down) == (6600, 12800)

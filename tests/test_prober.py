@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from parablock.allow_list import allow
 from parablock.coordinator_events import Received, Send
 from parablock.messages import Probe, Probed, Refused, Rejoin
 from parablock.network import EndpointError
+from parablock.plan import Link
 from parablock.wire import Envelope
 from tests.test_coordinator import Desk
 from workers import prober
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from parablock.messages import Message
-    from parablock.plan import Link
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prober, "STREAM_S", 0.4)
     monkeypatch.setattr(prober, "_ROUND_TRIPS_S", 0.1)
+    monkeypatch.setattr(prober, "PAUSE_S", 0.01)
 
 
 def probed(
@@ -95,6 +97,32 @@ def test_a_transfers_window_bounds_the_rate() -> None:
     link = probed(a_broker(), Shape(1e9, 0.1))
     assert link.up_bytes_s < 6 * 2**20
     assert link.down_bytes_s < 6 * 2**20
+
+
+def test_a_start_is_what_pieces_take_longer_after_a_pause_than_by_the_rates() -> None:
+    class Late(Prober):
+        """All that is asked is answered at once, so many seconds from now."""
+
+        lateness = iter((0.0, 0.0, 1.0, 2.0, 1.5))
+
+        async def _next(self) -> list[tuple[float, float]]:
+            asked, late = list(self._sent.values()), next(self.lateness)
+            self._sent.clear()
+            return [(asked[0], time.monotonic() + late)] * len(asked)
+
+    async def scenario() -> tuple[Link, Link]:
+        late = Late("tcp://127.0.0.1:1", 8 << 10, 1 << 20, 1.0)
+        try:
+            # Two pieces to see how long one may be, and three starts: 13 pieces for half a second, and one more down.
+            link = await late._started(Link(0.0, 204_800.0, 204_800.0))
+            late.lateness = iter([0.0] * 5)
+            return link, await late._started(Link(0.0, 204_800.0, 204_800.0))
+        finally:
+            late._socket.close(0)
+
+    link, early = asyncio.run(scenario())
+    assert link.start_s == pytest.approx(1.5 - 14 * 0.04, abs=0.05)
+    assert early.start_s == 0.0
 
 
 def test_nobody_answers() -> None:

@@ -324,6 +324,10 @@ def _table(result: dict[str, Any]) -> Table:
     return table
 
 
+def _start(start_s: float) -> str:
+    return f", after a pause {start_s * 1e3:.0f} ms more" if start_s else ""
+
+
 def _conclusions(result: dict[str, Any]) -> list[str]:
     link = result["link"]
     hides = "hidden" in result
@@ -332,7 +336,8 @@ def _conclusions(result: dict[str, Any]) -> list[str]:
         told = f"fedbcd {result['fedbcd_round_s']:.3f} s, parablock {result['parablock_round_s']:.3f} s"
     lines = [
         f"link      {format_rate(link['up_bytes_s'])} up, {format_rate(link['down_bytes_s'])} down, round trip "
-        f"{link['rtt_s'] * 1e3:.1f} ms ({'measured, payload' if link['measured'] else 'given'})",
+        f"{link['rtt_s'] * 1e3:.1f} ms{_start(link['start_s'])} "
+        f"({'measured, payload' if link['measured'] else 'given'})",
         f"round     {told}, with K = {result['steps']} on {result['device']} with {_threads(result['threads'])}",
     ]
     if not hides:

@@ -4,9 +4,10 @@
     up             full probes, empty answers
     down           empty probes, full answers
     both           full probes, full answers: as an exchange is, in which acknowledgements wait behind data
+    start          the same after a pause, a few pieces: by how much that is longer than the rates have it
 
 Rates are of payload, as a transfer gets it: pieces like chunks, and no more under way than a transfer's window. What
-would flatter is left out: the start of each stream (slow start, a shaper's burst), and single slices (medians).
+would flatter is left out of them: the start of each stream (slow start, a shaper's burst), and single slices (medians).
 Nothing is known here of what the figures are for.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import dataclasses
 import math
 import secrets
 import statistics
@@ -51,6 +53,13 @@ _QUEUE_S = 0.3
 """The window does not grow any more when a piece waits this long behind others: a slow link would be full for long."""
 _FEWEST = 12  # pieces in a stream, however slow
 _SLICES = 8
+
+PAUSE_S = 1.0
+"""Before a start is measured: longer than TCP remembers how much the link took at once."""
+
+_STARTS = 3
+_START_S = 0.5  # of traffic after each pause, about; no more than a window
+_START_PIECES = 4
 
 
 class Unanswered(ConnectionError):
@@ -108,7 +117,8 @@ class Prober:
             down = await self._rate(rtt_s, "down")
             told("both at once")
             share = min(await self._rate(rtt_s, "both") / min(up, down), 1.0)
-            return Link(rtt_s, share * up, share * down)
+            told("starts")
+            return await self._started(Link(rtt_s, share * up, share * down))
         finally:
             self._socket.close(linger_ms=0)
 
@@ -123,11 +133,36 @@ class Prober:
 
     async def _rate(self, rtt_s: float, way: Way) -> float:
         """Payload in bytes per second."""
+        piece = await self._piece(rtt_s, way)
+        answers, grown, window = await self._stream(piece, rtt_s, way)
+        return rate(answers, piece, grown, window)
+
+    async def _piece(self, rtt_s: float, way: Way) -> int:
+        """As many bytes as take `_PIECE_S`, about, or as one may have."""
         piece = min(_SMALLEST_PIECE, self._most_piece)
         while await self._one(piece, way) < rtt_s + _PIECE_S and piece < self._most_piece:
             piece = min(2 * piece, self._most_piece)
-        answers, grown, window = await self._stream(piece, rtt_s, way)
-        return rate(answers, piece, grown, window)
+        return piece
+
+    async def _started(self, link: Link) -> Link:
+        """`link` with its start: what pieces that go up and come down at once take longer after a pause, median."""
+        piece = await self._piece(link.rtt_s, "both")
+        asked = math.ceil(_START_S * min(link.up_bytes_s, link.down_bytes_s) / piece)
+        count = min(max(asked, _START_PIECES), max(self._window_bytes // piece, 1))
+        slower, faster = sorted((piece / link.up_bytes_s, piece / link.down_bytes_s), reverse=True)
+        expected_s = link.rtt_s + count * slower + faster
+        found = []
+        for _ in range(_STARTS):
+            await asyncio.sleep(PAUSE_S)
+            began = time.monotonic()
+            for _ in range(count):
+                self._send(piece, "both")
+            left = count
+            while left:
+                answers = await self._next()
+                left -= len(answers)
+            found.append(answers[-1][1] - began - expected_s)
+        return dataclasses.replace(link, start_s=max(statistics.median(found), 0.0))
 
     async def _stream(self, piece: int, rtt_s: float, way: Way) -> tuple[list[float], int, int]:
         """Keep the link full of pieces; when each was answered, how many of those came while the window grew, and it.
