@@ -214,9 +214,9 @@ def test_the_fold_is_the_mean_of_what_was_counted() -> None:
     base = [np.zeros(8, np.float32), np.ones(8, np.float32)]
     found = invariants.folded(settings("average"), base, [entry(0), entry(3, ("b",))], synthetic.update)
     a, b = (synthetic.update(client, 0, 8) for client in "ab")
-    rates = [each.weight / each.steps for each in (a, b)]
-    steps = sum(rate * each.steps for rate, each in zip(rates, (a, b), strict=True)) / sum(rates)
-    by_hand = steps * sum(r / sum(rates) * e.values / e.steps for r, e in zip(rates, (a, b), strict=True))
+    tokens = a.weight + b.weight
+    steps = sum(each.weight * each.steps for each in (a, b)) / tokens
+    by_hand = steps * sum(each.weight / tokens * each.values / each.steps for each in (a, b))
     np.testing.assert_allclose(found[0].values, by_hand, rtol=1e-5)
     np.testing.assert_array_equal(found[1].values, np.float32(1) + synthetic.update("b", 3, 8).values)
     assert (found[0].round, found[1].round) == (0, 3)

@@ -25,6 +25,7 @@ SMALL = ("--threads", "1", "--set", "solver.steps=2", "--set", "solver.batch_siz
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prober, "STREAM_S", 0.2)
+    monkeypatch.setattr(prober, "PAUSE_S", 0.01)
     monkeypatch.setattr(timing, "_BLOCK_S", 0.0)
     monkeypatch.setattr(plan_command, "_PATIENCE_S", 10.0)
 
@@ -61,7 +62,9 @@ def test_this_machine_and_the_link_to_a_real_broker(tmp_path: Path, capsys: pyte
 
 def test_an_assumed_link_that_is_too_slow(capsys: pytest.CaptureFixture[str]) -> None:
     result, shown = planned(capsys, "--rate", "100kbit", "--delay", "20ms", "--clients", "3")
-    assert result["link"] == {"rtt_s": 0.04, "up_bytes_s": 12_500.0, "down_bytes_s": 12_500.0, "measured": False}
+    assert result["link"] == {
+        "rtt_s": 0.04, "up_bytes_s": 12_500.0, "down_bytes_s": 12_500.0, "start_s": 0.0, "measured": False,
+    }  # fmt: skip
     first = result["blocks"][0]
     assert first["upload_s"] == pytest.approx(first["bytes_up"] / 12_500)
     assert first["exposed_s"] == pytest.approx(first["exchange_s"] - result["blocks"][-1]["compute_s"])
