@@ -347,7 +347,7 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
         keep=options.keep,
         out=options.out,
         shape=options.shape,
-        dtype=options.dtype or ("bfloat16" if (options.shape or "").startswith("llama") else "float32"),
+        dtype=options.dtype or (SHAPES[options.shape].dtype if options.shape else "float32"),
     )
 
 

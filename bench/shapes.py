@@ -18,7 +18,8 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a Llama. tied: the output head is the embeddings. tokens: of a row, unless it is asked for otherwise."""
+    """Of a Llama. tied: the output head is the embeddings. tokens: of a row, dtype: of the weights, unless another is
+    asked for."""
 
     layers: int
     hidden: int
@@ -28,6 +29,7 @@ class Shape:
     vocabulary: int
     tied: bool
     tokens: int
+    dtype: str = "float32"
 
     def model(self, device: torch.device, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
         """With weights as transformers begins them, seeded; in evaluation mode. The global random state stays."""
@@ -61,7 +63,11 @@ class Shape:
 SHAPES = {
     "12-layers": Shape(12, 384, 1152, heads=4, kv_heads=4, vocabulary=259, tied=True, tokens=64),
     "3-layers": Shape(3, 128, 384, heads=4, kv_heads=4, vocabulary=259, tied=True, tokens=64),
-    "llama-3.2-1b": Shape(16, 2048, 8192, heads=32, kv_heads=8, vocabulary=128256, tied=True, tokens=512),
-    "llama-3-8b": Shape(32, 4096, 14336, heads=32, kv_heads=8, vocabulary=128256, tied=False, tokens=512),
+    "llama-3.2-1b": Shape(
+        16, 2048, 8192, heads=32, kv_heads=8, vocabulary=128256, tied=True, tokens=512, dtype="bfloat16"
+    ),
+    "llama-3-8b": Shape(
+        32, 4096, 14336, heads=32, kv_heads=8, vocabulary=128256, tied=False, tokens=512, dtype="bfloat16"
+    ),
 }
 """By name. The first two are for the CPU: of the time of a step next to nothing is the head's."""

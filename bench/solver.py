@@ -322,7 +322,7 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     layers = SHAPES[shape].layers
     if options.num_blocks > layers:
         raise ValueError(f"--num-blocks is at most {layers}, the layers of {shape}, got {options.num_blocks}")
-    dtype = options.dtype or ("float32" if small else "bfloat16")
+    dtype = options.dtype or SHAPES[shape].dtype
 
     def given(name: str, default: int, least: int = 1) -> int:
         value = getattr(options, name)

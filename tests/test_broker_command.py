@@ -28,9 +28,11 @@ from parablock.journal import Journal
 from parablock.keys import BROKER, fingerprint
 from parablock.run_folder import RunFolder
 from tests.test_opening import MANIFEST, begun, damage, killed, vector
+from workers import __main__ as worker_command
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
 BASE = BaseModel(MANIFEST, "weights", "tokens", [vector(0), vector(1)])
 
@@ -386,9 +388,10 @@ def test_what_cannot_be_stored_is_not_said_and_tried_until_there_is_room(
         assert journal.next_round == 1
 
 
+@pytest.mark.parametrize("program", [command, worker_command], ids=["broker", "worker"])
 def test_without_uvloop_asyncio_has_a_loop_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "uvloop", None)
-    assert command.loop_factory() is asyncio.new_event_loop
+    monkeypatch.setattr(program, "uvloop", None)
+    assert program.loop_factory() is asyncio.new_event_loop
     assert "uvloop is not installed here" in capsys.readouterr().err

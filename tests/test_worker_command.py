@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import os
@@ -131,11 +130,3 @@ def test_what_the_broker_says_is_one_line_that_steers_no_terminal(
     except ValueError as error:
         record.exc_info = (type(error), error, error.__traceback__)
     assert "\nTraceback (most recent call last):\n" in handler.format(record)
-
-
-def test_without_uvloop_asyncio_has_a_loop_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(command, "uvloop", None)
-    assert command.loop_factory() is asyncio.new_event_loop
-    assert "uvloop is not installed here" in capsys.readouterr().err
