@@ -101,7 +101,11 @@ def test_no_usable_rows_is_an_error_that_says_why(tmp_path: Path) -> None:
 def test_held_out_rows_need_not_be_enough_for_every_worker() -> None:
     arguments: dict[str, Any] = {"tokenizer": TOKENIZER, "seed": 0, "shard": (3, 4), "limit": 2}
     assert len(load_rows("builtin", Data(), held_out=True, **arguments)) == 0
-    with pytest.raises(DataError, match="no usable rows in shard 3/4"):
+    with pytest.raises(
+        DataError,
+        match="no row for shard 3/4: rows are dealt out in turn, so 4 clients need at least 4 of them, "
+        "and it has 3 at most; take fewer clients",
+    ):
         load_rows("builtin", Data(), held_out=False, **arguments)
 
 

@@ -101,6 +101,12 @@ def load_rows(
     records = read_shard(
         source, partition, split=settings.split, seed=seed, held_out=held_out, shard=shard, limit=limit
     )
+    if not records and shard[0] > 0 and not held_out:
+        index, count = shard
+        raise DataError(
+            f"{source} has no row for shard {index}/{count}: rows are dealt out in turn, so {count} clients need at "
+            f"least {count} of them, and it has {index} at most; take fewer clients, or more rows"
+        )
     make.check_fields([record for _, record in records])
     dropped: Counter[str] = Counter()
     texts: list[tuple[int, str, Segments]] = []
