@@ -189,7 +189,7 @@ def write(folder: RunFolder, out: Path | None = None) -> Path:
 
 def _counts(folder: RunFolder, config: Config) -> ShardCounts | None:
     """How the run's rows were divided; None where nobody kept it, or only what an earlier attempt at a run did."""
-    if config.partition.method == "iid":
+    if not config.partition.shown:
         return None
     try:
         counts = folder.shard_counts()
