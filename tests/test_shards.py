@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parablock.sections import Partition
-from parablock.shards import ShardCounts, ShardsError, digest, divide
+from parablock.shards import ShardCounts, ShardsError, digest, divide, shown_label
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -326,6 +326,14 @@ def test_counts_are_told_from_those_by_other_settings(method: str) -> None:
     assert not any(counts.came_of(other, 3) for other in others)
     drawn = method in ("dirichlet", "quantity")
     assert counts.came_of(replace(settings, alpha=1.0), 3) != drawn
+
+
+def test_long_labels_that_begin_alike_are_told_apart() -> None:
+    labels = [f"an author with a long name, {number}" for number in (1, 2)]
+    counts = ShardCounts("iid", None, "author", 0, (1, 1), {label: (1, 0) for label in labels})
+    names = [name for name, _ in counts.columns(10)]
+    assert names == ["an author wi…ong name, 1", "an author wi…ong name, 2"]
+    assert [shown_label("an author", longest) for longest in (9, 8, 3)] == ["an author", "an a…hor", "a…r"]
 
 
 @given(labels=st.lists(st.text(max_size=40), min_size=4, max_size=20), method=st.sampled_from(["iid", "quantity"]))
