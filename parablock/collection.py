@@ -88,6 +88,12 @@ class Collection:
         return self._rounds.next
 
     @property
+    def next_open(self) -> int:
+        """The first of which anything is still taken in time: not one that is on its way to the disk."""
+        at_hand = self._rounds.at_hand
+        return self.next_round + (at_hand is not None and at_hand.state is RoundState.STORING)
+
+    @property
     def complete(self) -> bool:
         """Every round is committed."""
         return self._rounds.complete
@@ -140,6 +146,10 @@ class Collection:
     def reclaim(self) -> None:
         """Let go of what was begun for the round at hand and makes no progress."""
         self._uploads.reclaim()
+
+    def part_from(self, client: str) -> None:
+        """The session of one that is still on the roster ends."""
+        self._rounds.part_from(client)
 
     def withdraw(self, client: str) -> None:
         """This process of the client will not go on with what it has begun. What is complete stays."""

@@ -358,7 +358,8 @@ class Coordinator:
             self._come_or_go(session, "joined", rows, now)
         self._send(session.peer, Welcome(len(self._roster.clients)))
         if self.phase in (Phase.RUNNING, Phase.DRAINING):
-            self._started(session, self._admission.admit(session, join, self.next_round, now), now)
+            start = self._admission.admit(session, join, self.next_round, self._collection.next_open, now)
+            self._started(session, start, now)
             return
         self._admission.gathers(join, now)
         if self._admission.gathered(now):
@@ -475,6 +476,7 @@ class Coordinator:
 
     def _remove(self, session: Session, kind: str, text: str, now: float, *, told: bool | None = None) -> None:
         """told: see `Note`; None: as one of the client's comings and goings."""
+        self._collection.part_from(session.name)
         self._roster.remove(session)
         if kind in ("left", "refused", "dropped", "revoked"):
             self._roster.unexpect(session.name)

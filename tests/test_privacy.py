@@ -19,14 +19,14 @@ from parablock.coordinator_events import Committed, Fold, Measure, Send, Store, 
 from parablock.layout import Layout
 from parablock.ledger import Ledger
 from parablock.measurement import Measurement
-from parablock.messages import Abstain, Chunk, Commit, Heartbeat, Join, Leave, Terms
+from parablock.messages import Abstain, Chunk, Commit, Heartbeat, Join, Leave, Offer, Rejected, Start, Terms
 from parablock.noise import Noise
 from parablock.run_folder import RunFolder
 from parablock.saved import everybody, spent
 from parablock.verdict import Verdict
 from tests.test_broker_blocks import MANIFEST as BLOCKS
 from tests.test_broker_blocks import NUMEL, store_of, vector
-from tests.test_coordinator import kinds
+from tests.test_coordinator import NBYTES, Desk, kinds
 from tests.test_cut_through import begun, chunks, gathered, offer, send
 from tests.test_participant import Seat
 from tests.test_record import BEGAN, commit, land
@@ -121,23 +121,76 @@ def test_in_the_local_place_all_are_charged_of_whom_something_may_have_left() ->
 
 
 def test_in_the_local_place_those_are_charged_of_whom_an_earlier_broker_may_have_seen_something() -> None:
-    """c has sent some of its contribution to round 1, and is not there any more when that is begun anew."""
+    """c has sent some of its contribution to round 2, and is not there any more when that is begun anew."""
     desk = gathered("a", "b", "c", privacy=LOCAL, quorum=1)
-    assert desk.commit("a", "b", "c").charged == ("a", "b", "c")
-    offer(desk, "c", round=1)
-    send(desk, 0, "c", round=1)
+    assert [desk.commit("a", "b", "c", round=round).charged for round in (0, 1)] == [("a", "b", "c")] * 2
+    offer(desk, "c", round=2)
+    send(desk, 0, "c", round=2)
     desk.restart()
     desk.handle(Tick())
     for name in "ab":
         desk.hello(name)
-        desk.join(name, versions=(1, 0, 0, 0), position=1)
+        desk.join(name, versions=(1, 2, 0, 0), position=2)
     desk.handle(Tick(), after_s=desk.config.network.timeout_s - 1)
     for name in "ab":
         desk.say(name, Heartbeat(0.0, -1, 0, "training"))
     desk.handle(Tick(), after_s=2.0)
     assert [note.client for note in desk.notes if note.kind == "lost"] == ["c"]
-    assert desk.commit("a", "b", round=1).charged == ("a", "b", "c")
-    assert [desk.commit("a", "b", round=number).charged for number in (2, 3)][-1] == ("a", "b"), "it was not open then"
+    charged = [desk.commit("a", "b", round=number).charged for number in (2, 3, 4)]
+    assert charged == [("a", "b", "c")] * 2 + [("a", "b")], "the third was not open then"
+
+
+def lose(desk: Desk, who: str, *others: str) -> None:
+    """Nothing is heard of one client for too long."""
+    desk.handle(Tick(), after_s=desk.config.network.timeout_s - 1)
+    for name in others:
+        desk.say(name, Heartbeat(0.0, -1, 0, "training"))
+    desk.handle(Tick(), after_s=1.5)
+    assert [note.client for note in desk.notes if note.kind == "lost"] == [who]
+
+
+def to_the_disk(desk: Desk) -> None:
+    """The broker acts until it waits for the disk."""
+    while not any(isinstance(asked, Store) for asked in desk.asked):
+        desk.work(most=1)
+
+
+def test_in_the_local_place_one_is_charged_that_was_lost_while_the_round_was_open() -> None:
+    """It may have trained on, and the first chunks leave with an offer, which nobody may take any more."""
+    desk = gathered("a", "b", "c", privacy=LOCAL, rounds=12, policy={"late": "fold"})
+    lose(desk, "c", "a", "b")
+    assert desk.commit("a", "b").charged == ("a", "b", "c")
+    assert desk.commit("a", "b", round=1).charged == ("a", "b", "c"), "it could be trained without the commit of 0"
+    assert desk.commit("a", "b", round=2).charged == ("a", "b")
+
+
+def test_nobody_begins_with_a_round_that_is_written_to_disk_as_nobody_would_be_charged_for_it() -> None:
+    """c comes between a round's Store and its Stored, with what an earlier broker had asked it for."""
+    desk = gathered("a", "b", privacy=LOCAL, rounds=12, policy={"late": "fold"})
+    desk.upload("a")
+    desk.upload("b")
+    to_the_disk(desk)
+    desk.hello("c")
+    assert desk.join("c", position=1)[-1] == Start(1, 3, 0, ())
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert committed.charged == ("a", "b")
+    for name in "abc":
+        desk.confirm(name, 0)
+    assert kinds(desk.say("c", Offer(0, 0, NBYTES[0], 1, 1, 0.5))) == [Rejected], "it is not owed"
+    assert desk.commit("a", "b", "c", round=1).charged == ("a", "b", "c")
+
+
+def test_nobody_makes_up_for_others_in_a_round_that_is_written_to_disk() -> None:
+    desk = gathered("a", "b", privacy=LOCAL, fraction=0.5, quorum=1)
+    (who,) = [name for name in "ab" if desk.coordinator._agenda.trains(0, name)]
+    desk.upload(who)
+    to_the_disk(desk)
+    desk.say(who, Leave("for good"))
+    desk.hello("c")
+    start = desk.join("c", position=0)[-1]
+    assert isinstance(start, Start)
+    assert (start.round, start.next, start.trains[0]) == (1, 0, False)
 
 
 def test_without_privacy_nobody_is_charged() -> None:
