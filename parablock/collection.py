@@ -18,6 +18,7 @@ from parablock.messages import Rejected
 from parablock.open_rounds import OpenRounds
 from parablock.quorum import Quorum
 from parablock.rounds import RoundState, decide
+from parablock.saved import EVERYBODY
 from parablock.transfer import TransferError
 from parablock.uploads import Uploads
 
@@ -71,14 +72,14 @@ class Collection:
         self._uploads = Uploads(config, manifest, agenda, roster, self._rounds, say, emit, due_by, sums)
         self._latecomers = Latecomers(config, len(manifest.blocks), roster, self._uploads.fits, say, emit)
         self._folding = Folding(config, manifest, roster, self._rounds, self._latecomers, distribution, emit)
-        # Which rounds were open when a broker before ended, and who took part then.
+        # Which rounds were open when a broker before ended, and who may have given to them.
         self._seen_before: tuple[range, frozenset[str]] = range(0), frozenset()
 
     def restore(self, saved: Saved) -> None:
         """Go on after the last round that was committed before the broker's restart."""
         self._rounds.next = saved.next_round
         open_rounds = range(saved.next_round, saved.next_round + self._config.in_flight + 1)
-        self._seen_before = open_rounds, frozenset(saved.clients)
+        self._seen_before = open_rounds, frozenset(saved.recent)
         self._rounds.tardy = set(saved.tardy)
         self._latecomers.restore(saved.folded_late)
 
@@ -307,6 +308,8 @@ class Collection:
         self._rounds.tardy = (self._rounds.tardy & (here - members)) | (members - set(counted) - round.out)
         if attempt is not None:
             self._agenda.moved(round.number, round.block, attempt.moved)
+        charged = self._charged(round, counted)
+        self._agenda.gave(round.number, charged)
         self._agenda.decide(round.number + self._config.in_flight + 1, self._roster.present())
         for text in self._agenda.take_short():
             self._emit(Note("drawn", "", text))
@@ -321,7 +324,7 @@ class Collection:
             agenda=self._agenda.snapshot(),
             clients=tuple(self._roster.clients),
             tardy=tuple(sorted(self._rounds.tardy)),
-            charged=self._charged(round, counted),
+            charged=charged,
         )
         self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
 
@@ -377,6 +380,8 @@ class Collection:
         the broker too, of whom something has come, be it to a broker before, or may be on its way."""
         if self._config.privacy.local:
             rounds, clients = self._seen_before
+            if round.number in rounds and EVERYBODY in clients:
+                return (EVERYBODY,)
             before = self._agenda.members(round.number, clients) if round.number in rounds else frozenset()
             return tuple(sorted(round.began | self._rounds.members(round) | before))
         return counted if self._config.privacy.central else ()

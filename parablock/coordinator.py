@@ -88,6 +88,7 @@ from parablock.messages import (
     Welcome,
 )
 from parablock.roster import Roster
+from parablock.saved import EVERYBODY, Saved
 from parablock.sessions import ALLOWED, Session, SessionState, takes_part
 from parablock.transfer import TransferError
 from parablock.wire import Envelope
@@ -95,7 +96,6 @@ from parablock.wire import Envelope
 if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
-    from parablock.saved import Saved
     from parablock.wire import Buffer
 
 
@@ -158,9 +158,12 @@ class Coordinator:
         )
         if saved is not None and saved.next_round:
             self._restore(saved)
+        elif epoch > 1:  # nothing tells who has given to the first rounds
+            self._collection.restore(Saved(0, recent=(EVERYBODY,)))
 
     def _restore(self, saved: Saved) -> None:
         self._agenda.restore(saved.agenda)
+        self._agenda.account(saved.next_round, saved.charged, saved.untold)
         self._collection.restore(saved)
         for version in saved.versions:
             self._distribution.restore(version)

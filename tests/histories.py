@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 LARGE = 5, 20
 """Clients and rounds of a large history."""
 
+LOCAL = {"where": "local", "clip": 1.0, "noise": 2.0, "budget": 1000.0}
+"""Clients hide from the broker, without any end; nobody adds noise here."""
+
 RULES = ("median", "trimmed-mean", "krum", "multi-krum")
 
 
@@ -81,6 +84,7 @@ def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False)
             "error_feedback": rng.random() < 0.7,
         },
         server={"optimizer": rng.choice(["average", "average", "nesterov", "yogi"])},
+        privacy=LOCAL if random.Random(f"privacy/{seed}").random() < 0.5 else {},
         window=rng.choice([1024, 2048, 2048, 8192]),
         heartbeat_s=2.0 if large else 1.0,
     )

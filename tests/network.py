@@ -20,6 +20,7 @@ what the whole world knows rather than by what the machines say of themselves:
     what was said to an earlier broker, or by one, moves nobody;
     where contributions are masked, the mean is that of the plain sum to the last bit, and over all brokers a client's
     contribution to a slice of a round is unmasked with the same others only;
+    where clients hide from the broker, each is charged for every round to which something has left it;
     nobody is given up who was heard within the time that is said, whatever the wall clock does;
     a tick that was due leaves nothing due.
 """
@@ -59,6 +60,7 @@ from parablock.importance import ImportanceOrder
 from parablock.journal_rows import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
+from parablock.ledger import Ledger
 from parablock.manifest import Block, Manifest, Slot
 from parablock.measurement import Measurement
 from parablock.messages import (
@@ -76,7 +78,8 @@ from parablock.messages import (
 )
 from parablock.participant import Participant
 from parablock.participant_events import End
-from parablock.saved import Entry, Saved, SavedVersion
+from parablock.privacy_settings import Privacy
+from parablock.saved import EVERYBODY, Entry, Saved, SavedVersion, recent
 from parablock.schedule import Schedule
 from parablock.secure_settings import most_tokens
 from parablock.sessions import SessionState
@@ -106,7 +109,7 @@ def manifest_of(sizes: Iterable[int] = SIZES) -> Manifest:
     return Manifest(tuple(blocks), ())
 
 
-def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
+def saved_of(journal: Sequence[tuple[Entry, bytes | None]], in_flight: int) -> Saved:
     """What a broker finds that begins with this journal: of each round the entry, and what it made of its block."""
     if not journal:
         return Saved(0)
@@ -118,7 +121,12 @@ def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
     last = json.loads(entry_json(journal[-1][0]))
     late = {client: (made_for, entry.round) for entry, _ in journal for client, made_for in entry.late_parts}
     clients, tardy = tuple(last["clients"]), tuple(last["tardy"])
-    return Saved(last["round"] + 1, tuple(versions.values()), last["agenda"], clients, tardy, late)
+    ledger = Ledger(Privacy())
+    for entry, _ in journal:
+        ledger.take(entry.round, entry.charged)
+    there = recent((entry for entry, _ in journal), in_flight)
+    known = there, ledger.rounds, ledger.untold
+    return Saved(last["round"] + 1, tuple(versions.values()), last["agenda"], clients, tardy, late, *known)
 
 
 @functools.lru_cache(maxsize=50_000)
@@ -617,7 +625,9 @@ class Broker:
                 folder.entries.append(version.entry)
             self._blocks.restore(version)
         journal = [(e, folder.versions[e.block, e.round].values.tobytes() if e.attempt else None) for e in entries]
-        self.coordinator = Coordinator(config, manifest, BASE, TOKENIZER, RUN, epoch, saved_of(journal))
+        self.coordinator = Coordinator(
+            config, manifest, BASE, TOKENIZER, RUN, epoch, saved_of(journal, config.in_flight)
+        )
 
     def append(self, row: Row) -> None:
         """As `Journal.append`. Raises Died."""
@@ -1302,6 +1312,15 @@ class Network:
 
     # The end
 
+    def check_charged(self) -> None:
+        """Whoever has sent any of a contribution is charged for its round, taken or not."""
+        if not self.config.privacy.local:
+            return
+        for each in self.sent:
+            if each.up and isinstance(each.message, Chunk):
+                charged = self.committed[each.message.round].charged
+                assert each.client in charged or EVERYBODY in charged, f"round {each.message.round}, by {each.client}"
+
     def check_ended(self) -> None:
         """Everything has ended well: all rounds committed, every live client drained and gone with the whole model."""
         state = f"round {self.coordinator.next_round}, {self.coordinator.phase}, {self.coordinator.clients}"
@@ -1309,6 +1328,7 @@ class Network:
         assert self.over is not None
         assert self.over.complete
         assert len(self.committed) == self.config.rounds
+        self.check_charged()
         latest = {commit.block: commit.round for commit in self.committed if commit.contributors}
         for process in self.processes:
             if process.dead:

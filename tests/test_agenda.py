@@ -54,7 +54,7 @@ def test_it_is_said_when_too_few_have_turns_left() -> None:
     privacy = {"where": "central", "clip": 1.0, "noise": 4.0, "budget": 8.0, "rounds": 3}
     agenda = Agenda(config(round={"fraction": 0.5, "clients": 8}, privacy=privacy), 4)
     for round in range(6):
-        before = sum(agenda._turns[name] < 3 for name in NAMES[:5])
+        before = sum(agenda._turns.get(name, 0) < 3 for name in NAMES[:5])
         agenda.decide(round, NAMES[:5])
         said = agenda.take_short()
         assert len(said) == (before < 4), (round, before)

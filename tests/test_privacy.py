@@ -22,7 +22,7 @@ from parablock.measurement import Measurement
 from parablock.messages import Abstain, Chunk, Commit, Heartbeat, Join, Leave, Offer, Rejected, Start, Terms
 from parablock.noise import Noise
 from parablock.run_folder import RunFolder
-from parablock.saved import everybody, spent
+from parablock.saved import EVERYBODY, recent, spent
 from parablock.verdict import Verdict
 from tests.test_broker_blocks import MANIFEST as BLOCKS
 from tests.test_broker_blocks import NUMEL, store_of, vector
@@ -198,16 +198,49 @@ def test_without_privacy_nobody_is_charged() -> None:
     assert desk.commit("a", "b").charged == ()
 
 
-def test_a_round_of_which_nothing_is_known_is_charged_to_everybody() -> None:
-    desk = gathered("a", "b", privacy=CENTRAL, quorum=1)
+def test_who_may_have_given_to_the_open_rounds_is_who_was_there_since_they_could_be_trained() -> None:
+    """b goes after round 1, when it could have trained round 2, and with one in flight round 3."""
+    desk = gathered("a", "b", privacy=LOCAL, quorum=1)
     desk.commit("a", "b")
-    desk.say("b", Leave("for a while"))
-    desk.commit("a", round=1)
     entries = [entry for entry, _ in desk.journal]
-    assert entries[-1].clients == ("a",)
-    assert everybody(entries) == ("a", "b")
-    assert spent(entries[-1], 2, 0, "lost", charged=everybody(entries)).charged == ("a", "b")
-    assert spent(entries[-1], 2, 0, "a repair").charged == ()
+    assert recent(entries, 1) == (EVERYBODY,), "who was there at the start has nobody written down"
+    desk.commit("a", "b", round=1)
+    desk.say("b", Leave("for good"))
+    for round in (2, 3, 4):
+        desk.commit("a", round=round)
+    entries = [entry for entry, _ in desk.journal]
+    assert [entry.charged for entry in entries] == [("a", "b")] * 4 + [("a",)]
+    assert [recent(entries[:count], 1) for count in (2, 3, 4, 5)] == [("a", "b")] * 4
+    assert recent(entries, 0) == ("a",)
+    assert recent([*entries[:3], entries[4]], 1) == (EVERYBODY,), "a row between them is lost"
+    assert recent([*entries, spent(entries[-1], 5, 1, "lost", charged=(EVERYBODY,))], 1) == (EVERYBODY,)
+
+
+def test_of_the_first_rounds_nothing_tells_whom_a_broker_before_has_asked_for_them() -> None:
+    """It was killed before its first commit, and c, of which it had some, does not come back."""
+    desk = gathered("a", "b", "c", privacy=LOCAL, quorum=1)
+    offer(desk, "c")
+    desk.restart()
+    desk.gather("a", "b")
+    desk.join("a", position=0)
+    desk.handle(Tick(), after_s=desk.config.network.timeout_s + 1)
+    desk.gather("a", "b", "d")
+    assert [desk.commit("a", "b", "d", round=round).charged for round in (0, 1)] == [(EVERYBODY,)] * 2
+    assert desk.commit("a", "b", "d", round=2).charged == ("a", "b", "d")
+
+
+def test_who_gives_to_a_round_for_which_it_is_not_drawn_is_charged_and_has_had_a_turn() -> None:
+    """An earlier broker may have drawn it, in place of another: what it says with its offer has left."""
+    desk = gathered("a", "b", privacy=LOCAL, fraction=0.5, quorum=1)
+    agenda = desk.coordinator._agenda
+    (one,) = [name for name in "ab" if agenda.trains(0, name)]
+    (other,) = {"a", "b"} - {one}
+    before = agenda.snapshot()["turns"].get(other, 0)
+    desk.say(other, Offer(0, 0, NBYTES[0], 1, 1, 0.5))
+    assert kinds(desk.to(other)) == [Rejected]
+    assert desk.commit(one).charged == ("a", "b")
+    drawn = [each for each in agenda.snapshot()["decided"] if each["round"] == 2]
+    assert agenda.snapshot()["turns"][other] == before + 1 + (other in drawn[0]["clients"])
 
 
 def test_how_many_rows_a_client_has_is_not_told_where_it_hides_them() -> None:
@@ -341,6 +374,41 @@ def test_the_broker_says_which_rounds_too_few_will_train() -> None:
         "round 2 is trained by 0 clients, and 1 are wanted: of the 2 that are there the others have had their 1 rounds "
         "(privacy.rounds)"
     ]
+
+
+def test_who_may_have_given_in_rounds_that_are_lost_has_had_its_turns() -> None:
+    """The rows of four rounds are lost, and with them who was drawn: all may have been, and newcomers too."""
+    tables = {"round": {"fraction": 0.5, "clients": 4, "quorum": 1}, "privacy": LOCAL | {"rounds": 8}}
+    run, names = from_dict({"rounds": 16, **tables}), ["a", "b", "c", "d"]
+    agenda = Agenda(run, 4)
+    ledger = Ledger(run.privacy)
+    for round in range(3):
+        agenda.decide(round + 1, names)
+        ledger.take(round, [name for name in names if agenda.trains(round, name)])
+    for round in range(3, 7):
+        ledger.take(round, (EVERYBODY,))
+    resumed = Agenda(run, 4)
+    resumed.restore(agenda.snapshot())
+    resumed.account(7, ledger.rounds, ledger.untold)
+    drawn = dict(ledger.rounds)
+    for round in range(4, 16):
+        resumed.decide(round, [*names, "new"])
+        if round >= 7:
+            for name in (*names, "new"):
+                drawn[name] = drawn.get(name, 0) + resumed.trains(round, name)
+    assert ledger.untold == 4
+    assert all(7 <= given + ledger.untold <= 8 for given in drawn.values()), "new, too, may have been there in the four"
+    assert "are wanted" in resumed.take_short()[-1]
+
+
+def test_where_nothing_is_lost_turns_are_what_they_were() -> None:
+    """Also of who was drawn and not charged, as it was not there."""
+    desk = gathered("a", "b", "c", privacy=LOCAL | {"rounds": 5}, fraction=0.7, quorum=1, rounds=6)
+    for round in range(3):
+        desk.commit(*(name for name in "abc" if desk.coordinator._agenda.trains(round, name)), round=round)
+    turns = desk.coordinator._agenda.snapshot()["turns"]
+    desk.restart()
+    assert desk.coordinator._agenda.snapshot()["turns"] == turns
 
 
 # The record
