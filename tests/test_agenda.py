@@ -99,6 +99,16 @@ def test_who_comes_makes_up_for_those_who_are_gone() -> None:
     assert not agenda.trains(0, "new"), "it begins later"
 
 
+@pytest.mark.parametrize("order", ["random", "importance"])
+def test_who_comes_between_two_commits_changes_nothing_where_all_take_part(order: str) -> None:
+    """So that a broker that dies before the next one has forgotten nothing."""
+    agenda = Agenda(config(schedule={"order": order}), 4)
+    agenda.decide(1, NAMES[:2])
+    before = agenda.snapshot()
+    agenda.join("new", 0, [])
+    assert agenda.snapshot() == before
+
+
 @pytest.mark.parametrize("names", [NAMES[:4], NAMES[:5]])
 def test_who_comes_is_not_drawn_where_nobody_is_gone_who_was(names: list[str]) -> None:
     """Also where one more client would be a larger share: of five, three are drawn."""

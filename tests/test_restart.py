@@ -300,6 +300,34 @@ def test_a_second_restart_expects_those_who_have_not_come_since_the_first() -> N
     assert desk.coordinator.clients == ["a", "b"]
 
 
+def test_one_that_was_asked_between_two_commits_to_make_up_for_another_waits_for_nothing_after_a_restart() -> None:
+    """That is not in the journal: the next broker expects the other back, and draws nobody in its place."""
+    desk = Desk(rounds=8, fraction=0.5, quorum=1, seed=4)
+    desk.gather("a", "b")
+    for round in range(2):
+        desk.commit(next(name for name in "ab" if desk.coordinator._agenda.trains(round, name)), round=round)
+    assert [name for round in (2, 3) for name in "ab" if desk.coordinator._agenda.trains(round, name)] == ["a", "b"]
+    desk.say("b", Leave("for good"))
+    desk.hello("c")
+    before = desk.join("c", versions=(1, 2, 0, 0), position=2)[-1]
+    assert isinstance(before, Start)
+    assert (before.round, before.trains) == (2, (False, True))
+    desk.restart()
+    desk.handle(Tick())
+    back(desk, "a", position=2)
+    after = back(desk, "c", position=4)
+    assert (after.round, after.blocks, after.trains) == (2, before.blocks, (False, False))
+    assert desk.say("c", Offer(3, 3, NBYTES[3], 1, 1, 0.5)) == [Rejected(3, "the client was not drawn for this round")]
+    desk.handle(Tick(), after_s=desk.config.network.timeout_s - 1)
+    for name in "ac":
+        desk.say(name, Heartbeat(0.0, -1, 0, "training"))
+    assert desk.commit("a", round=2).contributors == ("a",)
+    desk.handle(Tick(), after_s=1.5)
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert (committed.round, committed.contributors) == (3, ()), "nobody is waited for who was not drawn"
+
+
 def test_what_was_decided_ahead_stays_decided() -> None:
     """Blocks by importance, half of the clients drawn: each is told after the restart what it was told before."""
     desk = Desk(schedule={"order": "importance"}, fraction=0.5, rounds=30)
