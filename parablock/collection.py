@@ -68,6 +68,7 @@ class Collection:
         self._due_by = due_by
         self._sums = sums
         self._quorum = Quorum(config.round, config.quorum)
+        self._begun = True  # or restored, and nothing has happened yet
         self._rounds = OpenRounds(config, agenda, roster, sums)
         self._uploads = Uploads(config, manifest, agenda, roster, self._rounds, say, emit, due_by, sums)
         self._latecomers = Latecomers(config, len(manifest.blocks), roster, self._uploads.fits, say, emit)
@@ -77,7 +78,7 @@ class Collection:
 
     def restore(self, saved: Saved) -> None:
         """Go on after the last round that was committed before the broker's restart."""
-        self._rounds.next = saved.next_round
+        self._rounds.next, self._begun = saved.next_round, False
         open_rounds = range(saved.next_round, saved.next_round + self._config.in_flight + 1)
         self._seen_before = open_rounds, frozenset(saved.recent)
         self._rounds.tardy = set(saved.tardy)
@@ -243,6 +244,9 @@ class Collection:
     def _close(self, round: Round, now: float) -> bool:
         """Whether an open round closes now."""
         members, present = self._rounds.members(round), self._roster.present()
+        if not self._begun:
+            self._begun = True
+            self._quorum.expect(now + self._config.network.timeout_s)
         changed = self._quorum.look(len(present | members | round.done), now)
         if changed is not None:
             self._emit(Note("quorum", "", f"round {round.number}: {changed}", told=self._quorum.told))

@@ -22,6 +22,7 @@ what the whole world knows rather than by what the machines say of themselves:
     contribution to a slice of a round is unmasked with the same others only;
     where clients hide from the broker, each is charged for every round to which something has left it;
     nobody is given up who was heard within the time that is said, whatever the wall clock does;
+    a run stops without its quorum only where that was missing for the time that is said, and goes on if begun again;
     a tick that was due leaves nothing due.
 """
 
@@ -716,6 +717,7 @@ class Network:
         self._blocks_by_round = [self._importance.next() for _ in range(config.in_flight + 1)]
         self.over: events.Over | None = None
         self.over_at = 0.0
+        self._short_since = 0.0  # since when the quorum is missing, as the broker has said
         self.processes: list[Process] = []
         self.retries = 0  # how often the disk was tried again
         self.crashed: list[str] = []  # the points at which the broker has died
@@ -876,6 +878,19 @@ class Network:
         self._noted = len(self.notes)
         self.handle(events.Tick())
 
+    def begin_again(self) -> None:
+        """Somebody starts all of a run that was stopped, the broker and each client, with what is on their disks."""
+        assert self.over is not None
+        assert not self.over.complete
+        self.over = None
+        self._restart()
+        newest = {process.name: process for process in self.processes}
+        for process in newest.values():
+            begun = not process.dead and process.position >= 0
+            self.join(process.name, process.habits, process.left() if begun else process.kept)
+        for process in self.processes[: -len(newest)]:
+            process.dead = True
+
     def _pass(self, point: str) -> bool:
         """The broker passes a point of a commit; whether it has died of that."""
         for incident in self._traps:
@@ -1031,9 +1046,13 @@ class Network:
                 case events.Note():
                     if effect.kind == "lost":
                         self._check_lost(effect)
+                    elif effect.kind == "quorum" and "rounds wait" in effect.text:
+                        self._short_since = self.now
                     self.notes.append(effect)
                 case events.Over():
                     self.over, self.over_at = effect, self.now
+                    if effect.reason.endswith("the run stops (round.quorum_lost)"):
+                        self._check_stop()
         # Between the two it is durable, and the coordinator does not know yet.
         assert len(self.committed) - 1 <= coordinator.next_round <= len(self.committed)
         self._handled += 1
@@ -1064,6 +1083,21 @@ class Network:
         if not refused:
             broker.heard[self._by_peer[event.peer].name] = self.now
         return effects
+
+    def _check_stop(self) -> None:
+        """The run ends before its end: too few are there, and have been for as long as is said."""
+        policy, timeout_s = self.config.round, self.config.network.timeout_s
+        assert policy.quorum_lost == "stop"
+        assert self.now >= self._short_since + policy.quorum_lost_s, "it was not waited for"
+        there = {
+            process.name
+            for process in self.processes
+            if not process.dead and process.participant.state is State.TRAINING
+            if process.speaks_to == self.broker.epoch and self.broker.heard[process.name] > self.now - timeout_s
+        }
+        # A Hello that was overtaken ends a session of which its worker thinks that it goes on.
+        again = {note.client for note in self.notes[self._noted :] if note.kind in ("behind", "rejoining")}
+        assert len(there - again) < self.config.quorum, "enough are there"
 
     def _check_lost(self, note: events.Note) -> None:
         broker, timeout_s = self.broker, self.config.network.timeout_s
@@ -1320,6 +1354,13 @@ class Network:
             if each.up and isinstance(each.message, Chunk):
                 charged = self.committed[each.message.round].charged
                 assert each.client in charged or EVERYBODY in charged, f"round {each.message.round}, by {each.client}"
+
+    def check_stopped(self) -> None:
+        """A run that was stopped is over for everybody."""
+        for process in self.processes:
+            if not process.dead:
+                assert process.gone is not None, f"{process.name} is still {process.participant.state}"
+                assert process.gone.end is End.LOST, process.gone
 
     def check_ended(self) -> None:
         """Everything has ended well: all rounds committed, every live client drained and gone with the whole model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -186,6 +187,40 @@ def test_one_that_had_gone_before_it_came_back_is_not_waited_for(desk: Desk) -> 
     desk.hello("b")
     desk.say("b", Leave("interrupted"))
     assert desk.coordinator.clients == ["a"]
+
+
+def test_a_run_that_has_stopped_without_a_quorum_can_be_resumed() -> None:
+    """The journal says that one of two was there. The other is not missed before it has had the time to come back."""
+    desk = Desk(clients=2, rounds=8, policy={"quorum_lost": "stop", "quorum_lost_s": 0.0})
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.upload("b")
+    desk.say("b", Leave("interrupted"))
+    desk.work()
+    (over,) = desk.of(Over)
+    assert "the run stops" in over.reason
+    (entry, values), timeout_s = desk.journal[0], desk.config.network.timeout_s
+    desk.journal = [(replace(entry, clients=("a",)), values)]
+    desk.restart()
+    desk.handle(Tick())
+    back(desk, "a", (1, 0, 0, 0), 1)
+    desk.handle(Tick(), after_s=timeout_s - 1)
+    assert not desk.of(Over)
+    desk.say("a", Heartbeat(0.0, -1, 0, "training"))
+    back(desk, "b", (1, 0, 0, 0), 1)
+    assert desk.commit("a", "b", round=1).contributors == ("a", "b")
+    desk.restart()
+    desk.handle(Tick())
+    back(desk, "a", (1, 2, 0, 0), 2)
+    due = desk.coordinator.deadline()
+    assert due is not None
+    assert due <= desk.now + timeout_s, "the time is not over without a look"
+    desk.handle(Tick(), after_s=timeout_s - 1)
+    desk.say("a", Heartbeat(0.0, -1, 0, "training"))
+    desk.handle(Tick(), after_s=1.0)
+    assert [over.reason for over in desk.of(Over)] == [
+        "round 2: 1 of at least 2 clients are there, for 0 s; the run stops (round.quorum_lost)"
+    ]
 
 
 def test_one_whose_link_breaks_before_it_has_joined_is_still_expected(desk: Desk) -> None:
