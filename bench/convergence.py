@@ -254,19 +254,20 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """
     figure = Figure(figsize=(10, 7), layout="constrained")
     (by_round, by_time), (by_bytes, gaps) = figure.subplots(2, 2)
-    for axes, key, scale, label in (
-        (by_round, "rounds_by_evaluation", 1.0, "rounds"),
-        (by_time, "time_s_by_evaluation", 1.0, "time (s), mean over seeds"),
-        (by_bytes, "bytes_by_evaluation", 1e-6, "MB of one client, up and down"),
+    for axes, key, scale, label, first in (
+        (by_round, "rounds_by_evaluation", 1.0, "rounds", 0),
+        (by_time, "time_s_by_evaluation", 1.0, "time (s), mean over seeds", 0),
+        (by_bytes, "bytes_by_evaluation", 1e-6, "MB of one client, up and down, from the first evaluation on", 1),
     ):
         for each in rows:
-            places = [scale * place for place in each[key]]
-            (line,) = axes.plot(places, each["loss_by_evaluation"], label=each["case"], linewidth=1)
-            band = (each["lowest_by_evaluation"], each["highest_by_evaluation"])
+            places = [scale * place for place in each[key][first:]]
+            (line,) = axes.plot(places, each["loss_by_evaluation"][first:], label=each["case"], linewidth=1)
+            band = (each["lowest_by_evaluation"][first:], each["highest_by_evaluation"][first:])
             axes.fill_between(places, *band, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel=label, ylabel="held-out loss (nats per token)", yscale="log")
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # 2.2, not 2.2 x 10^0
         axes.grid(alpha=0.3)
+    by_bytes.set_xscale("log")  # from adapters to the whole model
     for place, each in enumerate(rows):  # when each seed's run first was where the reference's ended
         found = [time_s for time_s in each["equal_loss_s"] if time_s is not None]
         by_time.plot(found, [rows[0]["final_loss"]] * len(found), color=f"C{place}", marker="|", linestyle="none")

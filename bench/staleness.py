@@ -2,6 +2,7 @@
 
     python -m bench.staleness --data ../shared/data --seeds 0-2 --jobs 2 --out staleness.json
     python -m bench.staleness --data ../shared/data --cases parablock,slow-one --clients 4 --steps 8
+    python -m bench.staleness --data ../shared/data --variant sgd solver.optimizer=sgd solver.lr=0.3
     python -m bench.staleness --quick
 
 The built-in model, byte by byte, on GSM8K from scratch; fine-tuned there after a run of fedbcd with another seed; on
@@ -9,7 +10,8 @@ instructions of eight tasks, dealt out in turn, and by Dirichlet(0.3) over the t
 K = 8, the data's own learning rate) one thing at a time is changed: clients, K, and with --rates the learning rate.
 Case slow-one is parablock where the first client takes K / 2 steps a round: adaptive K of one half as fast;
 slow-one-fedbcd is fedbcd with such a client: what the steps that nobody takes cost alone. Case longer is parablock with
-a tenth more rounds, for which it still needs no more than 0.6 of fedbcd's time where M = C.
+a tenth more rounds, for which it still needs no more than 0.6 of fedbcd's time where M = C. With --variant there are
+cases of one's own: parablock with settings of their own, a mode among them (an optimizer, a server's, a baseline).
 Losses are those of simulated runs (`bench.simulation`): what a run of processes gives, without its time. Gaps are means
 over seeds with their 95 % confidence interval (Student's t on log ratios), held against a bar of 0.5 %.
 """
@@ -113,6 +115,8 @@ class Plan:
     data: Path | None
     jobs: int
     out: Path | None
+    variants: Mapping[str, tuple[str, ...]]
+    """By name of the case, what it differs in from parablock."""
 
     def settings(self, cell: Cell, case: str, seed: int, model: str) -> Config:
         """Of one run. Raises ConfigError."""
@@ -123,14 +127,17 @@ class Plan:
                 *self.sources(problem), f"model={model}", f"round.clients={cell.clients}",
                 f"rounds={round(1.1 * self.rounds) if case == LONGER else self.rounds}",
                 f"solver.steps={cell.steps}", f"solver.lr={problem.lr * cell.rate!r}", *self.overrides,
-                *CASES["parablock" if case == LONGER else SLOW.get(case, case)].settings, f"seed={seed}",
+                *CASES[self._like(case)].settings, *self.variants.get(case, ()), f"seed={seed}",
             ],
         )  # fmt: skip
 
-    def steps(self, cell: Cell, case: str) -> tuple[int, ...]:
-        """Of each client in a round."""
-        first = cell.steps // 2 if case in SLOW else cell.steps
-        return (first, *(cell.steps,) * (cell.clients - 1))
+    def steps(self, cell: Cell, case: str) -> tuple[int, ...] | None:
+        """Of each client in a round; None: `solver.steps` of all."""
+        return (cell.steps // 2, *(cell.steps,) * (cell.clients - 1)) if case in SLOW else None
+
+    def _like(self, case: str) -> str:
+        """The case of `bench.convergence_cases` that it is, but for `steps`, `variants` and more rounds."""
+        return "parablock" if case == LONGER or case in self.variants else SLOW.get(case, case)
 
     def sources(self, problem: Problem) -> list[str]:
         name, *more = problem.rows
@@ -203,6 +210,7 @@ def result(rows: Sequence[dict[str, Any]], plan: Plan) -> dict[str, Any]:
         "bar_pct": percent(BAR),
         "rounds": plan.rounds,
         "overrides": list(plan.overrides),
+        "variants": {name: list(of) for name, of in plan.variants.items()},
         "seeds": list(plan.seeds),
         "rows": list(rows),
         "machine": results.machine(),
@@ -255,6 +263,14 @@ def _parser() -> argparse.ArgumentParser:
         default=f"{REFERENCE},parablock",
         help=f"of {', '.join(KNOWN)} (default: the first two)",
     )
+    add(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "KEY=VALUE"),
+        help="one more case: parablock with these settings; repeatable",
+    )
     simulations.add_options(parser, rounds=32)
     return parser
 
@@ -263,14 +279,16 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     """Raises ValueError, with what to do, for what cannot be run."""
     if options.quick:
         cells = (Cell("builtin", 2, 2, 1.0),)
-        plan = Plan(cells, (REFERENCE, "parablock"), (0,), 8, tuple(options.set), None, options.jobs, options.out)
+        cases = REFERENCE, "parablock"
+        plan = Plan(cells, cases, (0,), 8, tuple(options.set), None, options.jobs, options.out, {})
     else:
-        cases = tuple(dict.fromkeys([REFERENCE, *options.cases.split(",")]))
+        variants = _variants(options.variant)
+        cases = tuple(dict.fromkeys([REFERENCE, *options.cases.split(","), *variants]))
         plan = Plan(
             _cells(options), cases, command.seeds(options.seeds), options.rounds, tuple(options.set), options.data,
-            options.jobs, options.out,
+            options.jobs, options.out, variants,
         )  # fmt: skip
-    if unknown := [case for case in plan.cases if case not in KNOWN]:
+    if unknown := [case for case in plan.cases if case not in KNOWN and case not in plan.variants]:
         raise ValueError(f"--cases takes {', '.join(KNOWN)}, separated by commas; got {', '.join(unknown)}")
     slow = [case for case in plan.cases if case in SLOW]
     if slow and (odd := [cell.name for cell in plan.cells if cell.steps % 2]):
@@ -281,6 +299,17 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     for cell, case in product(plan.cells, plan.cases):
         simulation.check(plan.settings(cell, case, plan.seeds[0], "builtin"))
     return plan
+
+
+def _variants(asked: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for name, *given in asked:
+        if name in KNOWN or name in found or "=" in name or not given:
+            raise ValueError(f"--variant takes a new name and what it sets, as sgd solver.optimizer=sgd; got {name!r}")
+        if own := [each for each in given if each.partition("=")[0] in ("seed", "round.clients")]:
+            raise ValueError(f"seeds and clients are the same for all cases; leave {own[0]} out of --variant {name}")
+        found[name] = tuple(given)
+    return found
 
 
 def _cells(options: argparse.Namespace) -> tuple[Cell, ...]:

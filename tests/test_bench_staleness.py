@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -103,6 +104,10 @@ def test_what_one_of_many_runs_raises_is_raised() -> None:
         (["--problems", "builtin", "--set", "codec.up=int8"], "codecs are not simulated"),
         (["--problems", "builtin", "--set", "pipeline.land=arrival"], "depends on the link"),
         (["--problems", "builtin", "--set", "solver.step=3"], "solver.step"),
+        (["--problems", "builtin", "--variant", "parablock", "rounds=3"], "--variant takes a new name .*'parablock'"),
+        (["--problems", "builtin", "--variant", "short"], "--variant takes a new name and what it sets, .*'short'"),
+        (["--problems", "builtin", "--variant", "x", "seed=3"], "the same for all cases; leave seed=3 out"),
+        (["--problems", "builtin", "--variant", "x", "solver.step=3"], "solver.step"),
     ],
 )
 def test_what_cannot_be_run_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +121,7 @@ def test_a_slow_one_takes_half_of_the_steps(case: str, like: str) -> None:
     plan = staleness._plan(options, None)
     assert plan.cases == ("fedbcd", "parablock", case)
     assert plan.steps(CELL, case) == (4, 8, 8, 8)
-    assert plan.steps(CELL, like) == (8, 8, 8, 8)
+    assert plan.steps(CELL, like) is None
     assert plan.settings(CELL, case, 0, "builtin") == plan.settings(CELL, like, 0, "builtin")
 
 
@@ -125,7 +130,17 @@ def test_longer_is_a_tenth_more_rounds() -> None:
     rounds = {case: plan.settings(CELL, case, 0, "builtin").rounds for case in plan.cases}
     assert rounds == {"fedbcd": 32, "longer": 35}
     assert plan.settings(CELL, "longer", 0, "builtin").mode == "parablock"
-    assert plan.steps(CELL, "longer") == (8, 8, 8, 8)
+    assert plan.steps(CELL, "longer") is None
+
+
+def test_a_variant_is_parablock_with_settings_of_its_own() -> None:
+    asked = ["--variant", "sgd", "solver.optimizer=sgd", "solver.lr=0.3", "--variant", "fewer", "rounds=16"]
+    plan = staleness._plan(staleness._parser().parse_args(["--data", ".", *asked]), None)
+    assert plan.cases == ("fedbcd", "parablock", "sgd", "fewer")
+    ours, sgd, fewer = (plan.settings(CELL, case, 0, "builtin") for case in plan.cases[1:])
+    assert (sgd.solver.optimizer, sgd.solver.lr, fewer.rounds) == ("sgd", 0.3, 16)
+    assert replace(sgd, solver=ours.solver) == ours == replace(fewer, rounds=ours.rounds)
+    assert staleness.result([], plan)["variants"] == {"sgd": asked[2:4], "fewer": ["rounds=16"]}
 
 
 # The simulation
