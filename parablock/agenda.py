@@ -58,6 +58,7 @@ class Agenda:
         self._decided: dict[int, _Decided] = {}  # by round
         self._next = 0  # the first that is not decided
         self._begins = 0  # the first that was not held before the broker began
+        self._told = 0  # the first of which the journal does not tell who was drawn
         self._turns: dict[str, int] = {}  # by client: rounds for which it was drawn, or has given to
         self._untold = 0  # rounds to which one that is not named there may have given
         self._short: list[str] = []  # what is to be said of rounds for which too few could be drawn
@@ -129,6 +130,11 @@ class Agenda:
         drawn = self._decided[round].clients
         return drawn is None or client in drawn
 
+    def asked(self, round: int) -> frozenset[str] | None:
+        """Whom the journal says that a broker before had drawn for a round; None: it does not say, or all were."""
+        drawn = self._decided[round].clients
+        return frozenset(drawn) if drawn is not None and round < self._told else None
+
     def members(self, round: int, clients: frozenset[str]) -> frozenset[str]:
         """Those of `clients` that were drawn for a round that is decided."""
         drawn = self._decided[round].clients
@@ -152,7 +158,7 @@ class Agenda:
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on as the one of which this is the snapshot, with the same settings and blocks."""
-        self._next = snapshot["next"]
+        self._next = self._told = snapshot["next"]
         self._turns = dict(snapshot.get("turns", {}))  # younger than some runs
         for each in snapshot["decided"]:
             clients = None if each["clients"] is None else set(each["clients"])

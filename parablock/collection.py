@@ -383,12 +383,20 @@ class Collection:
         """Whose data the round costs something: who has a part in what the broker tells; or, where clients hide from
         the broker too, of whom something has come, be it to a broker before, or may be on its way."""
         if self._config.privacy.local:
-            rounds, clients = self._seen_before
-            if round.number in rounds and EVERYBODY in clients:
-                return (EVERYBODY,)
-            before = self._agenda.members(round.number, clients) if round.number in rounds else frozenset()
-            return tuple(sorted(round.began | self._rounds.members(round) | before))
+            before = self._given_before(round.number)
+            names = round.began | self._rounds.members(round) | before
+            return (EVERYBODY,) if EVERYBODY in before else tuple(sorted(names))
         return counted if self._config.privacy.central else ()
+
+    def _given_before(self, number: int) -> frozenset[str]:
+        """Who may have given to a round while a broker before had it open."""
+        rounds, clients = self._seen_before
+        if number not in rounds:
+            return frozenset()
+        asked = self._agenda.asked(number)
+        if asked is not None:
+            return asked
+        return clients if EVERYBODY in clients else self._agenda.members(number, clients)
 
     def _tell(self, client: str, message: FromBroker) -> None:
         for session in self._roster.active():

@@ -216,6 +216,22 @@ def test_who_may_have_given_to_the_open_rounds_is_who_was_there_since_they_could
     assert recent([*entries, spent(entries[-1], 5, 1, "lost", charged=(EVERYBODY,))], 1) == (EVERYBODY,)
 
 
+def test_where_the_journal_says_who_was_drawn_for_the_open_rounds_nobody_else_is_charged() -> None:
+    """Also in the first ones; and a, though it does not come back."""
+    desk = gathered("a", "b", privacy=LOCAL, fraction=0.5, quorum=1, seed=4, rounds=8)
+    desk.commit("b")
+    assert [name for round in (1, 2) for name in "ab" if desk.coordinator._agenda.trains(round, name)] == ["b", "a"]
+    desk.restart()
+    desk.handle(Tick())
+    desk.hello("b")
+    desk.join("b", (1, 0, 0, 0), position=1)
+    assert desk.commit("b", round=1).charged == ("b",)
+    lose(desk, "a", "b")
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert (committed.contributors, committed.charged) == ((), ("a",))
+
+
 def test_of_the_first_rounds_nothing_tells_whom_a_broker_before_has_asked_for_them() -> None:
     """It was killed before its first commit, and c, of which it had some, does not come back."""
     desk = gathered("a", "b", "c", privacy=LOCAL, quorum=1)
