@@ -96,7 +96,7 @@ class Agenda:
         the next one decides anew, and may leave out whom this one had asked, as who was gone is expected back. Nobody
         is harmed by that: what follows from the settings is as it was; no block is trained in another round, and
         nobody waits for one who is not drawn. What the client has made in vain is refused, and it has had its turn
-        (`gave`); nothing tells of that turn where it is not back before the round is closed.
+        (`gave`). Where it is not back before the round is closed, nothing tells of that turn but what it keeps itself.
         """
         there = set(others)
         for number in range(round, self._next):
