@@ -394,7 +394,7 @@ class Collection:
         if number not in rounds:
             return frozenset()
         asked = self._agenda.asked(number)
-        if asked is not None:
+        if asked is not None and clients != {EVERYBODY}:
             return asked
         return clients if EVERYBODY in clients else self._agenda.members(number, clients)
 

@@ -77,12 +77,14 @@ class Entry:
 
 def recent(entries: Iterable[Entry], in_flight: int) -> tuple[str, ...]:
     """Who may have given to the rounds that were open when a broker ended, whose entries these are: who was there when
-    the first of them could be trained, or since. `EVERYBODY` where nothing tells, as a row is lost, or was not yet."""
+    the first of them could be trained, or since. With `EVERYBODY` where no row tells who was there when the run began;
+    that alone where a row is lost, or is charged so, and with it is lost who was drawn."""
     newest = deque(entries, maxlen=in_flight + 1)
     names = {name for entry in newest for name in (*entry.clients, *entry.charged)}
-    complete = len(newest) > in_flight and newest[-1].round - newest[0].round == in_flight
-    told = complete and EVERYBODY not in names
-    return tuple(sorted(names)) if told else (EVERYBODY,)
+    rounds = range(max(newest[-1].round - in_flight, 0), newest[-1].round + 1)
+    if EVERYBODY in names or [entry.round for entry in newest] != list(rounds):
+        return (EVERYBODY,)
+    return tuple(sorted(names | {EVERYBODY} if len(newest) <= in_flight else names))
 
 
 def spent(last: Entry, round: int, block: int, reason: str, base: int = -1, charged: tuple[str, ...] = ()) -> Entry:

@@ -203,7 +203,7 @@ def test_who_may_have_given_to_the_open_rounds_is_who_was_there_since_they_could
     desk = gathered("a", "b", privacy=LOCAL, quorum=1)
     desk.commit("a", "b")
     entries = [entry for entry, _ in desk.journal]
-    assert recent(entries, 1) == (EVERYBODY,), "who was there at the start has nobody written down"
+    assert recent(entries, 1) == (EVERYBODY, "a", "b"), "who was there at the start has nobody written down"
     desk.commit("a", "b", round=1)
     desk.say("b", Leave("for good"))
     for round in (2, 3, 4):
@@ -213,6 +213,7 @@ def test_who_may_have_given_to_the_open_rounds_is_who_was_there_since_they_could
     assert [recent(entries[:count], 1) for count in (2, 3, 4, 5)] == [("a", "b")] * 4
     assert recent(entries, 0) == ("a",)
     assert recent([*entries[:3], entries[4]], 1) == (EVERYBODY,), "a row between them is lost"
+    assert recent(entries[1:2], 1) == (EVERYBODY,), "one before it"
     assert recent([*entries, spent(entries[-1], 5, 1, "lost", charged=(EVERYBODY,))], 1) == (EVERYBODY,)
 
 
@@ -243,6 +244,24 @@ def test_of_the_first_rounds_nothing_tells_whom_a_broker_before_has_asked_for_th
     desk.gather("a", "b", "d")
     assert [desk.commit("a", "b", "d", round=round).charged for round in (0, 1)] == [(EVERYBODY,)] * 2
     assert desk.commit("a", "b", "d", round=2).charged == ("a", "b", "d")
+
+
+def test_what_a_row_does_not_tell_the_next_broker_does_not_know_either() -> None:
+    """b had been drawn by a broker that left nothing. The one after it has drawn a, and written that down."""
+    desk = gathered("a", "b", privacy=LOCAL, fraction=0.5, quorum=1, seed=4)
+    offer(desk, "b", round=1)
+    desk.restart()
+    desk.hello("a")
+    desk.join("a", position=0)
+    desk.handle(Tick(), after_s=desk.config.network.timeout_s - 1)
+    desk.say("a", Heartbeat(0.0, -1, 0, "training"))
+    desk.handle(Tick(), after_s=1.5)
+    assert desk.commit("a").charged == (EVERYBODY,)
+    desk.restart()
+    desk.handle(Tick())
+    desk.hello("a")
+    desk.join("a", (1, 0, 0, 0), position=1)
+    assert [desk.commit("a", round=round).charged for round in (1, 2)] == [(EVERYBODY,)] * 2
 
 
 def test_who_gives_to_a_round_for_which_it_is_not_drawn_is_charged_and_has_had_a_turn() -> None:
