@@ -21,7 +21,7 @@ import json
 import os
 import platform
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +34,11 @@ from parablock.budget import plan
 from parablock.invite import Invite
 from parablock.journal import Journal
 from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_from_json, entry_json
+from parablock.ledger import Ledger
 from parablock.network import on_this_machine
 from parablock.placement import write_text
 from parablock.run_folder import CONFIG, ENDPOINT, INVITE, JOURNAL, RunFolder, RunFolderError
-from parablock.saved import everybody, spent
+from parablock.saved import EVERYBODY, recent, spent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +75,14 @@ class Opened:
     @property
     def saved(self) -> Saved | None:
         """What the brokers before have left; None where they have committed nothing."""
-        return self.journal.saved({block: self.stored[block].values.data.cast("B") for block in self.journal.newest})
+        saved = self.journal.saved({block: self.stored[block].values.data.cast("B") for block in self.journal.newest})
+        if saved is None or not self.config.privacy.private:
+            return saved
+        ledger, entries = Ledger(self.config.privacy), list(self.journal.entries())
+        for entry in entries:
+            ledger.take(entry.round, entry.charged)
+        there = recent(entries, self.config.in_flight)
+        return replace(saved, recent=there, charged=ledger.rounds, untold=ledger.untold)
 
     def began(self, now: float) -> float:
         """The moment from which the times of the run's record count, on the monotonic clock that says `now`.
@@ -246,8 +254,8 @@ def _empty(journal: Journal) -> JournalError:
 def _lose(journal: Journal, block: int, version: int | None) -> None:
     """Commit the next round as one of which nothing is known but that it was held."""
     assert journal.last is not None
-    reason, charged = "lost: nothing tells of it any more", everybody(journal.entries())
-    journal.append(Row(spent(journal.last, journal.next_round, block, reason, charged=charged), version))
+    reason = "lost: nothing tells of it any more"
+    journal.append(Row(spent(journal.last, journal.next_round, block, reason, charged=(EVERYBODY,)), version))
 
 
 def _repaired(
@@ -277,24 +285,30 @@ def _repaired(
             "the file from a backup; or move it away, and `parablock export` takes the version before it"
         )
     said = []
+    # What clients that hide from the broker have given to the rounds that are spent may have left, to the one before.
+    charged = recent(journal.entries(), config.in_flight) if damaged and config.privacy.local else ()
     for intact, version, wrong in damaged:
         round = journal.next_round
         back = f"block {intact.label.index} goes back from version {version} to {intact.label.version}"
-        stored[intact.label.index] = _spend(folder, journal, intact, f"{_REPAIR} {back}")
+        stored[intact.label.index] = _spend(folder, journal, intact, f"{_REPAIR} {back}", charged)
         said.append(f"{'; '.join(wrong)}. {back[0].upper()}{back[1:]}, and round {round} is spent on it")
     # Rounds that are trained together begin together, also where a broker was killed among its repairs.
     while journal.last is not None and journal.last.reason.startswith(_REPAIR) and journal.next_round % config.together:
         again = journal.last.block
-        stored[again] = _spend(folder, journal, stored[again], f"{_REPAIR} trained together with a round spent on one")
+        reason = f"{_REPAIR} trained together with a round spent on one"
+        stored[again] = _spend(folder, journal, stored[again], reason, journal.last.charged)
     return stored, said
 
 
-def _spend(folder: RunFolder, journal: Journal, content: StoredBlock, reason: str) -> StoredBlock:
+def _spend(
+    folder: RunFolder, journal: Journal, content: StoredBlock, reason: str, charged: tuple[str, ...]
+) -> StoredBlock:
     """Commit the next round as one that gave a block this content, as a new version."""
     assert journal.last is not None
     round, block = journal.next_round, content.label.index
     newest = journal.newest.get(block)
-    entry = spent(journal.last, round, block, reason, base=newest.entry.round if newest is not None else -1)
+    base = newest.entry.round if newest is not None else -1
+    entry = spent(journal.last, round, block, reason, base, charged)
     label = Label(block, round + 1, content.label.manifest, content.label.run)
     folder.blocks.save(label, content.tensors, entry_json(entry))
     journal.append(Row(entry, label.version))

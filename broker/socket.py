@@ -9,9 +9,9 @@ its sender. Connections that must go are `broker.guard`'s business.
 With a door (`broker.authenticator`) every connection is encrypted (CURVE), and each message says which client's key it
 came by; without one nothing is, and nobody is known.
 
-Payloads are sent uncopied: whoever hands over a buffer does not write to it any more. They leave in frames that are
-the shorter the more clients there are, and the worker puts them together: libzmq encrypts a frame at once, and holds
-all of it until the kernel has taken it, for each connection.
+Payloads are sent uncopied: whoever hands over a buffer does not write to it any more. Where they are encrypted they
+leave in frames that are the shorter the more clients there are, and the worker puts them together: libzmq encrypts a
+frame at once, and holds all of it until the kernel has taken it, for each connection.
 
 ZeroMQ's thread is scheduled as a batch job, where that exists: it wakes for every few packets, and shall not push out
 whoever is computing each time. It gets its share of the processor as before, a few milliseconds later.
@@ -140,7 +140,8 @@ class RouterSocket:
         client: whose key it came by; None without a door. clients: how many are awaited.
         """
         self._on_frames = on_frames
-        self._frame_bytes = max(_ENCRYPTED_BYTES // clients, _LEAST_FRAME_BYTES)
+        shortened = max(_ENCRYPTED_BYTES // clients, _LEAST_FRAME_BYTES)
+        self._frame_bytes = shortened if self.door is not None else wire.MAX_PAYLOAD_BYTES
         self._loop = asyncio.get_running_loop()
         self._guard.listen(self._loop, window_bytes, _MOST_MESSAGE_BYTES, on_broken, self._wake, clients)
         self._loop.add_reader(self._descriptor, self._drain)

@@ -103,19 +103,22 @@ class Admission:
         joined = [session for session in self._roster if session.state is SessionState.JOINED]
         return [(session, self._start(session, 0, (), next_round)) for session in joined]
 
-    def admit(self, session: Session, join: Join, next_round: int, now: float) -> Start:
+    def admit(self, session: Session, join: Join, next_round: int, next_open: int, now: float) -> Start:
         """Let a worker in after the start: what changed since its versions first, then a round that it can reach.
 
         One that has come back and has not fallen behind the next commit has answers to all open rounds, or is about
         to: it takes part in them. Clients may be as far as in_flight rounds beyond the next commit; a newcomer begins
         right after those, so that nobody waits for it, unless the round at hand lacks the quorum. So does one that
         says to be farther: what it has is of another state of this run, or it lies.
+
+        next_open: the first round of which it is not settled who is in it. While the one before that is written to disk
+        nobody begins with it: what a client gave to it would be in vain, and nothing would tell that it has left.
         """
         self._roster.unexpect(session.name)
         pending = self._distribution.catch_up(session, join.versions, now)
-        short = len(self._roster.members(next_round)) < self._config.quorum
+        short = len(self._roster.members(next_open)) < self._config.quorum
         beyond = next_round + self._config.in_flight + 1
-        first = next_round if short or next_round <= join.position <= beyond else beyond
+        first = next_open if short or next_round <= join.position <= beyond else beyond
         first = min(first, self._config.rounds)
         self._agenda.join(session.name, first, self._roster.present())
         return self._start(session, first, pending, next_round)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from parablock.importance import ImportanceOrder
 from parablock.learning_rate import learning_rate
+from parablock.saved import EVERYBODY
 from parablock.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ class Agenda:
         self._everyone = config.mode != "fedcybgd" and config.round.fraction == 1.0
         self._decided: dict[int, _Decided] = {}  # by round
         self._next = 0  # the first that is not decided
-        self._turns: Counter[str] = Counter()  # by client: rounds for which it was drawn
+        self._begins = 0  # the first that was not held before the broker began
+        self._told = 0  # the first of which the journal does not tell who was drawn
+        self._turns: dict[str, int] = {}  # by client: rounds for which it was drawn, or has given to
+        self._untold = 0  # rounds to which one that is not named there may have given
         self._short: list[str] = []  # what is to be said of rounds for which too few could be drawn
 
     def decide(self, through: int, clients: Iterable[str]) -> None:
@@ -66,7 +70,7 @@ class Agenda:
             round = self._next
             block = self._importance.next() if self._schedule is None else self._schedule.block(round)
             drawn = None if self._everyone else self._draw(round, there)
-            self._turns.update(drawn or ())
+            self._take_turns(drawn or ())
             self._decided[round] = _Decided(block, drawn, max(len(drawn or ()), self._config.quorum))
             self._decided.pop(round - 2 * self._config.in_flight - 2, None)
             self._next += 1
@@ -87,13 +91,29 @@ class Agenda:
         or could not be drawn because fewer than the quorum were there.
 
         others: names of those that are there.
+
+        It is said to the client at once, and stands in the journal with the next commit. If the broker dies before,
+        the next one decides anew, and may leave out whom this one had asked, as who was gone is expected back. Nobody
+        is harmed by that: what follows from the settings is as it was; no block is trained in another round, and
+        nobody waits for one who is not drawn. What the client has made in vain is refused, and it has had its turn
+        (`gave`). Where it is not back before the round is closed, nothing tells of that turn but what it keeps itself.
         """
         there = set(others)
         for number in range(round, self._next):
             drawn, wanted = self._decided[number].clients, self._decided[number].wanted
             if drawn is not None and client not in drawn and len(drawn & there) < wanted and self._may(client):
                 drawn.add(client)
-                self._turns[client] += 1
+                self._take_turns((client,))
+
+    def gave(self, round: int, clients: Iterable[str]) -> None:
+        """These have given to a round that is decided, or may have (`Entry.charged`): whoever was not drawn for it, as
+        an earlier broker had drawn others, has had a turn all the same."""
+        drawn = self._decided[round].clients
+        if drawn is not None:
+            named = set(clients)
+            everybody = EVERYBODY in named
+            self._take_turns((self._turns.keys() if everybody else named) - drawn)
+            self._untold += everybody
 
     def block(self, round: int) -> int:
         """Of a round that is decided, and not long gone."""
@@ -109,6 +129,11 @@ class Agenda:
         """Whether the client was drawn for a round that is decided."""
         drawn = self._decided[round].clients
         return drawn is None or client in drawn
+
+    def asked(self, round: int) -> frozenset[str] | None:
+        """Whom the journal says that a broker before had drawn for a round; None: it does not say, or all were."""
+        drawn = self._decided[round].clients
+        return frozenset(drawn) if drawn is not None and round < self._told else None
 
     def members(self, round: int, clients: frozenset[str]) -> frozenset[str]:
         """Those of `clients` that were drawn for a round that is decided."""
@@ -133,15 +158,31 @@ class Agenda:
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on as the one of which this is the snapshot, with the same settings and blocks."""
-        self._next = snapshot["next"]
-        self._turns = Counter(snapshot.get("turns", {}))  # younger than some runs
+        self._next = self._told = snapshot["next"]
+        self._turns = dict(snapshot.get("turns", {}))  # younger than some runs
         for each in snapshot["decided"]:
             clients = None if each["clients"] is None else set(each["clients"])
             self._decided[each["round"]] = _Decided(each["block"], clients, each["wanted"])
         if self._schedule is None:
             self._importance.restore(snapshot["importance"])
 
+    def account(self, next_round: int, charged: Mapping[str, int], untold: int) -> None:
+        """After `restore`: who may have given to rounds for which the snapshot does not say that it was drawn, as rows
+        are lost that would, has had its turns. Of rounds before next_round nobody is drawn any more.
+
+        charged, untold: as in `parablock.saved.Saved`.
+        """
+        self._begins, self._untold = next_round, untold
+        ahead = Counter(
+            client for round, each in self._decided.items() for client in each.clients or () if round >= next_round
+        )
+        for client in self._turns.keys() | charged.keys():
+            given = charged.get(client, 0) + untold + ahead[client]
+            self._turns[client] = max(self._turns.get(client, 0), given)
+
     def _draw(self, round: int, present: list[str]) -> set[str]:
+        if round < self._begins:
+            return set()
         there = [client for client in present if self._may(client)]
         wanted = min(self._config.sampled(self._config.round.clients), len(present))
         if len(there) < wanted:
@@ -156,7 +197,13 @@ class Agenda:
 
     def _may(self, client: str) -> bool:
         most = self._config.privacy.rounds
-        return not most or self._turns[client] < most
+        return not most or self._had(client) < most
+
+    def _had(self, client: str) -> int:
+        return self._turns.get(client, self._untold)
+
+    def _take_turns(self, clients: Iterable[str]) -> None:
+        self._turns.update({client: self._had(client) + 1 for client in clients})
 
 
 def _sorted(clients: set[str] | None) -> list[str] | None:

@@ -18,6 +18,7 @@ from parablock.messages import Rejected
 from parablock.open_rounds import OpenRounds
 from parablock.quorum import Quorum
 from parablock.rounds import RoundState, decide
+from parablock.saved import EVERYBODY
 from parablock.transfer import TransferError
 from parablock.uploads import Uploads
 
@@ -67,18 +68,19 @@ class Collection:
         self._due_by = due_by
         self._sums = sums
         self._quorum = Quorum(config.round, config.quorum)
+        self._begun = True  # or restored, and nothing has happened yet
         self._rounds = OpenRounds(config, agenda, roster, sums)
         self._uploads = Uploads(config, manifest, agenda, roster, self._rounds, say, emit, due_by, sums)
         self._latecomers = Latecomers(config, len(manifest.blocks), roster, self._uploads.fits, say, emit)
         self._folding = Folding(config, manifest, roster, self._rounds, self._latecomers, distribution, emit)
-        # Which rounds were open when a broker before ended, and who took part then.
+        # Which rounds were open when a broker before ended, and who may have given to them.
         self._seen_before: tuple[range, frozenset[str]] = range(0), frozenset()
 
     def restore(self, saved: Saved) -> None:
         """Go on after the last round that was committed before the broker's restart."""
-        self._rounds.next = saved.next_round
+        self._rounds.next, self._begun = saved.next_round, False
         open_rounds = range(saved.next_round, saved.next_round + self._config.in_flight + 1)
-        self._seen_before = open_rounds, frozenset(saved.clients)
+        self._seen_before = open_rounds, frozenset(saved.recent)
         self._rounds.tardy = set(saved.tardy)
         self._latecomers.restore(saved.folded_late)
 
@@ -86,6 +88,12 @@ class Collection:
     def next_round(self) -> int:
         """The first that is not committed."""
         return self._rounds.next
+
+    @property
+    def next_open(self) -> int:
+        """The first of which anything is still taken in time: not one that is on its way to the disk."""
+        at_hand = self._rounds.at_hand
+        return self.next_round + (at_hand is not None and at_hand.state is RoundState.STORING)
 
     @property
     def complete(self) -> bool:
@@ -140,6 +148,10 @@ class Collection:
     def reclaim(self) -> None:
         """Let go of what was begun for the round at hand and makes no progress."""
         self._uploads.reclaim()
+
+    def part_from(self, client: str) -> None:
+        """The session of one that is still on the roster ends."""
+        self._rounds.part_from(client)
 
     def withdraw(self, client: str) -> None:
         """This process of the client will not go on with what it has begun. What is complete stays."""
@@ -232,6 +244,9 @@ class Collection:
     def _close(self, round: Round, now: float) -> bool:
         """Whether an open round closes now."""
         members, present = self._rounds.members(round), self._roster.present()
+        if not self._begun:
+            self._begun = True
+            self._quorum.expect(now + self._config.network.timeout_s)
         changed = self._quorum.look(len(present | members | round.done), now)
         if changed is not None:
             self._emit(Note("quorum", "", f"round {round.number}: {changed}", told=self._quorum.told))
@@ -297,6 +312,8 @@ class Collection:
         self._rounds.tardy = (self._rounds.tardy & (here - members)) | (members - set(counted) - round.out)
         if attempt is not None:
             self._agenda.moved(round.number, round.block, attempt.moved)
+        charged = self._charged(round, counted)
+        self._agenda.gave(round.number, charged)
         self._agenda.decide(round.number + self._config.in_flight + 1, self._roster.present())
         for text in self._agenda.take_short():
             self._emit(Note("drawn", "", text))
@@ -311,7 +328,7 @@ class Collection:
             agenda=self._agenda.snapshot(),
             clients=tuple(self._roster.clients),
             tardy=tuple(sorted(self._rounds.tardy)),
-            charged=self._charged(round, counted),
+            charged=charged,
         )
         self._emit(Store(round.number, round.block, round.entry.attempt, round.entry))
 
@@ -366,10 +383,20 @@ class Collection:
         """Whose data the round costs something: who has a part in what the broker tells; or, where clients hide from
         the broker too, of whom something has come, be it to a broker before, or may be on its way."""
         if self._config.privacy.local:
-            rounds, clients = self._seen_before
-            before = self._agenda.members(round.number, clients) if round.number in rounds else frozenset()
-            return tuple(sorted(round.began | self._rounds.members(round) | before))
+            before = self._given_before(round.number)
+            names = round.began | self._rounds.members(round) | before
+            return (EVERYBODY,) if EVERYBODY in before else tuple(sorted(names))
         return counted if self._config.privacy.central else ()
+
+    def _given_before(self, number: int) -> frozenset[str]:
+        """Who may have given to a round while a broker before had it open."""
+        rounds, clients = self._seen_before
+        if number not in rounds:
+            return frozenset()
+        asked = self._agenda.asked(number)
+        if asked is not None and clients != {EVERYBODY}:
+            return asked
+        return clients if EVERYBODY in clients else self._agenda.members(number, clients)
 
     def _tell(self, client: str, message: FromBroker) -> None:
         for session in self._roster.active():

@@ -88,6 +88,7 @@ from parablock.messages import (
     Welcome,
 )
 from parablock.roster import Roster
+from parablock.saved import EVERYBODY, Saved
 from parablock.sessions import ALLOWED, Session, SessionState, takes_part
 from parablock.transfer import TransferError
 from parablock.wire import Envelope
@@ -95,7 +96,6 @@ from parablock.wire import Envelope
 if TYPE_CHECKING:
     from parablock.config import Config
     from parablock.manifest import Manifest
-    from parablock.saved import Saved
     from parablock.wire import Buffer
 
 
@@ -158,9 +158,12 @@ class Coordinator:
         )
         if saved is not None and saved.next_round:
             self._restore(saved)
+        elif epoch > 1:  # nothing tells who has given to the first rounds
+            self._collection.restore(Saved(0, recent=(EVERYBODY,)))
 
     def _restore(self, saved: Saved) -> None:
         self._agenda.restore(saved.agenda)
+        self._agenda.account(saved.next_round, saved.charged, saved.untold)
         self._collection.restore(saved)
         for version in saved.versions:
             self._distribution.restore(version)
@@ -358,7 +361,8 @@ class Coordinator:
             self._come_or_go(session, "joined", rows, now)
         self._send(session.peer, Welcome(len(self._roster.clients)))
         if self.phase in (Phase.RUNNING, Phase.DRAINING):
-            self._started(session, self._admission.admit(session, join, self.next_round, now), now)
+            start = self._admission.admit(session, join, self.next_round, self._collection.next_open, now)
+            self._started(session, start, now)
             return
         self._admission.gathers(join, now)
         if self._admission.gathered(now):
@@ -475,6 +479,7 @@ class Coordinator:
 
     def _remove(self, session: Session, kind: str, text: str, now: float, *, told: bool | None = None) -> None:
         """told: see `Note`; None: as one of the client's comings and goings."""
+        self._collection.part_from(session.name)
         self._roster.remove(session)
         if kind in ("left", "refused", "dropped", "revoked"):
             self._roster.unexpect(session.name)

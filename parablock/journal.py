@@ -57,7 +57,12 @@ FORMAT = 1
 """SQLite's user_version. There is no older one."""
 
 _NOBODY = ("",)
-"""Made a version that no client's contribution did: one that a repair has put back. A version is somebody's."""
+"""Made a version that no client's contribution did: one that a repair has put back. A version is somebody's.
+
+A client that has been the only one takes it for another's, and learns its α from then on: where the server averages it
+is 1 but for rounding, so that what it goes on with is no longer bit for bit what serial training would. To say that it
+was its own would tell it that its contribution to the round that the repair has spent had counted.
+"""
 
 _REBUILD = "`parablock verify RUN --rebuild` makes it anew from what is intact"
 

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from parablock.accountant import epsilon
+from parablock.saved import EVERYBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,8 +20,8 @@ class Ledger:
     def __init__(self, privacy: Privacy) -> None:
         self._privacy = privacy
         self._next = 0  # the round that is expected next
-        self._rounds: Counter[str] = Counter()  # by client
-        self._untold = 0  # rounds of which nothing tells whose data have had a part in them
+        self.rounds: Counter[str] = Counter()  # by client
+        self.untold = 0  # rounds of which nothing tells whose data have had a part in them
 
     def take(self, round: int, charged: Iterable[str]) -> None:
         """A round is committed to which these have given of their data, each once (`Entry.charged`).
@@ -28,14 +29,18 @@ class Ledger:
         Rounds between it and the one before it were held too, and nothing tells of them any more, as the journal was
         made anew: each is charged to every client.
         """
-        self._untold += max(round - self._next, 0)
+        self.untold += max(round - self._next, 0)
         self._next = round + 1
-        self._rounds.update(set(charged))
+        names = set(charged)
+        if EVERYBODY in names:
+            self.untold += 1
+        else:
+            self.rounds.update(names)
 
     @property
     def most(self) -> int:
         """Rounds of the client that has had a part in the most."""
-        return max(self._rounds.values(), default=0) + self._untold
+        return max(self.rounds.values(), default=0) + self.untold
 
     @property
     def epsilon(self) -> float | None:

@@ -71,6 +71,12 @@ class OpenRounds:
         self.next = number + 1
         self.stirred = True
 
+    def part_from(self, client: str) -> None:
+        """A client's session ends: what it was to give to the open rounds may be on its way, and come to nothing."""
+        for number in range(self.next, self.farthest + 1):
+            if client in self._roster.members(number) and self._agenda.trains(number, client):
+                self.round(number).began.add(client)
+
     def members(self, round: Round) -> frozenset[str]:
         """Live clients that shall contribute to it."""
         members = self._agenda.members(round.number, self._roster.members(round.number))

@@ -4,8 +4,9 @@
       ▴                                 │                                       │
       └────────────── enough are there again ◂──────────────────────────────────┘
 
-Each change is told once, and ever fewer of them where one client comes and goes all day. What a round makes of it is
-`parablock.rounds.decide`'s business.
+Where a broker was restarted nobody is missed before those who took part have had the time to come back: it may have
+begun again because the quorum had been missing. Each change is told once, and ever fewer of them where one client comes
+and goes all day. What a round makes of it is `parablock.rounds.decide`'s business.
 """
 
 from __future__ import annotations
@@ -34,10 +35,19 @@ class Quorum:
         self._policy = policy
         self._changes = Tally(_TELL_ALL)
         self._since = math.inf  # when it was found missing
+        self._until = -math.inf  # before then it is not missed
+        self._early = False  # it would be, by now, if it were
+
+    def expect(self, until: float) -> None:
+        """Clients are coming back, and nobody is missed before `until`, in seconds."""
+        self._until = until
 
     @property
     def due(self) -> float:
-        """When it will be given up, in seconds; never (infinity) where it is there, is waited for, or was given up."""
+        """When it will be missed, or given up, in seconds; never (infinity) where it is there, is waited for, or was
+        given up."""
+        if self._early:
+            return self._until
         if self.given_up or self._policy.quorum_lost == "wait":
             return math.inf
         return self._since + self._policy.quorum_lost_s
@@ -51,6 +61,9 @@ class Quorum:
 
     def _change(self, there: int, now: float) -> str | None:
         policy = self._policy
+        self._early = there < self.size and now < self._until
+        if self._early:
+            return None
         if there >= self.size:
             was_missing, self._since, self.given_up = not math.isinf(self._since), math.inf, False
             return f"{there} clients are there again, at least {self.size} are needed" if was_missing else None

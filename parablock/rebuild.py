@@ -23,7 +23,7 @@ from parablock.journal import Journal, files, salvage
 from parablock.journal_rows import Facts, Incarnation, JournalError, Row, entry_from_json
 from parablock.placement import replace
 from parablock.run_folder import JOURNAL, RunFolderError
-from parablock.saved import everybody, spent
+from parablock.saved import EVERYBODY, spent
 from parablock.witness import Witness, WitnessError
 
 if TYPE_CHECKING:
@@ -139,11 +139,10 @@ def _told_by_files(folder: RunFolder, run: str, before: Sequence[Row]) -> list[R
             f"{path(*next((block, round + 1) for round, block in damaged.items()))} is damaged, and "
             "nothing else tells of any round; restore it or the journal from a backup, or begin the run anew"
         )
-    charged = everybody(row.entry for row in (*before, *told))
     for round, block in damaged.items():
         if round not in rows:
             earlier = [row.entry for row in told if row.entry.round < round]
             known = earlier[-1] if earlier else told[0].entry
-            entry = spent(known, round, block, "lost: the block's file is damaged", charged=charged)
+            entry = spent(known, round, block, "lost: the block's file is damaged", charged=(EVERYBODY,))
             rows[round] = Row(entry, round + 1)
     return [rows[round] for round in sorted(rows)]

@@ -133,7 +133,7 @@ class Round:
     why: str = ""  # the reason for which it was closed
     unfit: set[str] = field(default_factory=set)  # of those that are out: whose contribution was refused
     left_out: Mapping[str, str] = field(default_factory=dict)  # whose complete contribution does not count, and why
-    began: set[str] = field(default_factory=set)  # clients of whose contribution some has come, or was offered
+    began: set[str] = field(default_factory=set)  # clients of whose contribution something has left, or may have
     entry: Entry | None = None  # what is said of it for good, from when it is stored
 
     def move(self, action: str) -> None:

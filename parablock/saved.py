@@ -7,6 +7,7 @@ version of its block. `Saved` is the state after the last entry; a broker that b
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from parablock.wire import Buffer
+
+
+EVERYBODY = "*"
+"""In `Entry.charged`: every client, be it one of which no entry tells. No client has this name."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Entry:
     square of x' − x; 0 where the settings have no use for it. agenda: `Agenda.snapshot` after this commit. clients:
     names on the roster. tardy: of those, who was not in time for their last round. folded_late: what was counted beside
     the contributors' own, as CLIENT@ROUND. left_out, clipped: as in `coordinator_events.Committed`. charged: whose
-    data have had a part in it (`parablock.ledger`), where that is counted.
+    data have had a part in it (`parablock.ledger`), where that is counted; `EVERYBODY` where nothing tells.
     """
 
     round: int
@@ -70,10 +75,16 @@ class Entry:
         return sum(loss * weight for loss, weight in shares) / sum(self.weights)
 
 
-def everybody(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """Every client of whom one of these tells: to whom a round is charged of which nothing tells any more. Who was not
-    on the roster before it may have come back for it."""
-    return tuple(sorted({name for entry in entries for name in (*entry.clients, *entry.charged)}))
+def recent(entries: Iterable[Entry], in_flight: int) -> tuple[str, ...]:
+    """Who may have given to the rounds that were open when a broker ended, whose entries these are: who was there when
+    the first of them could be trained, or since. With `EVERYBODY` where no row tells who was there when the run began;
+    that alone where a row is lost, or is charged so, and with it is lost who was drawn."""
+    newest = deque(entries, maxlen=in_flight + 1)
+    names = {name for entry in newest for name in (*entry.clients, *entry.charged)}
+    rounds = range(max(newest[-1].round - in_flight, 0), newest[-1].round + 1)
+    if EVERYBODY in names or [entry.round for entry in newest] != list(rounds):
+        return (EVERYBODY,)
+    return tuple(sorted(names | {EVERYBODY} if len(newest) <= in_flight else names))
 
 
 def spent(last: Entry, round: int, block: int, reason: str, base: int = -1, charged: tuple[str, ...] = ()) -> Entry:
@@ -120,6 +131,8 @@ class Saved:
     """The state after the last entry of a journal. versions: of the blocks that are not as in the base model.
 
     folded_late: by client, the round of its newest contribution that was counted late, and the one it was counted in.
+    recent: who may have given to rounds that were open. charged: to how many rounds each client has given
+    (`parablock.ledger`), to which `untold` are to be added, and of a client that is not named only those are known.
     """
 
     next_round: int
@@ -128,3 +141,6 @@ class Saved:
     clients: tuple[str, ...] = ()
     tardy: tuple[str, ...] = ()
     folded_late: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    recent: tuple[str, ...] = ()
+    charged: Mapping[str, int] = field(default_factory=dict)
+    untold: int = 0

@@ -76,6 +76,7 @@ class Uploads:
         elif not resumed and not self._agenda.trains(offer.round, session.name):
             reason = "the client was not drawn for this round"
         if reason is not None:
+            round.began.add(session.name)  # its first chunks left with the offer
             self._say(session.peer, Rejected(offer.round, reason))
             return
         if round.state is not RoundState.OPEN:

@@ -1,6 +1,6 @@
 """Frames: one msgpack header and at most one payload of raw bytes, both ways.
 
-A payload is one frame here; on its way to a worker it is several, of which the two sockets alone know.
+A payload is one frame here; on its way to a worker it may be several, of which the two sockets alone know.
 
 Encoding is total. Decoding trusts nothing: sizes are checked before anything is parsed, the header's keys and types
 against the message's dataclass, a payload against its checksum, and whatever does not fit is a `WireError` that says

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 LARGE = 5, 20
 """Clients and rounds of a large history."""
 
+LOCAL = {"where": "local", "clip": 1.0, "noise": 2.0, "budget": 1000.0}
+"""Clients hide from the broker, without any end; nobody adds noise here."""
+
 RULES = ("median", "trimmed-mean", "krum", "multi-krum")
 
 
@@ -43,7 +46,8 @@ def history(seed: int, mode: str = "", *, large: bool = False) -> Network:
 def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False) -> Network:
     """Settings, clients and incidents by `rng`, what the links do by `seed`.
 
-    Whoever dies comes back; but where the quorum may be done without, some do not, all but the first client.
+    Whoever dies comes back; but where the quorum may be done without, or its loss stops the run, some do not, all but
+    the first client.
     """
     names = "abcd"[: rng.randint(1, 4)]
     rounds = rng.randint(3, 9)
@@ -57,16 +61,20 @@ def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False)
     policies = random.Random(f"policy/{seed}")
     rule = _robust(seed, most) if mode != "fedcybgd" else {}
     strict = rule.get("rule", "mean") != "mean"
+    grace, lost = policies.random() < 0.5, policies.choice(["wait", "fewer"] if not strict else ["wait"])
+    quorum = rng.randint(0, most) * (not strict)
+    if random.Random(f"stop/{seed}").random() < 0.2:
+        lost, quorum = "stop", most
     config = config_of(
         len(names),
         rounds,
-        quorum=rng.randint(0, most) * (not strict),
+        quorum=quorum,
         fraction=fraction,
         deadline_s=rng.choice([0.0, 0.0, 1.0, 3.0]),
         policy={
-            "grace": policies.random() < 0.5,
-            "quorum_lost": policies.choice(["wait", "fewer"] if not strict else ["wait"]),
-            "quorum_lost_s": 8.0,
+            "grace": grace,
+            "quorum_lost": lost,
+            "quorum_lost_s": 2.0 if lost == "stop" else 8.0,
             "late": policies.choice(["discard", "fold"] if mode != "fedcybgd" and not strict else ["discard"]),
             "late_decay": policies.choice([1.0, 0.5]),
         },
@@ -81,13 +89,14 @@ def drawn(rng: random.Random, seed: int, mode: str = "", *, large: bool = False)
             "error_feedback": rng.random() < 0.7,
         },
         server={"optimizer": rng.choice(["average", "average", "nesterov", "yogi"])},
+        privacy=LOCAL if random.Random(f"privacy/{seed}").random() < 0.5 else {},
         window=rng.choice([1024, 2048, 2048, 8192]),
         heartbeat_s=2.0 if large else 1.0,
     )
     habits = {name: _habits(rng, rounds, 0.3 if large else 1.0) for name in names}
     habits = {name: replace(each, stalls=_stalls(f"{name}/{seed}", rounds)) for name, each in habits.items()}
     incidents = tuple(_incident(rng, names, 30.0 if large else 20.0) for _ in range(rng.randint(0, 8 if large else 4)))
-    if config.round.quorum_lost == "fewer":
+    if lost != "wait":
         incidents = tuple(
             replace(each, returns=each.victim in ("broker", names[0]) or policies.random() < 0.5) for each in incidents
         )
@@ -149,9 +158,18 @@ def _incident(rng: random.Random, names: str, span_s: float) -> Incident:
 
 
 def outcome(network: Network) -> Counter[str]:
-    """Run it, and see that it ends well, be it slowly. Returns how often what has happened."""
-    network.run(until_s=2000.0).check_ended()
+    """Run it, and see that it ends well, be it slowly, and where it was stopped, when it is begun again. Returns how
+    often what has happened."""
+    network.run(until_s=2000.0)
+    stops = 0
+    while network.over is not None and not network.over.complete and stops < 10:
+        stops += 1
+        network.check_stopped()
+        network.begin_again()
+        network.run(until_s=network.now + 2000.0)
+    network.check_ended()
     seen = Counter(note.kind for note in network.notes)
+    seen["stopped"] += stops
     seen.update([type(each.message).__name__ for each in network.sent])
     commits = [each.message for each in network.sent if isinstance(each.message, Commit)]
     seen["left out"] += sum(len(entry.left_out) for entry in network.committed)

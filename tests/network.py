@@ -20,7 +20,9 @@ what the whole world knows rather than by what the machines say of themselves:
     what was said to an earlier broker, or by one, moves nobody;
     where contributions are masked, the mean is that of the plain sum to the last bit, and over all brokers a client's
     contribution to a slice of a round is unmasked with the same others only;
+    where clients hide from the broker, each is charged for every round to which something has left it;
     nobody is given up who was heard within the time that is said, whatever the wall clock does;
+    a run stops without its quorum only where that was missing for the time that is said, and goes on if begun again;
     a tick that was due leaves nothing due.
 """
 
@@ -59,6 +61,7 @@ from parablock.importance import ImportanceOrder
 from parablock.journal_rows import entry_from_json, entry_json
 from parablock.layout import Layout
 from parablock.learning_rate import learning_rate
+from parablock.ledger import Ledger
 from parablock.manifest import Block, Manifest, Slot
 from parablock.measurement import Measurement
 from parablock.messages import (
@@ -76,7 +79,8 @@ from parablock.messages import (
 )
 from parablock.participant import Participant
 from parablock.participant_events import End
-from parablock.saved import Entry, Saved, SavedVersion
+from parablock.privacy_settings import Privacy
+from parablock.saved import EVERYBODY, Entry, Saved, SavedVersion, recent
 from parablock.schedule import Schedule
 from parablock.secure_settings import most_tokens
 from parablock.sessions import SessionState
@@ -106,7 +110,7 @@ def manifest_of(sizes: Iterable[int] = SIZES) -> Manifest:
     return Manifest(tuple(blocks), ())
 
 
-def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
+def saved_of(journal: Sequence[tuple[Entry, bytes | None]], in_flight: int) -> Saved:
     """What a broker finds that begins with this journal: of each round the entry, and what it made of its block."""
     if not journal:
         return Saved(0)
@@ -118,7 +122,12 @@ def saved_of(journal: Sequence[tuple[Entry, bytes | None]]) -> Saved:
     last = json.loads(entry_json(journal[-1][0]))
     late = {client: (made_for, entry.round) for entry, _ in journal for client, made_for in entry.late_parts}
     clients, tardy = tuple(last["clients"]), tuple(last["tardy"])
-    return Saved(last["round"] + 1, tuple(versions.values()), last["agenda"], clients, tardy, late)
+    ledger = Ledger(Privacy())
+    for entry, _ in journal:
+        ledger.take(entry.round, entry.charged)
+    there = recent((entry for entry, _ in journal), in_flight)
+    known = there, ledger.rounds, ledger.untold
+    return Saved(last["round"] + 1, tuple(versions.values()), last["agenda"], clients, tardy, late, *known)
 
 
 @functools.lru_cache(maxsize=50_000)
@@ -617,7 +626,9 @@ class Broker:
                 folder.entries.append(version.entry)
             self._blocks.restore(version)
         journal = [(e, folder.versions[e.block, e.round].values.tobytes() if e.attempt else None) for e in entries]
-        self.coordinator = Coordinator(config, manifest, BASE, TOKENIZER, RUN, epoch, saved_of(journal))
+        self.coordinator = Coordinator(
+            config, manifest, BASE, TOKENIZER, RUN, epoch, saved_of(journal, config.in_flight)
+        )
 
     def append(self, row: Row) -> None:
         """As `Journal.append`. Raises Died."""
@@ -706,6 +717,7 @@ class Network:
         self._blocks_by_round = [self._importance.next() for _ in range(config.in_flight + 1)]
         self.over: events.Over | None = None
         self.over_at = 0.0
+        self._short_since = 0.0  # since when the quorum is missing, as the broker has said
         self.processes: list[Process] = []
         self.retries = 0  # how often the disk was tried again
         self.crashed: list[str] = []  # the points at which the broker has died
@@ -866,6 +878,19 @@ class Network:
         self._noted = len(self.notes)
         self.handle(events.Tick())
 
+    def begin_again(self) -> None:
+        """Somebody starts all of a run that was stopped, the broker and each client, with what is on their disks."""
+        assert self.over is not None
+        assert not self.over.complete
+        self.over = None
+        self._restart()
+        newest = {process.name: process for process in self.processes}
+        for process in newest.values():
+            begun = not process.dead and process.position >= 0
+            self.join(process.name, process.habits, process.left() if begun else process.kept)
+        for process in self.processes[: -len(newest)]:
+            process.dead = True
+
     def _pass(self, point: str) -> bool:
         """The broker passes a point of a commit; whether it has died of that."""
         for incident in self._traps:
@@ -1021,9 +1046,13 @@ class Network:
                 case events.Note():
                     if effect.kind == "lost":
                         self._check_lost(effect)
+                    elif effect.kind == "quorum" and "rounds wait" in effect.text:
+                        self._short_since = self.now
                     self.notes.append(effect)
                 case events.Over():
                     self.over, self.over_at = effect, self.now
+                    if effect.reason.endswith("the run stops (round.quorum_lost)"):
+                        self._check_stop()
         # Between the two it is durable, and the coordinator does not know yet.
         assert len(self.committed) - 1 <= coordinator.next_round <= len(self.committed)
         self._handled += 1
@@ -1054,6 +1083,21 @@ class Network:
         if not refused:
             broker.heard[self._by_peer[event.peer].name] = self.now
         return effects
+
+    def _check_stop(self) -> None:
+        """The run ends before its end: too few are there, and have been for as long as is said."""
+        policy, timeout_s = self.config.round, self.config.network.timeout_s
+        assert policy.quorum_lost == "stop"
+        assert self.now >= self._short_since + policy.quorum_lost_s, "it was not waited for"
+        there = {
+            process.name
+            for process in self.processes
+            if not process.dead and process.participant.state is State.TRAINING
+            if process.speaks_to == self.broker.epoch and self.broker.heard[process.name] > self.now - timeout_s
+        }
+        # A Hello that was overtaken ends a session of which its worker thinks that it goes on.
+        again = {note.client for note in self.notes[self._noted :] if note.kind in ("behind", "rejoining")}
+        assert len(there - again) < self.config.quorum, "enough are there"
 
     def _check_lost(self, note: events.Note) -> None:
         broker, timeout_s = self.broker, self.config.network.timeout_s
@@ -1302,6 +1346,22 @@ class Network:
 
     # The end
 
+    def check_charged(self) -> None:
+        """Whoever has sent any of a contribution is charged for its round, taken or not."""
+        if not self.config.privacy.local:
+            return
+        for each in self.sent:
+            if each.up and isinstance(each.message, Chunk):
+                charged = self.committed[each.message.round].charged
+                assert each.client in charged or EVERYBODY in charged, f"round {each.message.round}, by {each.client}"
+
+    def check_stopped(self) -> None:
+        """A run that was stopped is over for everybody."""
+        for process in self.processes:
+            if not process.dead:
+                assert process.gone is not None, f"{process.name} is still {process.participant.state}"
+                assert process.gone.end is End.LOST, process.gone
+
     def check_ended(self) -> None:
         """Everything has ended well: all rounds committed, every live client drained and gone with the whole model."""
         state = f"round {self.coordinator.next_round}, {self.coordinator.phase}, {self.coordinator.clients}"
@@ -1309,6 +1369,7 @@ class Network:
         assert self.over is not None
         assert self.over.complete
         assert len(self.committed) == self.config.rounds
+        self.check_charged()
         latest = {commit.block: commit.round for commit in self.committed if commit.contributors}
         for process in self.processes:
             if process.dead:

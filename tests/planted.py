@@ -33,7 +33,9 @@ from parablock.downloads import Downloads
 from parablock.folding import Folding
 from parablock.latecomers import Latecomers
 from parablock.messages import Commit
+from parablock.open_rounds import OpenRounds
 from parablock.participant import Participant
+from parablock.quorum import Quorum
 from parablock.transfer import Incoming
 from parablock.uploads import Uploads
 from tests import network
@@ -107,7 +109,7 @@ def _double_fold_on_resend(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Incoming, "take", again)
 
 
-@bug("a contribution that has counted, and is offered again, is taken for a late one", seed=282)
+@bug("a contribution that has counted, and is offered again, is taken for a late one", seed=75)
 def _counted_late_as_well(patch: pytest.MonkeyPatch) -> None:
     settle = Latecomers.settle
 
@@ -225,6 +227,23 @@ def _roster_order_by_arrival(patch: pytest.MonkeyPatch) -> None:
 @bug("a worker goes on, at another broker, with what the one before has sent it of an attempt", seed=214)
 def _attempts_mixed_across_a_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Downloads, "forget", _nothing)
+
+
+@bug("a client that is lost while a round is open is not charged for it", seed=3)
+def _lost_client_not_charged(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(OpenRounds, "part_from", _nothing)
+
+
+@bug("a restart forgets who may have given to the rounds that were open", seed=30)
+def _recent_clients_not_charged(patch: pytest.MonkeyPatch) -> None:
+    restore = Collection.restore
+    patch.setattr(Collection, "restore", lambda self, saved: restore(self, replace(saved, recent=())))
+
+
+@bug("a run stops as soon as its quorum is missing, whatever time it is given", seed=10)
+def _stops_at_once(patch: pytest.MonkeyPatch) -> None:
+    init = Quorum.__init__
+    patch.setattr(Quorum, "__init__", lambda self, policy, size: init(self, replace(policy, quorum_lost_s=1e-3), size))
 
 
 class Caught(NamedTuple):

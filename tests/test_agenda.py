@@ -54,7 +54,7 @@ def test_it_is_said_when_too_few_have_turns_left() -> None:
     privacy = {"where": "central", "clip": 1.0, "noise": 4.0, "budget": 8.0, "rounds": 3}
     agenda = Agenda(config(round={"fraction": 0.5, "clients": 8}, privacy=privacy), 4)
     for round in range(6):
-        before = sum(agenda._turns[name] < 3 for name in NAMES[:5])
+        before = sum(agenda._turns.get(name, 0) < 3 for name in NAMES[:5])
         agenda.decide(round, NAMES[:5])
         said = agenda.take_short()
         assert len(said) == (before < 4), (round, before)
@@ -97,6 +97,16 @@ def test_who_comes_makes_up_for_those_who_are_gone() -> None:
     agenda.join("new", 1, left)
     assert agenda.trains(1, "new"), "nobody else was left of this round"
     assert not agenda.trains(0, "new"), "it begins later"
+
+
+@pytest.mark.parametrize("order", ["random", "importance"])
+def test_who_comes_between_two_commits_changes_nothing_where_all_take_part(order: str) -> None:
+    """So that a broker that dies before the next one has forgotten nothing."""
+    agenda = Agenda(config(schedule={"order": order}), 4)
+    agenda.decide(1, NAMES[:2])
+    before = agenda.snapshot()
+    agenda.join("new", 0, [])
+    assert agenda.snapshot() == before
 
 
 @pytest.mark.parametrize("names", [NAMES[:4], NAMES[:5]])

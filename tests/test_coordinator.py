@@ -96,7 +96,7 @@ class Desk:
     def restart(self) -> None:
         """Another broker begins with what the one before has made durable."""
         self.epoch += 1
-        saved = saved_of(self.journal)
+        saved = saved_of(self.journal, self.config.in_flight)
         self.coordinator = Coordinator(self.config, MANIFEST, BASE, TOKENIZER, RUN, self.epoch, saved)
         self.asked.clear()
         self.notes.clear()

@@ -158,6 +158,14 @@ def test_a_client_that_is_joined_by_others_is_not_single_any_more() -> None:
     assert alpha_of(corrector, 0) == pytest.approx(0.25, rel=1e-6)
 
 
+def test_one_that_is_taken_for_joined_though_it_is_single_learns_that_all_of_its_update_counts() -> None:
+    """As after the repair of a block, which no client has made."""
+    corrector = Corrector(Pipeline(), 1, WHOLE)
+    for seed in range(5):
+        observe(corrector, vector(seed), vector(seed), alone=False)
+        assert alpha_of(corrector, 0) == pytest.approx(1.0, abs=1e-6)
+
+
 def test_one_of_several_does_not_become_single_by_contributing_alone() -> None:
     corrector = Corrector(Pipeline(), 4, WHOLE)
     observe(corrector, np.float32(0.25) * vector(0), vector(0), alone=True)

@@ -32,7 +32,7 @@ from parablock.journal_rows import JournalError
 from parablock.layout import Layout
 from parablock.manifest import Block, Manifest, Slot
 from parablock.run_folder import RunFolder, RunFolderError
-from parablock.saved import Entry
+from parablock.saved import EVERYBODY, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,12 +75,12 @@ class Desk:
         run, digest, keep = opened.journal.facts.run, opened.base.manifest.digest, opened.config.journal.keep
         self.store = BlockStore(opened.folder.blocks, opened.journal, run, digest, keep)
 
-    def hold(self, *, counted: bool = True, clients: tuple[str, ...] = ("a",)) -> None:
+    def hold(self, *, counted: bool = True, clients: tuple[str, ...] = ("a",), charged: tuple[str, ...] = ()) -> None:
         """One round, by one client's update, which follows from the round. clients: on the roster."""
         round, block = self.round, self.round % 2
         entry = Entry(
             round, block, int(counted), round - 2, ("a",) * counted, (1,) * counted, (8,) * counted, (0.5,) * counted,
-            0.0, 0, 7, 7, "all", {"next": round + 2}, clients, (),
+            0.0, 0, 7, 7, "all", {"next": round + 2}, clients, (), charged=charged,
         )  # fmt: skip
         store = Store(round, block, int(counted), entry)
         tensors = None
@@ -455,18 +455,14 @@ def test_a_journal_and_a_version_that_are_lost_together_give_no_number_two_conte
     opened.close()
 
 
-def test_a_round_whose_file_is_damaged_is_charged_to_everybody_of_whom_another_tells(tmp_path: Path) -> None:
-    desk = begun(tmp_path / "run", rounds=1)
-    desk.hold(clients=("a", "b"))
-    for _ in range(3):
-        desk.hold()
-    desk.opened.close()
+def test_a_round_whose_file_is_damaged_is_charged_to_everybody(tmp_path: Path) -> None:
+    begun(tmp_path / "run", rounds=5).opened.close()
     (tmp_path / "run" / "journal.sqlite").unlink()
     damage(tmp_path / "run" / "blocks" / "0000-000005.safetensors")
     assert verify_command.main([str(tmp_path / "run"), "--rebuild"]) == 1
     with Journal.open(tmp_path / "run" / "journal.sqlite", read_only=True) as journal:
         assert journal.last is not None
-        assert (journal.last.round, journal.last.clients, journal.last.charged) == (4, ("a",), ("a", "b"))
+        assert (journal.last.round, journal.last.clients, journal.last.charged) == (4, ("a",), (EVERYBODY,))
 
 
 def test_where_nothing_tells_of_any_round_there_is_no_journal_to_make(
@@ -527,11 +523,11 @@ def test_a_journal_that_has_lost_its_newest_row_holds_no_round_again(
     again.close()
 
 
-def test_a_round_that_is_lost_is_charged_to_everybody_who_was_ever_there(tmp_path: Path) -> None:
-    """Who had gone before it may have come back for it: b, whose data would seem to have cost less than they have."""
-    desk = begun(tmp_path / "run", rounds=2)
-    desk.hold(clients=("a", "b"))
-    desk.hold(clients=())
+def test_a_round_that_is_lost_is_charged_to_everybody(tmp_path: Path) -> None:
+    """Who had gone before it may have come back for it, and somebody may have come of whom no row tells."""
+    private = {"where": "local", "clip": 1.0, "noise": 2.0, "budget": 8.0, "rounds": 9}
+    desk = begun(tmp_path / "run", rounds=3, privacy=private, mode="parablock")
+    desk.hold(clients=("a", "b"), charged=("a", "b"))
     desk.hold(counted=False, clients=("b",))
     left = killed(desk, tmp_path / "left")
     desk.opened.close()
@@ -541,7 +537,27 @@ def test_a_round_that_is_lost_is_charged_to_everybody_who_was_ever_there(tmp_pat
     with contextlib.closing(resume(left, None, [])) as opened:
         assert "has lost the rows of rounds 4 to 4" in opened.said[0]
         assert opened.journal.last is not None
-        assert (opened.journal.last.clients, opened.journal.last.charged) == ((), ("a", "b"))
+        assert (opened.journal.last.clients, opened.journal.last.charged) == (("a", "b"), (EVERYBODY,))
+        saved = opened.saved
+        assert saved is not None
+        assert (saved.charged, saved.untold) == ({"a": 1, "b": 1}, 1)
+        assert saved.recent == (EVERYBODY,), "nor who may have given to those that were open"
+
+
+def test_rounds_that_a_repair_spends_are_charged_to_who_hides_from_the_broker_and_was_there(tmp_path: Path) -> None:
+    """What they had given to those when the broker was killed had left."""
+    for where, charged in (("local", ("a", "b")), ("central", ())):
+        private = {"where": where, "clip": 1.0, "noise": 2.0, "budget": 8.0, "rounds": 9}
+        desk = begun(tmp_path / where, rounds=3, privacy=private, mode="parablock")
+        desk.hold(clients=("a", "b"))
+        desk.hold(clients=("a",))
+        desk.opened.close()
+        damage(tmp_path / where / "blocks" / "0000-000005.safetensors")
+        with contextlib.closing(resume(tmp_path / where, None, [])) as opened:
+            assert opened.journal.last is not None
+            assert (opened.journal.last.round, opened.journal.last.charged) == (5, charged)
+            assert opened.saved is not None
+            assert opened.saved.recent == ("a", "b")[: 1 + len(charged)]
 
 
 def test_a_row_that_was_lost_is_had_from_its_block(tmp_path: Path, undisturbed: list[list[dict[str, bytes]]]) -> None:

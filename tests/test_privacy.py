@@ -19,14 +19,14 @@ from parablock.coordinator_events import Committed, Fold, Measure, Send, Store, 
 from parablock.layout import Layout
 from parablock.ledger import Ledger
 from parablock.measurement import Measurement
-from parablock.messages import Abstain, Chunk, Commit, Heartbeat, Join, Leave, Terms
+from parablock.messages import Abstain, Chunk, Commit, Heartbeat, Join, Leave, Offer, Rejected, Start, Terms
 from parablock.noise import Noise
 from parablock.run_folder import RunFolder
-from parablock.saved import everybody, spent
+from parablock.saved import EVERYBODY, recent, spent
 from parablock.verdict import Verdict
 from tests.test_broker_blocks import MANIFEST as BLOCKS
 from tests.test_broker_blocks import NUMEL, store_of, vector
-from tests.test_coordinator import kinds
+from tests.test_coordinator import NBYTES, Desk, kinds
 from tests.test_cut_through import begun, chunks, gathered, offer, send
 from tests.test_participant import Seat
 from tests.test_record import BEGAN, commit, land
@@ -121,23 +121,76 @@ def test_in_the_local_place_all_are_charged_of_whom_something_may_have_left() ->
 
 
 def test_in_the_local_place_those_are_charged_of_whom_an_earlier_broker_may_have_seen_something() -> None:
-    """c has sent some of its contribution to round 1, and is not there any more when that is begun anew."""
+    """c has sent some of its contribution to round 2, and is not there any more when that is begun anew."""
     desk = gathered("a", "b", "c", privacy=LOCAL, quorum=1)
-    assert desk.commit("a", "b", "c").charged == ("a", "b", "c")
-    offer(desk, "c", round=1)
-    send(desk, 0, "c", round=1)
+    assert [desk.commit("a", "b", "c", round=round).charged for round in (0, 1)] == [("a", "b", "c")] * 2
+    offer(desk, "c", round=2)
+    send(desk, 0, "c", round=2)
     desk.restart()
     desk.handle(Tick())
     for name in "ab":
         desk.hello(name)
-        desk.join(name, versions=(1, 0, 0, 0), position=1)
+        desk.join(name, versions=(1, 2, 0, 0), position=2)
     desk.handle(Tick(), after_s=desk.config.network.timeout_s - 1)
     for name in "ab":
         desk.say(name, Heartbeat(0.0, -1, 0, "training"))
     desk.handle(Tick(), after_s=2.0)
     assert [note.client for note in desk.notes if note.kind == "lost"] == ["c"]
-    assert desk.commit("a", "b", round=1).charged == ("a", "b", "c")
-    assert [desk.commit("a", "b", round=number).charged for number in (2, 3)][-1] == ("a", "b"), "it was not open then"
+    charged = [desk.commit("a", "b", round=number).charged for number in (2, 3, 4)]
+    assert charged == [("a", "b", "c")] * 2 + [("a", "b")], "the third was not open then"
+
+
+def lose(desk: Desk, who: str, *others: str) -> None:
+    """Nothing is heard of one client for too long."""
+    desk.handle(Tick(), after_s=desk.config.network.timeout_s - 1)
+    for name in others:
+        desk.say(name, Heartbeat(0.0, -1, 0, "training"))
+    desk.handle(Tick(), after_s=1.5)
+    assert [note.client for note in desk.notes if note.kind == "lost"] == [who]
+
+
+def to_the_disk(desk: Desk) -> None:
+    """The broker acts until it waits for the disk."""
+    while not any(isinstance(asked, Store) for asked in desk.asked):
+        desk.work(most=1)
+
+
+def test_in_the_local_place_one_is_charged_that_was_lost_while_the_round_was_open() -> None:
+    """It may have trained on, and the first chunks leave with an offer, which nobody may take any more."""
+    desk = gathered("a", "b", "c", privacy=LOCAL, rounds=12, policy={"late": "fold"})
+    lose(desk, "c", "a", "b")
+    assert desk.commit("a", "b").charged == ("a", "b", "c")
+    assert desk.commit("a", "b", round=1).charged == ("a", "b", "c"), "it could be trained without the commit of 0"
+    assert desk.commit("a", "b", round=2).charged == ("a", "b")
+
+
+def test_nobody_begins_with_a_round_that_is_written_to_disk_as_nobody_would_be_charged_for_it() -> None:
+    """c comes between a round's Store and its Stored, with what an earlier broker had asked it for."""
+    desk = gathered("a", "b", privacy=LOCAL, rounds=12, policy={"late": "fold"})
+    desk.upload("a")
+    desk.upload("b")
+    to_the_disk(desk)
+    desk.hello("c")
+    assert desk.join("c", position=1)[-1] == Start(1, 3, 0, ())
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert committed.charged == ("a", "b")
+    for name in "abc":
+        desk.confirm(name, 0)
+    assert kinds(desk.say("c", Offer(0, 0, NBYTES[0], 1, 1, 0.5))) == [Rejected], "it is not owed"
+    assert desk.commit("a", "b", "c", round=1).charged == ("a", "b", "c")
+
+
+def test_nobody_makes_up_for_others_in_a_round_that_is_written_to_disk() -> None:
+    desk = gathered("a", "b", privacy=LOCAL, fraction=0.5, quorum=1)
+    (who,) = [name for name in "ab" if desk.coordinator._agenda.trains(0, name)]
+    desk.upload(who)
+    to_the_disk(desk)
+    desk.say(who, Leave("for good"))
+    desk.hello("c")
+    start = desk.join("c", position=0)[-1]
+    assert isinstance(start, Start)
+    assert (start.round, start.next, start.trains[0]) == (1, 0, False)
 
 
 def test_without_privacy_nobody_is_charged() -> None:
@@ -145,16 +198,84 @@ def test_without_privacy_nobody_is_charged() -> None:
     assert desk.commit("a", "b").charged == ()
 
 
-def test_a_round_of_which_nothing_is_known_is_charged_to_everybody() -> None:
-    desk = gathered("a", "b", privacy=CENTRAL, quorum=1)
+def test_who_may_have_given_to_the_open_rounds_is_who_was_there_since_they_could_be_trained() -> None:
+    """b goes after round 1, when it could have trained round 2, and with one in flight round 3."""
+    desk = gathered("a", "b", privacy=LOCAL, quorum=1)
     desk.commit("a", "b")
-    desk.say("b", Leave("for a while"))
-    desk.commit("a", round=1)
     entries = [entry for entry, _ in desk.journal]
-    assert entries[-1].clients == ("a",)
-    assert everybody(entries) == ("a", "b")
-    assert spent(entries[-1], 2, 0, "lost", charged=everybody(entries)).charged == ("a", "b")
-    assert spent(entries[-1], 2, 0, "a repair").charged == ()
+    assert recent(entries, 1) == (EVERYBODY, "a", "b"), "who was there at the start has nobody written down"
+    desk.commit("a", "b", round=1)
+    desk.say("b", Leave("for good"))
+    for round in (2, 3, 4):
+        desk.commit("a", round=round)
+    entries = [entry for entry, _ in desk.journal]
+    assert [entry.charged for entry in entries] == [("a", "b")] * 4 + [("a",)]
+    assert [recent(entries[:count], 1) for count in (2, 3, 4, 5)] == [("a", "b")] * 4
+    assert recent(entries, 0) == ("a",)
+    assert recent([*entries[:3], entries[4]], 1) == (EVERYBODY,), "a row between them is lost"
+    assert recent(entries[1:2], 1) == (EVERYBODY,), "one before it"
+    assert recent([*entries, spent(entries[-1], 5, 1, "lost", charged=(EVERYBODY,))], 1) == (EVERYBODY,)
+
+
+def test_where_the_journal_says_who_was_drawn_for_the_open_rounds_nobody_else_is_charged() -> None:
+    """Also in the first ones; and a, though it does not come back."""
+    desk = gathered("a", "b", privacy=LOCAL, fraction=0.5, quorum=1, seed=4, rounds=8)
+    desk.commit("b")
+    assert [name for round in (1, 2) for name in "ab" if desk.coordinator._agenda.trains(round, name)] == ["b", "a"]
+    desk.restart()
+    desk.handle(Tick())
+    desk.hello("b")
+    desk.join("b", (1, 0, 0, 0), position=1)
+    assert desk.commit("b", round=1).charged == ("b",)
+    lose(desk, "a", "b")
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert (committed.contributors, committed.charged) == ((), ("a",))
+
+
+def test_of_the_first_rounds_nothing_tells_whom_a_broker_before_has_asked_for_them() -> None:
+    """It was killed before its first commit, and c, of which it had some, does not come back."""
+    desk = gathered("a", "b", "c", privacy=LOCAL, quorum=1)
+    offer(desk, "c")
+    desk.restart()
+    desk.gather("a", "b")
+    desk.join("a", position=0)
+    desk.handle(Tick(), after_s=desk.config.network.timeout_s + 1)
+    desk.gather("a", "b", "d")
+    assert [desk.commit("a", "b", "d", round=round).charged for round in (0, 1)] == [(EVERYBODY,)] * 2
+    assert desk.commit("a", "b", "d", round=2).charged == ("a", "b", "d")
+
+
+def test_what_a_row_does_not_tell_the_next_broker_does_not_know_either() -> None:
+    """b had been drawn by a broker that left nothing. The one after it has drawn a, and written that down."""
+    desk = gathered("a", "b", privacy=LOCAL, fraction=0.5, quorum=1, seed=4)
+    offer(desk, "b", round=1)
+    desk.restart()
+    desk.hello("a")
+    desk.join("a", position=0)
+    desk.handle(Tick(), after_s=desk.config.network.timeout_s - 1)
+    desk.say("a", Heartbeat(0.0, -1, 0, "training"))
+    desk.handle(Tick(), after_s=1.5)
+    assert desk.commit("a").charged == (EVERYBODY,)
+    desk.restart()
+    desk.handle(Tick())
+    desk.hello("a")
+    desk.join("a", (1, 0, 0, 0), position=1)
+    assert [desk.commit("a", round=round).charged for round in (1, 2)] == [(EVERYBODY,)] * 2
+
+
+def test_who_gives_to_a_round_for_which_it_is_not_drawn_is_charged_and_has_had_a_turn() -> None:
+    """An earlier broker may have drawn it, in place of another: what it says with its offer has left."""
+    desk = gathered("a", "b", privacy=LOCAL, fraction=0.5, quorum=1)
+    agenda = desk.coordinator._agenda
+    (one,) = [name for name in "ab" if agenda.trains(0, name)]
+    (other,) = {"a", "b"} - {one}
+    before = agenda.snapshot()["turns"].get(other, 0)
+    desk.say(other, Offer(0, 0, NBYTES[0], 1, 1, 0.5))
+    assert kinds(desk.to(other)) == [Rejected]
+    assert desk.commit(one).charged == ("a", "b")
+    drawn = [each for each in agenda.snapshot()["decided"] if each["round"] == 2]
+    assert agenda.snapshot()["turns"][other] == before + 1 + (other in drawn[0]["clients"])
 
 
 def test_how_many_rows_a_client_has_is_not_told_where_it_hides_them() -> None:
@@ -288,6 +409,41 @@ def test_the_broker_says_which_rounds_too_few_will_train() -> None:
         "round 2 is trained by 0 clients, and 1 are wanted: of the 2 that are there the others have had their 1 rounds "
         "(privacy.rounds)"
     ]
+
+
+def test_who_may_have_given_in_rounds_that_are_lost_has_had_its_turns() -> None:
+    """The rows of four rounds are lost, and with them who was drawn: all may have been, and newcomers too."""
+    tables = {"round": {"fraction": 0.5, "clients": 4, "quorum": 1}, "privacy": LOCAL | {"rounds": 8}}
+    run, names = from_dict({"rounds": 16, **tables}), ["a", "b", "c", "d"]
+    agenda = Agenda(run, 4)
+    ledger = Ledger(run.privacy)
+    for round in range(3):
+        agenda.decide(round + 1, names)
+        ledger.take(round, [name for name in names if agenda.trains(round, name)])
+    for round in range(3, 7):
+        ledger.take(round, (EVERYBODY,))
+    resumed = Agenda(run, 4)
+    resumed.restore(agenda.snapshot())
+    resumed.account(7, ledger.rounds, ledger.untold)
+    drawn = dict(ledger.rounds)
+    for round in range(4, 16):
+        resumed.decide(round, [*names, "new"])
+        if round >= 7:
+            for name in (*names, "new"):
+                drawn[name] = drawn.get(name, 0) + resumed.trains(round, name)
+    assert ledger.untold == 4
+    assert all(7 <= given + ledger.untold <= 8 for given in drawn.values()), "new, too, may have been there in the four"
+    assert "are wanted" in resumed.take_short()[-1]
+
+
+def test_where_nothing_is_lost_turns_are_what_they_were() -> None:
+    """Also of who was drawn and not charged, as it was not there."""
+    desk = gathered("a", "b", "c", privacy=LOCAL | {"rounds": 5}, fraction=0.7, quorum=1, rounds=6)
+    for round in range(3):
+        desk.commit(*(name for name in "abc" if desk.coordinator._agenda.trains(round, name)), round=round)
+    turns = desk.coordinator._agenda.snapshot()["turns"]
+    desk.restart()
+    assert desk.coordinator._agenda.snapshot()["turns"] == turns
 
 
 # The record

@@ -56,3 +56,19 @@ def test_without_patience_it_is_given_up_at_once() -> None:
     assert said is not None
     assert "the run stops" in said
     assert quorum.given_up
+
+
+@pytest.mark.parametrize("policy", ["wait", "fewer", "stop"])
+def test_while_clients_are_coming_back_it_is_not_missed(policy: str) -> None:
+    quorum = Quorum(Rounds(quorum_lost=policy, quorum_lost_s=5.0), 2)  # type: ignore[arg-type]
+    quorum.expect(106.0)
+    assert quorum.due == math.inf
+    assert quorum.look(1, 100.0) is None
+    assert quorum.due == 106.0
+    assert quorum.look(2, 101.0) is None
+    assert quorum.due == math.inf, "nothing is to be told of it"
+    assert quorum.look(0, 105.9) is None
+    said = quorum.look(1, 106.0)
+    assert said is not None
+    assert said.startswith("1 of at least 2 clients are there; rounds wait")
+    assert quorum.due == (math.inf if policy == "wait" else 111.0)

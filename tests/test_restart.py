@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -188,6 +189,40 @@ def test_one_that_had_gone_before_it_came_back_is_not_waited_for(desk: Desk) -> 
     assert desk.coordinator.clients == ["a"]
 
 
+def test_a_run_that_has_stopped_without_a_quorum_can_be_resumed() -> None:
+    """The journal says that one of two was there. The other is not missed before it has had the time to come back."""
+    desk = Desk(clients=2, rounds=8, policy={"quorum_lost": "stop", "quorum_lost_s": 0.0})
+    desk.gather("a", "b")
+    desk.upload("a")
+    desk.upload("b")
+    desk.say("b", Leave("interrupted"))
+    desk.work()
+    (over,) = desk.of(Over)
+    assert "the run stops" in over.reason
+    (entry, values), timeout_s = desk.journal[0], desk.config.network.timeout_s
+    desk.journal = [(replace(entry, clients=("a",)), values)]
+    desk.restart()
+    desk.handle(Tick())
+    back(desk, "a", (1, 0, 0, 0), 1)
+    desk.handle(Tick(), after_s=timeout_s - 1)
+    assert not desk.of(Over)
+    desk.say("a", Heartbeat(0.0, -1, 0, "training"))
+    back(desk, "b", (1, 0, 0, 0), 1)
+    assert desk.commit("a", "b", round=1).contributors == ("a", "b")
+    desk.restart()
+    desk.handle(Tick())
+    back(desk, "a", (1, 2, 0, 0), 2)
+    due = desk.coordinator.deadline()
+    assert due is not None
+    assert due <= desk.now + timeout_s, "the time is not over without a look"
+    desk.handle(Tick(), after_s=timeout_s - 1)
+    desk.say("a", Heartbeat(0.0, -1, 0, "training"))
+    desk.handle(Tick(), after_s=1.0)
+    assert [over.reason for over in desk.of(Over)] == [
+        "round 2: 1 of at least 2 clients are there, for 0 s; the run stops (round.quorum_lost)"
+    ]
+
+
 def test_one_whose_link_breaks_before_it_has_joined_is_still_expected(desk: Desk) -> None:
     desk.handle(Tick())
     desk.handle(Tick(), after_s=1.0)
@@ -298,6 +333,34 @@ def test_a_second_restart_expects_those_who_have_not_come_since_the_first() -> N
     assert desk.of(Committed)[0].contributors == ("a",)
     desk.restart()
     assert desk.coordinator.clients == ["a", "b"]
+
+
+def test_one_that_was_asked_between_two_commits_to_make_up_for_another_waits_for_nothing_after_a_restart() -> None:
+    """That is not in the journal: the next broker expects the other back, and draws nobody in its place."""
+    desk = Desk(rounds=8, fraction=0.5, quorum=1, seed=4)
+    desk.gather("a", "b")
+    for round in range(2):
+        desk.commit(next(name for name in "ab" if desk.coordinator._agenda.trains(round, name)), round=round)
+    assert [name for round in (2, 3) for name in "ab" if desk.coordinator._agenda.trains(round, name)] == ["a", "b"]
+    desk.say("b", Leave("for good"))
+    desk.hello("c")
+    before = desk.join("c", versions=(1, 2, 0, 0), position=2)[-1]
+    assert isinstance(before, Start)
+    assert (before.round, before.trains) == (2, (False, True))
+    desk.restart()
+    desk.handle(Tick())
+    back(desk, "a", position=2)
+    after = back(desk, "c", position=4)
+    assert (after.round, after.blocks, after.trains) == (2, before.blocks, (False, False))
+    assert desk.say("c", Offer(3, 3, NBYTES[3], 1, 1, 0.5)) == [Rejected(3, "the client was not drawn for this round")]
+    desk.handle(Tick(), after_s=desk.config.network.timeout_s - 1)
+    for name in "ac":
+        desk.say(name, Heartbeat(0.0, -1, 0, "training"))
+    assert desk.commit("a", round=2).contributors == ("a",)
+    desk.handle(Tick(), after_s=1.5)
+    desk.work()
+    (committed,) = desk.of(Committed)
+    assert (committed.round, committed.contributors) == (3, ()), "nobody is waited for who was not drawn"
 
 
 def test_what_was_decided_ahead_stays_decided() -> None:

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 import zmq
 
+from broker.authenticator import Authenticator
+from broker.pairs import new_pair
 from broker.socket import BindError, RouterSocket
 from parablock import wire
+from parablock.allow_list import allow
+from parablock.keys import read_secret
 from workers.socket import DealerSocket
 
 if TYPE_CHECKING:
@@ -52,17 +56,29 @@ def test_a_burst_of_chunks_arrives_in_order_both_ways() -> None:
 
 
 @pytest.mark.parametrize(("clients", "longest"), [(1, 1 << 20), (4, 256 << 10), (8, 128 << 10), (1024, 128 << 10)])
-def test_the_more_clients_the_less_libzmq_encrypts_at_once_for_each(clients: int, longest: int) -> None:
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_the_more_clients_the_less_libzmq_encrypts_at_once_for_each(
+    tmp_path: Path, clients: int, longest: int, encrypted: bool
+) -> None:
+    """In plain it has nothing to encrypt, and a payload leaves whole."""
+    pairs = {name: new_pair(tmp_path, name) for name in ("broker", "a", "b")} if encrypted else {}
+    for name in ("a", "b") if encrypted else ():
+        allow(tmp_path, pairs[name], "noon")
+
     async def scenario() -> None:
-        router = RouterSocket(HERE)
+        router = RouterSocket(HERE, Authenticator(tmp_path) if encrypted else None)
         peers: list[bytes] = []
         router.listen(lambda peer, _frames, _client: peers.append(peer), clients=clients)
         payload = memoryview(os.urandom(3 * longest + 4))
         message: list[bytes | memoryview | zmq.Frame] = [b"header", payload]
         with zmq.Context() as context:
             raw = [context.socket(zmq.DEALER) for _ in range(2)]
-            for socket in raw:
+            for socket, name in zip(raw, "ab", strict=True):
                 socket.set(zmq.RCVTIMEO, 20_000)
+                if encrypted:
+                    socket.set(zmq.CURVE_SERVERKEY, pairs["broker"].key.encode())
+                    socket.set(zmq.CURVE_PUBLICKEY, pairs[name].key.encode())
+                    socket.set(zmq.CURVE_SECRETKEY, read_secret(tmp_path / f"{name}.secret").key.encode())
                 socket.connect(router.endpoint)
                 socket.send(b"hello")
             await until(lambda: len(peers) == len(raw))
@@ -71,7 +87,7 @@ def test_the_more_clients_the_less_libzmq_encrypts_at_once_for_each(clients: int
             for socket in raw:
                 header, *frames = socket.recv_multipart()
                 assert header == b"header"
-                assert [len(frame) for frame in frames] == [longest] * 3 + [4]
+                assert [len(frame) for frame in frames] == ([longest] * 3 + [4] if encrypted else [payload.nbytes])
                 assert b"".join(frames) == payload
                 socket.close(0)
         router.close()
