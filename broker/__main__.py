@@ -31,6 +31,7 @@ from parablock.network import EndpointError, check_endpoint
 from parablock.run_folder import CONFIG, INVITE, RunFolder, RunFolderError, how_to_go_on
 from parablock.schedule import gap_holds
 from parablock.throw_away import remove, throw_away_keys
+from parablock.units import counted
 
 try:
     import uvloop
@@ -251,9 +252,10 @@ async def _run(opened: Opened, socket: RouterSocket, door: Sequence[str] = ()) -
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _interrupt, broker, number)
+    blocks = counted(len(manifest.blocks), "block")
     broker.say(
-        f"run {path} · {config.mode} · {manifest.numel:,} parameters in {len(manifest.blocks)} blocks · "
-        f"listening on {socket.endpoint} for {config.round.clients} workers"
+        f"run {path} · {config.mode} · {counted(manifest.numel, 'parameter')} in {blocks} · "
+        f"listening on {socket.endpoint} for {counted(config.round.clients, 'worker')}"
     )
     if socket.door is None:
         broker.say("nothing is encrypted, and anybody on this machine may take part (--allow-plain-tcp)")
@@ -263,7 +265,7 @@ async def _run(opened: Opened, socket: RouterSocket, door: Sequence[str] = ()) -
         broker.say(f"encrypted; the broker's key is {fingerprint(socket.door.public)}; let in: {allowed}")
     if not gap_holds(len(manifest.blocks), config.in_flight):
         broker.say(
-            f"{len(manifest.blocks)} blocks are too few for {config.in_flight} rounds in flight: a block is trained "
+            f"{blocks}, which is too few for {counted(config.in_flight, 'round')} in flight: a block is trained "
             "again before it has landed, and lands by the delta rule, which is not exact"
         )
     if broker.epsilon:

@@ -2,8 +2,8 @@
 
 The broker keeps the terminal; the workers write to `logs/` in the run's folder. All of them have throw-away keys, in
 `keys/` there until the run is complete. Whatever ends this command ends them,
-and `parablock run --resume RUN` goes on. Where the workers do not just take turns at the rows, who gets what is shown
-first.
+and `parablock run --resume RUN` goes on. Where the workers do not just take turns at the rows, or a field labels them,
+who gets what is shown first.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class Launch:
         """
         try:
             self._made = not self._out.exists()
-            if self._config.partition.method != "iid" and (code := self._show_shards()) != 0:
+            if self._config.partition.shown and (code := self._show_shards()) != 0:
                 return code
             RunFolder.make(self._out)
             (self._out / ENDPOINT).unlink(missing_ok=True)  # of a run whose other files were removed
@@ -389,6 +389,12 @@ class Launch:
             name = signal.Signals(-self._broker.returncode).name
             print(f"parablock run: the broker was ended by {name}; {how_to_go_on(self._out)}", file=sys.stderr)
         if ended:
+            if worst == EXIT_INPUT and not (self._out / METRICS).exists():
+                print(
+                    "parablock run: a run that goes on may have another data.train or data.eval; to change any other "
+                    f"setting, begin anew: choose another --out, or delete {shlex.quote(str(self._out))}",
+                    file=sys.stderr,
+                )
             return worst
         return self._broker.returncode if self._broker.returncode >= 0 else EXIT_LATER
 

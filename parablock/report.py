@@ -118,7 +118,7 @@ def headlines(config: Config, rounds: Sequence[Row], evaluations: Sequence[Row])
     return [
         ("Held-out loss", _change(evaluations, "eval_loss", "{:.3f}"), _rows_used(evaluations)),
         ("Held-out perplexity", _change(evaluations, "perplexity", "{:.2f}"), ""),
-        ("Exact match", _change(evaluations, "exact_match", "{:.1f} %", 100), _answers_used(evaluations)),
+        ("Exact match", _change(evaluations, "exact_match", "{:.1f} %", 100), _answers_used(config, evaluations)),
         ("Training loss", _change(rounds, "loss", "{:.3f}"), "first and last round"),
         ("Rounds", f"{len(rounds)} of {config.rounds}", _late(rounds)),
         *_privacy(config, rounds),
@@ -189,7 +189,7 @@ def write(folder: RunFolder, out: Path | None = None) -> Path:
 
 def _counts(folder: RunFolder, config: Config) -> ShardCounts | None:
     """How the run's rows were divided; None where nobody kept it, or only what an earlier attempt at a run did."""
-    if config.partition.method == "iid":
+    if not config.partition.shown:
         return None
     try:
         counts = folder.shard_counts()
@@ -326,10 +326,14 @@ def _rows_used(evaluations: Sequence[Row]) -> str:
     return f"{int(used[-1])} rows, first and last evaluation" if len(used) else "not evaluated"
 
 
-def _answers_used(evaluations: Sequence[Row]) -> str:
+def _answers_used(config: Config, evaluations: Sequence[Row]) -> str:
     answered = column(evaluations, "answered")
     answered = answered[np.isfinite(answered)]
-    return f"of {int(answered[-1])} generated answers" if len(answered) and answered[-1] else "no answers generated"
+    if len(answered) and answered[-1]:
+        return f"of {int(answered[-1])} generated answers"
+    if len(answered) and config.eval.generate:
+        return "no held-out row's answer ends in #### N; parablock evaluate grades any"
+    return "no answers generated"
 
 
 def _significant(value: float) -> str:

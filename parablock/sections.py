@@ -116,7 +116,8 @@ class Pipeline:
 
     correction: Literal["shrink", "own", "stale"] = _key(
         "shrink",
-        "what stands for a block until its mean lands: x + alpha*delta with alpha learnt per block, x + delta, or x",
+        "what stands for a block until its mean lands: x + alpha*delta with an alpha learnt for each tensor, x + "
+        "delta, or x",
     )
     land: Literal["boundary", "arrival"] = _key(
         "boundary",
@@ -126,7 +127,10 @@ class Pipeline:
         1, "rounds whose blocks may be on the way while the next one trains", low=1, high=MAX_IN_FLIGHT
     )
     smoothing: float = _key(
-        0.5, "weight of the newest observation in a block's alpha (shrink); 1: only the last visit", above=0, high=1
+        0.5,
+        "weight of the newest observation in a tensor's alpha (shrink); 1: only the block's last visit",
+        above=0,
+        high=1,
     )
     max_miss: float = _key(
         1.25,
@@ -256,6 +260,11 @@ class Partition:
     )
     field: str = _key("", "name of the field that labels a row (dirichlet, field; otherwise only shown)")
 
+    @property
+    def shown(self) -> bool:
+        """Whether there is something to see in who has which rows."""
+        return self.method != "iid" or self.field != ""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -298,7 +307,7 @@ class Network:
     )
     chunk_bytes: int = _key(
         2 << 20,
-        "at most so much of a block, in float32, travels as one message: an eighth of it, within 1 MiB and this",
+        "at most so much of a block, in float32, travels as one message: an eighth of it, within 512 KiB and this",
         unit="bytes",
         low=1 << 10,
         high=8 << 20,

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from parablock.units import counted
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -96,10 +98,9 @@ def _shared_out(
 
 def _given_away(places: Mapping[str, NDArray[np.int64]], rows: int, clients: int, field: str) -> NDArray[np.int64]:
     if len(places) < clients:
-        values = f"{len(places)} value{'s' * (len(places) != 1)}"
         raise ShardsError(
-            f"the field {field!r} has {values} for {clients} clients, and each client needs one of its own; "
-            f"take at most {len(places)} workers, or partition.method = dirichlet"
+            f"the field {field!r} has {counted(len(places), 'value')} for {clients} clients, and each needs one of "
+            f"its own; take at most {counted(len(places), 'worker')}, or partition.method = dirichlet"
         )
     owners = np.empty(rows, dtype=np.int64)
     fewest = [(0, client) for client in range(clients)]
@@ -216,6 +217,7 @@ class ShardCounts:
 
 
 def shown_label(name: str, longest: int) -> str:
-    """As a cell of a table can hold it."""
+    """As a cell of a table can hold it: of a long one both ends, as many begin alike and others end alike."""
     printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
-    return printable if len(printable) <= longest else printable[: longest - 1] + "…"
+    end = (longest - 1) // 2
+    return printable if len(printable) <= longest else f"{printable[: longest - 1 - end]}…{printable[-end:]}"

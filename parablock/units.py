@@ -1,4 +1,4 @@
-"""Rates, sizes, times and lists of numbers as people type them: "45mbit", "5MB/s", "64KiB", "50ms", "1,2,4".
+"""Rates, sizes, times and numbers as people type and read them: "45mbit", "64KiB", "50ms", "1,2,4", "1 block".
 
 Prefixes are decimal (k, M, G) unless written with an i (Ki, Mi, Gi). This module knows no link.
 """
@@ -61,6 +61,11 @@ def parse_numbers(text: str, kind: type[Number], option: str) -> tuple[Number, .
     if not numbers or not all(0 < number < 1e6 for number in numbers):
         raise UnitError(f"{option} takes numbers above zero, separated by commas; got {text!r}")
     return numbers
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 block", "2 blocks", "1,000 blocks". noun: in the singular, with a regular plural."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def format_rate(rate: float) -> str:

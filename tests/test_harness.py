@@ -271,6 +271,24 @@ def test_what_a_task_file_gets_wrong_is_told(
 
 @needs_lm_eval
 @quiet
+@pytest.mark.parametrize(
+    ("longer", "told"),
+    [
+        (50, "lm_eval cannot work out a metric of likely (OverflowError: math range error)"),
+        (100, "lm_eval gives up on a row of likely (assert len(continuation_enc) <= self.max_length); the model's"),
+    ],
+)
+def test_what_the_harness_cannot_do_with_a_row_is_told(
+    longer: int, told: str, folder: Path, offline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del offline
+    path = folder / "likely.yaml"
+    write(path, path.read_text(encoding="utf-8").replace("{{answer}}", f"{{{{answer * {longer}}}}}"))
+    assert told in refusal(capsys, "builtin", "--lm-eval", "likely", "--tasks-dir", str(folder))
+
+
+@needs_lm_eval
+@quiet
 def test_code_beside_a_task_file_runs_only_where_it_is_trusted(
     folder: Path, offline: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -350,10 +350,14 @@ def test_shards_that_are_killed_are_told(place: Path, capsys: pytest.CaptureFixt
     )
 
 
-def test_rows_in_turn_are_not_shown(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("field", "shown"), [("", ""), ("task", "the table\n")])
+def test_rows_in_turn_are_shown_where_a_field_labels_them(
+    place: Path, field: str, shown: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     fakes(place, "listen()\nuntil(lambda: marks() == 2)\n")
-    assert started(place, **{"partition.field": "task"})[0] == 0
-    assert capfd.readouterr().out == ""
+    (place / "workers" / "shards_command.py").write_text(SHARDS % "return 0", encoding="utf-8")
+    assert started(place, **{"partition.field": field})[0] == 0
+    assert capfd.readouterr().out == shown
     assert not (place / "run" / "partition.json").exists()
 
 
@@ -392,6 +396,20 @@ def test_a_worker_with_wrong_input_ends_the_run_and_is_shown(place: Path, capsys
     assert "parablock run: worker-0 ended with exit code 3:\n  line 5\n" in told
     assert "line 4\n" not in told  # its last lines only
     assert (place / "run" / "logs" / "worker-0.log").read_text().startswith("line 0\n")
+
+
+@pytest.mark.parametrize(("begins", "exit_code", "told"), [("", 2, True), ("", 3, False), ("touch", 2, False)])
+def test_of_a_setting_that_was_wrong_from_the_start_it_is_said_that_the_run_cannot_have_another(
+    place: Path, begins: str, exit_code: int, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = "out.mkdir(exist_ok=True)\n(out / 'metrics.jsonl').touch()\n" if begins else ""
+    fakes(place, ENDS_WHEN_ASKED + begun + "listen()\n" + HANG, FAILS % exit_code + WAITS)
+    code, _ = started(place)
+    assert code == exit_code
+    advice = (
+        "another data.train or data.eval; to change any other setting, begin anew: choose another --out, or delete "
+    )
+    assert (f"{advice}{place / 'run'}\n" in capsys.readouterr().err) == told
 
 
 @pytest.mark.parametrize(("begun", "quorum"), [(False, 1), (True, 2)])

@@ -323,6 +323,21 @@ def test_a_division_of_an_earlier_attempt_is_not_shown(tmp_path: Path) -> None:
     assert report.main([str(folder.path)]) == 0
 
 
+@pytest.mark.parametrize(("generate", "told"), [(0, "no answers generated"), (8, "answer ends in #### N")])
+def test_why_nothing_was_answered_is_said(generate: int, told: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [evaluation(-1, 1.6)], [], settings(eval={"generate": generate}))
+    assert report.main([str(folder.path)]) == 0
+    assert told in folder.report_path.read_text(encoding="utf-8")
+
+
+def test_rows_in_turn_are_shown_where_a_field_labels_them(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", FINISHED, [], settings(partition={"field": "task"}))
+    counts = ShardCounts("iid", None, "task", 0, (6, 6), {"news": (6, 6)})
+    (folder.path / "partition.json").write_text(json.dumps(counts.to_dict()), encoding="utf-8")
+    assert report.main([str(folder.path)]) == 0
+    assert "Rows by client" in folder.report_path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("changes", "is_shown"),
     [

@@ -101,8 +101,20 @@ def test_no_usable_rows_is_an_error_that_says_why(tmp_path: Path) -> None:
 def test_held_out_rows_need_not_be_enough_for_every_worker() -> None:
     arguments: dict[str, Any] = {"tokenizer": TOKENIZER, "seed": 0, "shard": (3, 4), "limit": 2}
     assert len(load_rows("builtin", Data(), held_out=True, **arguments)) == 0
-    with pytest.raises(DataError, match="no usable rows in shard 3/4"):
+    assert len(load_rows("builtin", Data(), held_out=True, **arguments | {"shard": (1, 4)})) == 1
+    with pytest.raises(
+        DataError,
+        match="no row for shard 3/4: rows are dealt out in turn, so 4 clients need at least 4 of them, "
+        "and it has 3 at most; take fewer clients",
+    ):
         load_rows("builtin", Data(), held_out=False, **arguments)
+
+
+def test_a_file_without_rows_is_refused_also_as_held_out_ones(tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text("\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"empty\.jsonl has no usable rows in shard 0/2 \(0 read\)"):
+        load_rows(str(path), Data(), tokenizer=TOKENIZER, seed=0, held_out=True, shard=(0, 2))
 
 
 def test_places_are_those_of_the_whole_source() -> None:

@@ -65,7 +65,7 @@ def test_what_is_not_known_is_null_and_a_dash() -> None:
     card = Scorecard({"a": {"": Scores(loss_sum=1e6, tokens=1, rows=1)}}, by_task=False)
     assert json.loads(json.dumps(card.tree(), allow_nan=False))["perplexity"] is None
     assert lines(card)[4] == ["all", "1", "1", "1000000.0000", "–", "0", "–", "–"]
-    assert "nothing was answered: eval.generate" in shown(card.table("title"))
+    assert "nothing was answered: of the first eval.generate rows" in shown(card.table("title"))
     assert Scorecard({"a": {}}, by_task=False).tree()["loss"] is None
 
 

@@ -35,6 +35,22 @@ def test_labels_are_read_only_where_the_worker_agrees_to_tell_them(
     assert "scores by the field 'kind'; its labels stay here (--tell-tasks tells them)" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("answer", "generate", "told"),
+    [("2", 4, True), ("#### 2", 4, False), ("2", 0, False)],
+    ids=["words", "number", "none"],
+)
+def test_rows_that_a_run_cannot_grade_are_told(
+    answer: str, generate: int, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "1 + 1", "completion": answer}) + "\n", encoding="utf-8")
+    terms = config.to_dict(config.from_dict({"eval": {"generate": generate}}), shared_only=True)
+    with caplog.at_level("INFO", logger="worker"):
+        prepare(json.dumps(terms), Local("c", str(path), str(path), (0, 1), "", "cpu", 1, False))
+    assert ("none of these rows is answered during the run" in caplog.text) == told
+
+
 def test_more_tasks_than_a_message_holds_are_refused(tmp_path: Path) -> None:
     assert len(tasks(tmp_path / "rows.jsonl", 128, tell=True)) == 128
     with pytest.raises(DataError, match=r"eval\.task = 'kind' tells 129 tasks apart, and at most 128 are told"):

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parablock.sections import Partition
-from parablock.shards import ShardCounts, ShardsError, digest, divide
+from parablock.shards import ShardCounts, ShardsError, digest, divide, shown_label
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -280,7 +280,9 @@ def test_fewer_values_than_clients() -> None:
     message = refusal("field", list("aabb"), 3)
     assert "the field 'task' has 2 values for 3 clients" in message
     assert "take at most 2 workers, or partition.method = dirichlet" in message
-    assert "has 1 value for" in refusal("field", list("aaaa"), 3)
+    message = refusal("field", list("aaaa"), 3)
+    assert "has 1 value for 3 clients" in message
+    assert "take at most 1 worker, or" in message
 
 
 @pytest.mark.parametrize("method", ["dirichlet", "quantity"])
@@ -324,6 +326,14 @@ def test_counts_are_told_from_those_by_other_settings(method: str) -> None:
     assert not any(counts.came_of(other, 3) for other in others)
     drawn = method in ("dirichlet", "quantity")
     assert counts.came_of(replace(settings, alpha=1.0), 3) != drawn
+
+
+def test_long_labels_that_begin_alike_are_told_apart() -> None:
+    labels = [f"an author with a long name, {number}" for number in (1, 2)]
+    counts = ShardCounts("iid", None, "author", 0, (1, 1), {label: (1, 0) for label in labels})
+    names = [name for name, _ in counts.columns(10)]
+    assert names == ["an author wi…ong name, 1", "an author wi…ong name, 2"]
+    assert [shown_label("an author", longest) for longest in (9, 8, 3)] == ["an author", "an a…hor", "a…r"]
 
 
 @given(labels=st.lists(st.text(max_size=40), min_size=4, max_size=20), method=st.sampled_from(["iid", "quantity"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parablock.units import UnitError, format_rate, parse_duration, parse_rate, parse_size
+from parablock.units import UnitError, counted, format_rate, parse_duration, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,10 @@ def test_rates_as_people_type_them(text: str, bytes_per_s: float) -> None:
 def test_a_rate_that_is_none_is_refused_with_what_came(text: str) -> None:
     with pytest.raises(UnitError, match=repr(text)):
         parse_rate(text)
+
+
+def test_one_of_a_kind_is_no_plural() -> None:
+    assert [counted(count, "block") for count in (0, 1, 2, 1000)] == ["0 blocks", "1 block", "2 blocks", "1,000 blocks"]
 
 
 def test_sizes_and_times() -> None:

@@ -13,6 +13,7 @@ import logging
 import random
 import sys
 import tempfile
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +61,8 @@ def evaluate(loaded: Loaded, chosen: Any, *, batch_size: int, limit: int, truste
     """What `lm_eval.evaluator.evaluate` returns for the `tasks` that were chosen.
 
     loaded: the model on its device. limit: rows of each task at most; 0: all. trusted: what the model writes may be
-    run as code, where a task does that. Raises HarnessError for a template that does not fit a row.
+    run as code, where a task does that. Raises HarnessError for a template that does not fit a row, a metric beyond
+    all numbers, and a row on which the harness gives up.
     """
     part = _import()
     defaults = part("defaults")
@@ -75,6 +77,17 @@ def evaluate(loaded: Loaded, chosen: Any, *, batch_size: int, limit: int, truste
     except TemplateError as error:
         raise HarnessError(
             f"a template of a task does not fit one of its rows: {error}; mend the one or the other"
+        ) from error
+    except ArithmeticError as error:  # as a perplexity of rows that the model finds all but impossible
+        raise HarnessError(
+            f"lm_eval cannot work out a metric of {', '.join(chosen['tasks'])} ({type(error).__name__}: {error}): the "
+            "model finds right answers too unlikely for it; name another metric in the task file"
+        ) from error
+    except AssertionError as error:  # which it has instead of a message
+        failed = traceback.extract_tb(error.__traceback__)[-1].line
+        raise HarnessError(
+            f"lm_eval gives up on a row of {', '.join(chosen['tasks'])} ({failed}); the model's context has "
+            f"{model.max_length} tokens, and an answer must fit into it: shorten the rows, or leave them out by --limit"
         ) from error
     return results
 

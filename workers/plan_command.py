@@ -28,7 +28,7 @@ from parablock.keys import KeyFileError
 from parablock.network import EndpointError
 from parablock.plan import Link
 from parablock.schedule import Schedule
-from parablock.units import UnitError, format_rate, parse_duration, parse_rate
+from parablock.units import UnitError, counted, format_rate, parse_duration, parse_rate
 from workers.__main__ import EXIT_DONE, EXIT_INPUT, EXIT_LATER, EXIT_REFUSED, loop_factory
 from workers.contact import add_arguments, contact
 from workers.prober import Prober, Refusal, Unanswered
@@ -338,7 +338,8 @@ def _conclusions(result: dict[str, Any]) -> list[str]:
         f"link      {format_rate(link['up_bytes_s'])} up, {format_rate(link['down_bytes_s'])} down, round trip "
         f"{link['rtt_s'] * 1e3:.1f} ms{_start(link['start_s'])} "
         f"({'measured, payload' if link['measured'] else 'given'})",
-        f"round     {told}, with K = {result['steps']} on {result['device']} with {_threads(result['threads'])}",
+        f"round     {told}, with K = {result['steps']} on {result['device']} with "
+        f"{counted(result['threads'], 'thread')}",
     ]
     if not hides:
         share = result["exchange_s"] / result["round_s"]
@@ -366,10 +367,6 @@ def _conclusions(result: dict[str, Any]) -> list[str]:
             f"{format_rate(down * clients / result['round_s'])} out"
         )
     return lines
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count != 1)}"
 
 
 class _Live:

@@ -95,12 +95,18 @@ def load_rows(
     partition: how the rows are divided into shards; None: in turn. task: the field that names a row's task, "" for
     none; a row without it is an error, as it would be missing in every task's score.
     Raises DataError where the source or a field is missing, or where no row is usable. Only a shard of held-out
-    rows may be empty: a few of them need not be enough for all workers.
+    rows other than the first may be empty: a few of them need not be enough for all workers.
     """
     make = Segmenter(source, settings, tokenizer)
     records = read_shard(
         source, partition, split=settings.split, seed=seed, held_out=held_out, shard=shard, limit=limit
     )
+    if not records and shard[0] > 0 and not held_out:
+        index, count = shard
+        raise DataError(
+            f"{source} has no row for shard {index}/{count}: rows are dealt out in turn, so {count} clients need at "
+            f"least {count} of them, and it has {index} at most; take fewer clients, or more rows"
+        )
     make.check_fields([record for _, record in records])
     dropped: Counter[str] = Counter()
     texts: list[tuple[int, str, Segments]] = []
@@ -122,7 +128,7 @@ def load_rows(
             truncated += longer
         else:
             dropped["nothing left of the answer within data.max_tokens" if longer else "too short"] += 1
-    if not rows and not (held_out and not records):
+    if not rows and not (held_out and not records and shard[0] > 0):
         reasons = "; ".join(f"{count} dropped: {reason}" for reason, count in sorted(dropped.items()))
         raise DataError(
             f"{source} has no usable rows in shard {shard[0]}/{shard[1]} ({len(records)} read{'; ' * bool(reasons)}"

@@ -61,7 +61,7 @@ class Scorecard:
             table.add_row(Text(label), *cells, end_section=last)
         whole = total(self._over_all().values())
         if not whole.answered:
-            table.caption = "nothing was answered: eval.generate says how many rows are asked"
+            table.caption = "nothing was answered: of the first eval.generate rows, those that ask something are"
         elif whole.answered > whole.rows:
             table.caption = "rows: those of the loss, which are fewer than the answered ones (eval.rows, eval.generate)"
         return table

@@ -19,7 +19,7 @@ from parablock import models, trainable
 from parablock.messages import MAX_TASKS
 from parablock.staging import Staging
 from workers.disclosure import check_summed, told
-from workers.evaluation import check_tasks
+from workers.evaluation import asked, check_tasks
 from workers.releases import check_bound
 from workers.rows import Rows, load_rows
 
@@ -98,6 +98,12 @@ def prepare(terms: str, local: Local) -> Setup:
         held_out = load(local.held_out, held_out=True, limit=limit, task=task)
         check_tasks(held_out, task, MAX_TASKS)
         log.info("held-out rows: %s", held_out.summary())
+        if config.eval.generate and held_out and not asked(held_out, config.eval, free_form=False):
+            log.info(
+                "eval.generate = %d, and none of these rows is answered during the run: no answer among them ends in "
+                "`#### N`; `parablock evaluate` grades any",
+                config.eval.generate,
+            )
         if config.eval.task and not task:
             log.info(
                 "the run asks for scores by the field %r; its labels stay here (--tell-tasks tells them)",
