@@ -54,8 +54,6 @@ def _quorum(config: Config) -> str | None:
 
 
 def _solver(config: Config) -> str | None:
-    if config.solver.warmup_rounds >= config.rounds:
-        return f"solver.warmup_rounds = {config.solver.warmup_rounds} must be below rounds = {config.rounds}"
     if config.solver.momentum and config.solver.optimizer != "sgd":
         return (
             f"solver.momentum = {config.solver.momentum} is for sgd only, and solver.optimizer = "

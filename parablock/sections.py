@@ -90,7 +90,13 @@ class Solver:
     lr_final: float = _key(
         0.0, "where the rate would be one round after the last, as a fraction of lr (cosine, linear)", low=0, high=1
     )
-    warmup_rounds: int = _key(0, "rounds over which the learning rate rises linearly to lr", low=0)
+    warmup: float = _key(
+        0.0,
+        "share of the rounds, rounded down, over which the learning rate rises linearly to lr; a quarter helps much "
+        "where a model is trained from scratch, and next to nothing in fine-tuning",
+        low=0,
+        high=0.99,
+    )
     weight_decay: float = _key(
         0.0,
         "a step shrinks the weights by lr times this (sgd: as part of the gradient, so that momentum has it too); "

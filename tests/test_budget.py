@@ -60,7 +60,6 @@ def test_fewer_rounds_than_the_budget_allows_may_be_asked_for() -> None:
         ({"noise": 0.1}, r"one round spends an epsilon of 91\.8\d with privacy\.noise = 0\.1"),
         ({"each": 20}, r"privacy\.rounds = 20 would spend an epsilon of .*allows \d+ rounds"),
         ({"noise": 0.9, "budget": 5.0, "mode": "lisa"}, "allows a client 1 round, and mode = lisa trains 2 at once"),
-        ({"solver": {"warmup_rounds": 20}}, r"solver\.warmup_rounds = 20 must be below rounds"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, Any], told: str) -> None:

@@ -429,7 +429,7 @@ def test_a_config_is_a_table(tree: Any) -> None:
         ),
         ({"round": {"late_decay": 0.0}}, ["round.late_decay must be a number above 0, at most 1", "got 0.0"]),
         ({"round": {"quorum_lost_s": -1.0}}, ["round.quorum_lost_s must be a number at least 0", "got -1.0"]),
-        ({"rounds": 4, "solver": {"warmup_rounds": 4}}, ["solver.warmup_rounds = 4 must be below rounds = 4"]),
+        ({"solver": {"warmup": 1.0}}, ["solver.warmup must be a number at least 0", "at most 0.99", "got 1.0"]),
         (
             {"network": {"timeout_s": 4.0, "heartbeat_s": 2.0}},
             ["network.timeout_s = 4.0 must be more than twice network.heartbeat_s = 2.0"],
@@ -481,7 +481,7 @@ def test_settings_that_contradict_each_other_are_refused(tree: dict[str, Any], f
         {"mode": "fedavg", "round": {"late": "fold", "late_decay": 1.0, "deadline_s": 5.0}},
         {"round": {"quorum_lost": "stop", "quorum_lost_s": 0.0}},
         {"mode": "fedcybgd", "schedule": {"order": "descending"}},
-        {"rounds": 4, "solver": {"warmup_rounds": 3}},
+        {"rounds": 4, "solver": {"warmup": 0.99}},
         {"network": {"window_bytes": 1 << 17, "chunk_bytes": 1 << 17}},
         {"solver": {"adaptive": True, "steps": 64, "min_steps": 64}},
         {"solver": {"steps": 65}},  # its bounds are for adaptive K only

@@ -20,9 +20,15 @@ def test_constant_is_the_same_in_every_round() -> None:
 
 
 def test_warm_up_rises_by_equal_steps_and_reaches_the_peak_in_the_round_after() -> None:
-    settings = Solver(lr=1.0, lr_schedule="constant", warmup_rounds=3)
-    rates = [learning_rate(settings, round, 6) for round in range(6)]
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    settings = Solver(lr=1.0, lr_schedule="constant", warmup=0.5)
+    rates = [learning_rate(settings, round, 7) for round in range(7)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(("warmup", "rounds", "rising"), [(0.0, 9, 0), (0.25, 3, 0), (0.25, 4, 1), (0.25, 35, 8)])
+def test_a_share_of_the_rounds_is_rounded_down(warmup: float, rounds: int, rising: int) -> None:
+    rates = [learning_rate(Solver(lr=1.0, warmup=warmup), round, rounds) for round in range(rounds)]
+    assert rates.index(1.0) == rising
 
 
 def test_linear_falls_by_equal_steps() -> None:
@@ -38,17 +44,17 @@ def test_cosine_is_half_way_in_the_middle_and_flat_at_both_ends() -> None:
     assert 0 < rates[99] < 0.001
 
 
-@given(schedules, st.integers(1, 60), st.integers(0, 59), st.floats(0, 1))
+@given(schedules, st.integers(1, 60), st.floats(0, 0.99), st.floats(0, 1))
 def test_starts_below_or_at_the_peak_reaches_it_and_ends_where_asked(
-    schedule: str, rounds: int, warmup: int, final: float
+    schedule: str, rounds: int, warmup: float, final: float
 ) -> None:
-    warmup = min(warmup, rounds - 1)
-    settings = Solver(lr=2e-3, lr_schedule=schedule, lr_final=final, warmup_rounds=warmup)  # type: ignore[arg-type]
+    settings = Solver(lr=2e-3, lr_schedule=schedule, lr_final=final, warmup=warmup)  # type: ignore[arg-type]
     rates = [learning_rate(settings, round, rounds) for round in range(rounds)]
-    assert rates[warmup] == pytest.approx(2e-3)
-    assert all(low < high for low, high in itertools.pairwise(rates[: warmup + 1]))
-    assert all(high >= low - 1e-15 for high, low in itertools.pairwise(rates[warmup:]))
+    rising = int(warmup * rounds)
+    assert rates[rising] == pytest.approx(2e-3)
+    assert all(low < high for low, high in itertools.pairwise(rates[: rising + 1]))
+    assert all(high >= low - 1e-15 for high, low in itertools.pairwise(rates[rising:]))
     assert all(0 <= rate <= 2e-3 + 1e-15 for rate in rates)
     if schedule != "constant":  # the rate that would be next is where it was asked to end
         assert rates[-1] >= final * 2e-3 - 1e-12
-        assert rates[-1] == pytest.approx(final * 2e-3, abs=2e-3 * 1.6 / (rounds - warmup))
+        assert rates[-1] == pytest.approx(final * 2e-3, abs=2e-3 * 1.6 / (rounds - rising))
