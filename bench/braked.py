@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from workers.inbox import Delivery
+    from workers.keeper import Keeper
     from workers.setup import Setup
 
 
@@ -32,11 +33,12 @@ class BrakedTrainer(trainer.Trainer):
         clients: int,
         arrivals: deque[Delivery],
         on_step: Callable[[int, int], None],
+        keeper: Keeper | None = None,
     ) -> None:
         self._factor = factor
         self._computed_s = time.thread_time()
         self._told = on_step
-        super().__init__(setup, clients, arrivals, self._after_step)
+        super().__init__(setup, clients, arrivals, self._after_step, keeper)
 
     def _after_step(self, round: int, step: int) -> None:
         now = time.thread_time()  # of this thread, which computes alone: one torch thread

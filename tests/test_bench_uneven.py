@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -63,3 +64,9 @@ def test_the_brake_makes_a_step_take_as_many_times_as_long(monkeypatch: pytest.M
         trainer._after_step(7, step)
     assert slept == [2.0, 1.0]
     assert told == [(7, 1), (7, 2)]
+
+
+def test_a_braked_trainer_takes_what_any_does() -> None:
+    braked_takes = list(inspect.signature(braked.BrakedTrainer).parameters.values())
+    assert braked_takes[0].name == "factor"
+    assert braked_takes[1:] == list(inspect.signature(Trainer).parameters.values())
