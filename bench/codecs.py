@@ -1,6 +1,6 @@
 """What codecs cost in loss, and save in bytes: the quickstart's problem with each, at equal rounds, over many seeds.
 
-    python -m bench.codecs --seeds 0-9 --set solver.lr=1e-3 --out codecs.json
+    python -m bench.codecs --seeds 0-9 --set solver.lr=1e-3 --set solver.warmup=0 --out codecs.json
     python -m bench.codecs --quick
 
 Each run is a broker and two workers as real processes. Two runs that differ in their last bits end at losses that are

@@ -250,6 +250,8 @@ def _seconds(told: float | None) -> str:
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """Held-out loss by round, time and bytes, with the range over seeds, and the gaps with their intervals.
 
+    Bytes are on a logarithmic axis, without the loss before training, when there were none.
+
     By time, the dashed line is the reference's final loss; the ticks on it are where each seed's run was first as low.
     """
     figure = Figure(figsize=(10, 7), layout="constrained")
@@ -257,7 +259,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     for axes, key, scale, label, first in (
         (by_round, "rounds_by_evaluation", 1.0, "rounds", 0),
         (by_time, "time_s_by_evaluation", 1.0, "time (s), mean over seeds", 0),
-        (by_bytes, "bytes_by_evaluation", 1e-6, "MB of one client, up and down, from the first evaluation on", 1),
+        (by_bytes, "bytes_by_evaluation", 1e-6, "MB of one client, up and down, once it has trained", 1),
     ):
         for each in rows:
             places = [scale * place for place in each[key][first:]]

@@ -279,6 +279,8 @@ def _plan(options: argparse.Namespace, _where: Path | None) -> Plan:
     """Raises ValueError, with what to do, for what cannot be run."""
     if options.quick:
         cells = (Cell("builtin", 2, 2, 1.0),)
+        if options.variant:
+            raise ValueError("--quick has two cases, and takes no --variant; leave the one or the other out")
         cases = REFERENCE, "parablock"
         plan = Plan(cells, cases, (0,), 8, tuple(options.set), None, options.jobs, options.out, {})
     else:

@@ -111,8 +111,8 @@ class Admission:
         right after those, so that nobody waits for it, unless the round at hand lacks the quorum. So does one that
         says to be farther: what it has is of another state of this run, or it lies.
 
-        next_open: the first round of which it is not settled who is in it. While the one before that is written to disk
-        nobody begins with it: what a client gave to it would be in vain, and nothing would tell that it has left.
+        next_open: the first round with which one may begin. With `privacy.where = "local"` it is not one that is being
+        written to disk: what a client gave to that would be in vain, and nothing would tell that it has left.
         """
         self._roster.unexpect(session.name)
         pending = self._distribution.catch_up(session, join.versions, now)

@@ -176,7 +176,7 @@ class Agenda:
         ahead = Counter(
             client for round, each in self._decided.items() for client in each.clients or () if round >= next_round
         )
-        for client in self._turns.keys() | charged.keys():
+        for client in self._turns.keys() | charged.keys() | ahead.keys():
             given = charged.get(client, 0) + untold + ahead[client]
             self._turns[client] = max(self._turns.get(client, 0), given)
 

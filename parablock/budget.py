@@ -58,7 +58,7 @@ def plan(config: Config) -> Plan:
         )
     within = settings.from_dict(
         settings.to_dict(replace(config, rounds=rounds, privacy=replace(privacy, rounds=each)))
-    )  # checked again: warm-up rounds may be too many now
+    )  # checked again, as there are fewer rounds
     return Plan(within, _told(config, within))
 
 

@@ -161,6 +161,11 @@ class Config:
         return 1 if self.mode == "fedcybgd" else max(int(self.round.fraction * clients + 0.5), 1)
 
 
+_REMOVED: dict[str, tuple[Scalar, str]] = {
+    "solver.warmup_rounds": (0, "solver.warmup now, a share of the rounds: 8 of 64 rounds are 0.125"),
+}
+"""By the name of a setting that there is no longer: its default, and what to set now."""
+
 MAY_CHANGE = frozenset(
     {
         "network.bind",
@@ -344,16 +349,34 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def _was_default(path: str, value: Any) -> bool:
+    """Whether this is a setting of earlier versions, at their default: folders of runs hold all settings.
+
+    Raises ConfigError where it is at another value.
+    """
+    if path not in _REMOVED:
+        return False
+    default, instead = _REMOVED[path]
+    if value != default:
+        raise ConfigError(
+            f"{path} = {toml_value(value)}: it is {instead}; a run that was begun with {path} goes on with the "
+            "version of parablock that began it"
+        )
+    return True
+
+
 def _build(cls: type[Any], tree: Any, prefix: str) -> Any:
     if not isinstance(tree, dict):
         raise ConfigError(f"{prefix.rstrip('.') or 'a config'} is a table of settings, got {tree!r}")
     hints = _hints(cls)  # type: ignore[arg-type]  # of the class itself, which is hashable
     fields = {item.name: item for item in dataclasses.fields(cls)}
-    for name in tree:
-        if name not in fields:
+    for name, value in tree.items():
+        if name not in fields and not _was_default(f"{prefix}{name}", value):
             raise ConfigError(_unknown(f"{prefix}{name}"))
     values = {}
     for name, value in tree.items():
+        if name not in fields:
+            continue
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             values[name] = _build(typing.cast("type[Any]", hint), value, f"{prefix}{name}.")

@@ -361,7 +361,9 @@ class Coordinator:
             self._come_or_go(session, "joined", rows, now)
         self._send(session.peer, Welcome(len(self._roster.clients)))
         if self.phase in (Phase.RUNNING, Phase.DRAINING):
-            start = self._admission.admit(session, join, self.next_round, self._collection.next_open, now)
+            # Elsewhere what was given to a round that is being stored still counts, where late ones do.
+            first_open = self._collection.next_open if self._config.privacy.local else self.next_round
+            start = self._admission.admit(session, join, self.next_round, first_open, now)
             self._started(session, start, now)
             return
         self._admission.gathers(join, now)

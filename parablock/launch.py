@@ -390,9 +390,10 @@ class Launch:
             print(f"parablock run: the broker was ended by {name}; {how_to_go_on(self._out)}", file=sys.stderr)
         if ended:
             if worst == EXIT_INPUT and not (self._out / METRICS).exists():
+                may_change = ", ".join(sorted(settings.MAY_CHANGE))
                 print(
-                    "parablock run: a run that goes on may have another data.train or data.eval; to change any other "
-                    f"setting, begin anew: choose another --out, or delete {shlex.quote(str(self._out))}",
+                    f"parablock run: a run that goes on may have other values of {may_change}; to change anything "
+                    f"else, begin anew: choose another --out, or delete {shlex.quote(str(self._out))}",
                     file=sys.stderr,
                 )
             return worst

@@ -17,7 +17,7 @@ def learning_rate(settings: sections.Solver, round: int, rounds: int) -> float:
     last: a last round at rate 0 would be exchanged for nothing.
     """
     assert 0 <= round < rounds, f"round {round} of a run of {rounds}"
-    rising = int(settings.warmup * rounds)
+    rising = int(settings.warmup * rounds + 1e-9)  # 0.29 of 100 is 28.999999999999996
     if round < rising:
         return settings.lr * (round + 1) / (rising + 1)
     if settings.lr_schedule == "constant":

@@ -35,8 +35,8 @@ class Quorum:
         self._policy = policy
         self._changes = Tally(_TELL_ALL)
         self._since = math.inf  # when it was found missing
-        self._until = -math.inf  # before then it is not missed
-        self._early = False  # it would be, by now, if it were
+        self._until = -math.inf  # before this moment a missing quorum is not said
+        self._early = False  # fewer than the quorum are there, and it is before that moment
 
     def expect(self, until: float) -> None:
         """Clients are coming back, and nobody is missed before `until`, in seconds."""

@@ -92,8 +92,8 @@ class Solver:
     )
     warmup: float = _key(
         0.0,
-        "share of the rounds, rounded down, over which the learning rate rises linearly to lr; a quarter helps much "
-        "where a model is trained from scratch, and next to nothing in fine-tuning",
+        "share of the rounds, rounded down, over which the learning rate rises linearly to lr; from scratch 0.25 is "
+        "worth a try",
         low=0,
         high=0.99,
     )

@@ -219,5 +219,7 @@ class ShardCounts:
 def shown_label(name: str, longest: int) -> str:
     """As a cell of a table can hold it: of a long one both ends, as many begin alike and others end alike."""
     printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
+    if len(printable) <= longest:
+        return printable
     end = (longest - 1) // 2
-    return printable if len(printable) <= longest else f"{printable[: longest - 1 - end]}…{printable[-end:]}"
+    return f"{printable[: longest - 1 - end]}…{printable[len(printable) - end :]}"

@@ -105,6 +105,7 @@ def test_what_one_of_many_runs_raises_is_raised() -> None:
         (["--problems", "builtin", "--set", "pipeline.land=arrival"], "depends on the link"),
         (["--problems", "builtin", "--set", "solver.step=3"], "solver.step"),
         (["--problems", "builtin", "--variant", "parablock", "rounds=3"], "--variant takes a new name .*'parablock'"),
+        (["--quick", "--variant", "x", "rounds=3"], "--quick has two cases, and takes no --variant"),
         (["--problems", "builtin", "--variant", "short"], "--variant takes a new name and what it sets, .*'short'"),
         (["--problems", "builtin", "--variant", "x", "seed=3"], "the same for all cases; leave seed=3 out"),
         (["--problems", "builtin", "--variant", "x", "solver.step=3"], "solver.step"),

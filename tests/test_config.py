@@ -608,6 +608,14 @@ def test_text_is_bounded() -> None:
         load(None, [f"data.template={'x' * 4097}"])
 
 
+def test_a_setting_of_earlier_versions_is_passed_over_at_its_default_and_refused_elsewhere() -> None:
+    before = {**to_dict(from_dict({})), "solver": {"warmup_rounds": 0, "steps": 3}}
+    assert from_dict(before) == from_dict({"solver": {"steps": 3}})
+    check_resumed(before, from_dict(before))
+    message = refused({"solver": {"warmup_rounds": 8}}, "solver.warmup_rounds = 8", "it is solver.warmup now")
+    assert "goes on with the version of parablock that began it" in message
+
+
 def test_a_resumed_run_may_differ_only_where_nothing_depends_on_it() -> None:
     before = to_dict(from_dict({"rounds": 9, "model": "here"}))
     check_resumed(before, from_dict(before))

@@ -28,6 +28,7 @@ from broker.pairs import make_throw_away
 from parablock import config as settings
 from parablock import keys, launch, quickstart
 from parablock.allow_list import AllowList
+from parablock.config import MAY_CHANGE
 from parablock.journal import Journal
 from parablock.journal_rows import Facts
 from parablock.launch import Launch
@@ -406,10 +407,10 @@ def test_of_a_setting_that_was_wrong_from_the_start_it_is_said_that_the_run_cann
     fakes(place, ENDS_WHEN_ASKED + begun + "listen()\n" + HANG, FAILS % exit_code + WAITS)
     code, _ = started(place)
     assert code == exit_code
-    advice = (
-        "another data.train or data.eval; to change any other setting, begin anew: choose another --out, or delete "
-    )
-    assert (f"{advice}{place / 'run'}\n" in capsys.readouterr().err) == told
+    said = capsys.readouterr().err
+    advice = "to change anything else, begin anew: choose another --out, or delete "
+    assert (f"{advice}{place / 'run'}\n" in said) == told
+    assert all((f"{key}" in said.partition("other values of ")[2]) == told for key in MAY_CHANGE)
 
 
 @pytest.mark.parametrize(("begun", "quorum"), [(False, 1), (True, 2)])

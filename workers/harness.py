@@ -78,7 +78,7 @@ def evaluate(loaded: Loaded, chosen: Any, *, batch_size: int, limit: int, truste
         raise HarnessError(
             f"a template of a task does not fit one of its rows: {error}; mend the one or the other"
         ) from error
-    except ArithmeticError as error:  # as a perplexity of rows that the model finds all but impossible
+    except OverflowError as error:  # as a perplexity of rows that the model finds all but impossible
         raise HarnessError(
             f"lm_eval cannot work out a metric of {', '.join(chosen['tasks'])} ({type(error).__name__}: {error}): the "
             "model finds right answers too unlikely for it; name another metric in the task file"
