@@ -55,7 +55,7 @@ class Bug(NamedTuple):
     seed: int
 
 
-SEARCHED = 400
+SEARCHED = 500
 """Histories in which a bug must be found."""
 
 BUGS: dict[str, Bug] = {}
@@ -109,7 +109,7 @@ def _double_fold_on_resend(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Incoming, "take", again)
 
 
-@bug("a contribution that has counted, and is offered again, is taken for a late one", seed=75)
+@bug("a contribution that has counted, and is offered again, is taken for a late one", seed=433)
 def _counted_late_as_well(patch: pytest.MonkeyPatch) -> None:
     settle = Latecomers.settle
 
