@@ -717,7 +717,8 @@ class Network:
         self._blocks_by_round = [self._importance.next() for _ in range(config.in_flight + 1)]
         self.over: events.Over | None = None
         self.over_at = 0.0
-        self._short_since = 0.0  # since when the quorum is missing, as the broker has said
+        self._short_since = math.inf  # since when the quorum is missing, as this broker has said
+        self._restarted_at = -math.inf
         self.processes: list[Process] = []
         self.retries = 0  # how often the disk was tried again
         self.crashed: list[str] = []  # the points at which the broker has died
@@ -875,7 +876,8 @@ class Network:
     def _restart(self) -> None:
         """Another broker, from what is on the disk."""
         self.broker = Broker(self.config, self.manifest, self.folder, self.broker.epoch + 1)
-        self._noted = len(self.notes)
+        self._noted, self._short_since = len(self.notes), math.inf
+        self._restarted_at = self.now
         self.handle(events.Tick())
 
     def begin_again(self) -> None:
@@ -1089,6 +1091,7 @@ class Network:
         policy, timeout_s = self.config.round, self.config.network.timeout_s
         assert policy.quorum_lost == "stop"
         assert self.now >= self._short_since + policy.quorum_lost_s, "it was not waited for"
+        assert self._short_since >= self._restarted_at + timeout_s, "nobody had the time to come back"
         there = {
             process.name
             for process in self.processes

@@ -246,6 +246,11 @@ def _stops_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Quorum, "__init__", lambda self, policy, size: init(self, replace(policy, quorum_lost_s=1e-3), size))
 
 
+@bug("a restarted broker misses its quorum before anybody can have come back", seed=10)
+def _missed_at_once_after_a_restart(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Quorum, "expect", _nothing)
+
+
 class Caught(NamedTuple):
     """How a bug was found. seed: of the first history that does, −1 for none. by: the invariant. failed: histories
     before in which the machine failed by itself. seconds: of processor time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -46,9 +47,9 @@ def test_cosine_is_half_way_in_the_middle_and_flat_at_both_ends() -> None:
 
 @given(schedules, st.integers(1, 60), st.floats(0, 0.99), st.floats(0, 1))
 def test_starts_below_or_at_the_peak_reaches_it_and_ends_where_asked(
-    schedule: str, rounds: int, warmup: float, final: float
+    schedule: Literal["constant", "cosine", "linear"], rounds: int, warmup: float, final: float
 ) -> None:
-    settings = Solver(lr=2e-3, lr_schedule=schedule, lr_final=final, warmup=warmup)  # type: ignore[arg-type]
+    settings = Solver(lr=2e-3, lr_schedule=schedule, lr_final=final, warmup=warmup)
     rates = [learning_rate(settings, round, rounds) for round in range(rounds)]
     rising = next(round for round, rate in enumerate(rates) if rate == pytest.approx(2e-3, rel=1e-12))
     assert rising <= warmup * rounds + 1e-9 < rising + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 
@@ -59,8 +60,8 @@ def test_without_patience_it_is_given_up_at_once() -> None:
 
 
 @pytest.mark.parametrize("policy", ["wait", "fewer", "stop"])
-def test_while_clients_are_coming_back_it_is_not_missed(policy: str) -> None:
-    quorum = Quorum(Rounds(quorum_lost=policy, quorum_lost_s=5.0), 2)  # type: ignore[arg-type]
+def test_while_clients_are_coming_back_it_is_not_missed(policy: Literal["wait", "fewer", "stop"]) -> None:
+    quorum = Quorum(Rounds(quorum_lost=policy, quorum_lost_s=5.0), 2)
     quorum.expect(106.0)
     assert quorum.due == math.inf
     assert quorum.look(1, 100.0) is None

@@ -87,7 +87,7 @@ def evaluate(loaded: Loaded, chosen: Any, *, batch_size: int, limit: int, truste
         failed = traceback.extract_tb(error.__traceback__)[-1].line
         raise HarnessError(
             f"lm_eval gives up on a row of {', '.join(chosen['tasks'])} ({failed}); the model's context has "
-            f"{model.max_length} tokens, and an answer must fit into it: shorten the rows, or leave them out by --limit"
+            f"{model.max_length} tokens: where it is about length, shorten the rows, or leave them out by --limit"
         ) from error
     return results
 
