@@ -8,9 +8,10 @@
 
 M and s are medians of the newest observations, so that one slow round moves nothing. They are known per block, because
 blocks differ in size and a step on the first layers goes back through all others. K stays as it is until M / (f s) has
-left the range that K stands for by a margin: it does not flutter between two values. What a client that trains more
-than others counts in the mean is the business of `round.weights`. Reads no clock: it is told seconds, so that a run
-with adaptive K depends on time and cannot be repeated bit for bit.
+left the range that K stands for by a margin: it does not flutter between two values. Half of the least margin takes no
+step of its own when K is chosen, as a whole step of a slow client is what all others wait for. What a client that
+trains more than others counts in the mean is the business of `round.weights`. Reads no clock: it is told seconds, so
+that a run with adaptive K depends on time and cannot be repeated bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ REMEMBERED = 5
 """Observations that a median is taken over: two odd ones among them change little."""
 
 MARGIN_STEPS, MARGIN_SHARE = 0.25, 0.05
-"""How far beyond its range M / (f s) must be for another K: in steps, or as a share of K where that is more."""
+"""How far beyond its range M / (f s) must be for another K: below it as a share of K, above it at least in steps."""
 
 
 class AdaptiveSteps:
@@ -64,9 +65,9 @@ class AdaptiveSteps:
         exchanges = [seconds for seconds in map(self._exchange_s.of, hides) if seconds is not None]
         if exchanges and step_s is not None:
             wanted = fmean(exchanges) / (self._in_flight * step_s)
-            margin = max(MARGIN_STEPS, MARGIN_SHARE * steps)
-            if not steps - 1 - margin < wanted <= steps + margin:
-                steps = max(math.ceil(min(wanted, self._high)), self._low)
+            below, above = MARGIN_SHARE * steps, max(MARGIN_STEPS, MARGIN_SHARE * steps)
+            if not steps - 1 - below < wanted <= steps + above:
+                steps = max(math.ceil(min(wanted - MARGIN_STEPS / 2, self._high)), self._low)
         self._chosen[block] = self._newest = steps
         return steps
 

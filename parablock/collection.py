@@ -350,7 +350,8 @@ class Collection:
             turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)
             if self._folding.withheld:
                 self._distribution.ship(session, shipment, now)
-            self._distribution.announce(session, shipment, entry.base, entry.counted, now, turns)
+            ahead_s = round.ahead_s(session.name, entry.contributors)
+            self._distribution.announce(session, shipment, entry.base, entry.counted, now, turns, ahead_s)
             if self._folding.withheld:
                 self._distribution.more(session, shipment)
         self._emit(

@@ -105,11 +105,12 @@ class Distribution:
         counted: tuple[str, ...],
         now: float,
         turns: Sequence[Turn] = (),
+        ahead_s: float = 0.0,
     ) -> None:
         """Tell a session of a commit, whose block it is getting or shall get (no bytes where nobody was counted).
 
         Where it gets nothing of it yet no chunk leaves now: the answer says what it holds from an earlier session.
-        turns: what is to be said with it of rounds ahead.
+        turns: what is to be said with it of rounds ahead. ahead_s: as in `Commit`.
         """
         download = session.downloads.get(shipment.round)
         if download is None or download.shipment is not shipment:
@@ -125,6 +126,7 @@ class Distribution:
             session.name in counted,
             tuple(turn.block for turn in turns),
             tuple(turn.trains for turn in turns),
+            ahead_s,
         )
         download.progress_at = now
         self._say(session, download.commit)

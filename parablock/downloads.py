@@ -137,6 +137,7 @@ class Downloads:
                 commit.counted,
                 download.began,
                 now,
+                commit.ahead_s,
             )
         )
         return True

@@ -35,7 +35,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Version of the messages. Both sides must speak the same."""
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -300,7 +300,8 @@ class Commit:
     What counts late, of an earlier round, is among the former and has no part in the latter.
     attempt: whose chunks are the new block. 0: those of a transfer in full, in float32. With a lossy codec the chunks
     of any other attempt hold the change since round `base`, the one that made the block's version before (−1: none).
-    blocks, trains: as in Start, of the round that comes rounds in flight + 1 after this one.
+    blocks, trains: as in Start, of the round that comes rounds in flight + 1 after this one. ahead_s: if counted, for
+    how long this worker's contribution had been complete when the last one that counts was; else 0.
     """
 
     round: Round
@@ -312,6 +313,7 @@ class Commit:
     counted: bool
     blocks: Annotated[tuple[BlockIndex, ...], Items(1)] = ()
     trains: Annotated[tuple[bool, ...], Items(1)] = ()
+    ahead_s: Annotated[float, Real(0.0, 1e12)] = 0.0
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,8 @@ class Dropped:
 class Arrived:
     """A round is committed and every chunk of its block was taken. contributors 0: it changed nothing.
 
-    attempt: which one counts. base: the round that made the version of the block before (−1: none did).
+    attempt: which one counts. base: the round that made the version of the block before (−1: none did). ahead_s: for
+    how long the own contribution had been complete when the last one that counts was.
     """
 
     round: int
@@ -265,6 +266,7 @@ class Arrived:
     counted: bool
     began: float
     ended: float
+    ahead_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from parablock.aggregation import Contribution
 from parablock.coordinator_events import Fold, Measure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from parablock.late import Late
@@ -54,13 +54,14 @@ TRANSITIONS = {
 class Upload:
     """A contribution that has begun to arrive. session: which process of the client sends it; no other may go on.
 
-    progress_at: when the newest chunk came, or more was allowed to come; in seconds.
+    progress_at: when the newest chunk came, or more was allowed to come; in seconds. done_at: when the last one came.
     """
 
     session: str
     offer: Offer
     incoming: Incoming
     progress_at: float
+    done_at: float = 0.0
     pieces: list[Buffer] = field(default_factory=list)  # its chunks, encoded, uncopied
 
 
@@ -159,6 +160,12 @@ class Round:
         self.drop(client)
         self.out.add(client)
         self.unfit.add(client)
+
+    def ahead_s(self, client: str, counted: Sequence[str]) -> float:
+        """Seconds from the end of the client's contribution to that of the last one of `counted`; 0 if it is not."""
+        if client not in counted:
+            return 0.0
+        return max(self.uploads[name].done_at for name in counted) - self.uploads[client].done_at
 
     def settle_left_out(self) -> None:
         """Who is `left_out` now is for good: has answered, and is neither counted nor late."""

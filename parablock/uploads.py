@@ -139,6 +139,7 @@ class Uploads:
     def _done(self, round: Round, client: str, now: float) -> None:
         """A contribution is complete."""
         round.done.add(client)
+        round.uploads[client].done_at = now
         deadline_s = self._config.round.deadline_s
         if round.first_done_at is None:
             round.first_done_at = now

@@ -28,9 +28,9 @@ def settled(choice: AdaptiveSteps, exchange_s: float, step_s: float, rounds: int
 
 
 def near(steps: int, wanted: float) -> bool:
-    """Whether `wanted` is in the range that K stands for, with its margin."""
-    margin = max(MARGIN_STEPS, MARGIN_SHARE * steps) + 1e-6
-    return steps - 1 - margin <= wanted <= steps + margin
+    """Whether `wanted` is in the range that K stands for, with its margins."""
+    below, above = MARGIN_SHARE * steps + 1e-6, max(MARGIN_STEPS, MARGIN_SHARE * steps) + 1e-6
+    return steps - 1 - below <= wanted <= steps + above
 
 
 @given(
@@ -104,6 +104,12 @@ def test_noise_around_a_whole_number_of_steps_moves_nothing() -> None:
         choice.trained(0, steps, steps * generator.uniform(0.98, 1.02))
         choice.exchanged(0, 7.0 * generator.uniform(0.98, 1.02))
     assert seen == {7}
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("wanted", [1.8, 2.1])
+def test_a_tenth_of_a_step_is_not_hidden_behind_a_whole_one_wherever_it_began(first: int, wanted: float) -> None:
+    assert settled(adaptive(first), wanted, 1.0) == (2 if (first, wanted) != (3, 2.1) else 3), "3 stands for it as well"
 
 
 def test_one_slow_round_moves_nothing() -> None:

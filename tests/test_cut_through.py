@@ -108,6 +108,19 @@ def test_a_chunk_leaves_when_it_is_in_from_everybody_and_before_the_commit() -> 
     assert desk.to("a") == desk.to("b") == [Commit(0, 0, 1, -1, 1200, 2, True)], "when it is durable"
 
 
+def test_a_client_is_told_for_how_long_it_had_been_ready_when_the_last_one_was() -> None:
+    desk = gathered("a", "b", "c")
+    offer(desk, "a", "b")
+    desk.say("c", Abstain(0, "no rows"))
+    send(desk, 0, "a", "b")
+    send(desk, 1, "a")
+    desk.handle(Tick(), after_s=3.0)
+    send(desk, 1, "b")
+    desk.handle(Tick(), after_s=1.0)  # the fold takes its time, which is everybody's
+    desk.work()
+    assert [desk.to(name)[-1].ahead_s for name in "abc"] == [3.0, 0.0, 0.0]
+
+
 def test_contributions_are_let_go_when_all_is_folded() -> None:
     """The disk may take its time, or be full; nothing is folded anew from here on."""
     desk = gathered("a", "b")

@@ -78,6 +78,7 @@ class Trainer:
     landed: int = 0
     misses: dict[int, float] = field(default_factory=dict)
     diverges: int = -1
+    exchange: tuple[float, float] = 0.5, 0.0  # seconds from a delta to its block; of them, those for slower clients
 
     def train(self, round: int, blocks: list[int], steps: int) -> list[Solved]:
         made = list(enumerate(blocks, start=round))
@@ -94,8 +95,11 @@ class Trainer:
 
     def land(self, through: int, _next_round: int) -> list[Landed]:
         first, self.landed = self.landed, max(min(through + 1, len(self.participant.turns)), self.landed)
+        lasts, ahead_s = self.exchange
         arrivals = [
-            Arrived(round, round % 4, 1, -1, 2, self.participant.turns[round] == "T", 1.0, 2.0)
+            Arrived(
+                round, round % 4, 1, -1, 2, self.participant.turns[round] == "T", 10.5, 10.5 + round + lasts, ahead_s
+            )
             for round in range(first, self.landed)
         ]
         self.done += [f"lands {arrived.round}" for arrived in arrivals if self.misses]
@@ -129,6 +133,7 @@ def run(
     first: int = 0,
     diverges: int = -1,
     releases: Releases | None = None,
+    exchange: tuple[float, float] = (0.5, 0.0),
     **tables: Any,
 ) -> tuple[Trainer, Link]:
     """A client's run from round `first` on, of as many rounds as there are turns. misses: of guesses, by round."""
@@ -136,7 +141,7 @@ def run(
     participant = Participant(turns)
     link, trainer = (
         Link(participant, Started(first, 4, first)),
-        Trainer(participant, misses=misses or {}, diverges=diverges),
+        Trainer(participant, misses=misses or {}, diverges=diverges, exchange=exchange),
     )
     setup = SimpleNamespace(config=config, manifest=manifest_of(), held_out=None)
     noise = Noise(key=1)
@@ -159,6 +164,15 @@ def test_a_client_trains_its_rounds_and_passes_the_others_by() -> None:
         (0, 8), (3, 8), (4, 8)
     ]  # fmt: skip
     assert trainer.landed == 5, "it lands every round"
+
+
+@pytest.mark.parametrize(("exchange", "steps"), [((0.5, 0.0), 8), ((3.0, 2.5), 8), ((3.0, 0.0), 48), ((3.0, 4.0), 1)])
+def test_adaptive_steps_hide_the_exchange_and_not_the_wait_for_slower_clients(
+    exchange: tuple[float, float], steps: int
+) -> None:
+    """Eight steps last half a second."""
+    _, link = run("TTT", exchange=exchange, solver={"adaptive": True, "steps": 8, "min_steps": 1, "max_steps": 100})
+    assert [event.steps for event in link.heard if isinstance(event, Contribute)] == [8, 8, steps]
 
 
 def test_a_round_that_diverges_is_withheld_and_told_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -648,5 +648,5 @@ def test_the_examples_of_this_file_are_valid() -> None:
         assert decode(frames_of(header_of(envelope), envelope)) == envelope
     assert isinstance(simplest(Hello).message, Hello)
     assert simplest(Heartbeat).message == Heartbeat(1.5, 1, 1, "a-1")
-    assert simplest(Commit).message == Commit(1, 1, 1, 1, 1, 1, counted=True, blocks=(1,), trains=(True,))
+    assert simplest(Commit).message == Commit(1, 1, 1, 1, 1, 1, counted=True, blocks=(1,), trains=(True,), ahead_s=1.5)
     assert simplest(Landed).message == Landed(1, *((1.5, 1.5),) * 4, 1.5, 1.5, 1.5, 1, 1, 1.5)

@@ -260,8 +260,8 @@ class RoundLoop:
                 log.warning(told, arrived.round, block.miss)
             computing = self._computed.pop(arrived.round, _NEVER)
             uploading = self._link.uploads.pop(arrived.round, _NEVER)
-            if arrived.counted and _NEVER not in (computing, uploading):
-                self._steps.exchanged(arrived.block, _exchange_s(computing, uploading, arrived))
+            if arrived.counted and computing != _NEVER:
+                self._steps.exchanged(arrived.block, _exchange_s(computing, arrived))
             report = messages.Landed(
                 round=arrived.round,
                 computing=computing,
@@ -320,10 +320,9 @@ def _share(round: int, scores: Mapping[str, Scores]) -> messages.Evaluated:
     )
 
 
-def _exchange_s(computing: Span, uploading: Span, arrived: Arrived) -> float:
-    """Seconds from the own delta ready to the block held, without those in which the link had nothing to do for us.
+def _exchange_s(computing: Span, arrived: Arrived) -> float:
+    """Seconds from the own delta ready to the block held, had the own contribution been the last to be complete.
 
-    Between our upload's end and the download's beginning the broker waits for slower clients, and folds. Where blocks
-    come down while contributions still go up, what is left of that wait is at most the slowest one's upload.
+    Slower ones are no part of it, also where the block comes down chunk by chunk as theirs go up.
     """
-    return arrived.ended - computing[1] - max(arrived.began - uploading[1], 0.0)
+    return max(arrived.ended - computing[1] - arrived.ahead_s, 0.0)
