@@ -346,12 +346,13 @@ class Collection:
             self._tell(name, Rejected(round.number, reason))
             self._emit(Note("uncounted", name, f"round {round.number}: {reason}"))
         self._latecomers.settle(round, self._rounds.members(round), entry.counted)
+        ahead_s = round.ahead_s(entry.contributors)
         for session in self._roster.active():
             turns = self._agenda.turns(round.number + self._config.in_flight + 1, session.name)
             if self._folding.withheld:
                 self._distribution.ship(session, shipment, now)
-            ahead_s = round.ahead_s(session.name, entry.contributors)
-            self._distribution.announce(session, shipment, entry.base, entry.counted, now, turns, ahead_s)
+            waited_s = ahead_s.get(session.name, 0.0)
+            self._distribution.announce(session, shipment, entry.base, entry.counted, now, turns, waited_s)
             if self._folding.withheld:
                 self._distribution.more(session, shipment)
         self._emit(

@@ -161,11 +161,11 @@ class Round:
         self.out.add(client)
         self.unfit.add(client)
 
-    def ahead_s(self, client: str, counted: Sequence[str]) -> float:
-        """Seconds from the end of the client's contribution to that of the last one of `counted`; 0 if it is not."""
-        if client not in counted:
-            return 0.0
-        return max(self.uploads[name].done_at for name in counted) - self.uploads[client].done_at
+    def ahead_s(self, counted: Sequence[str]) -> dict[str, float]:
+        """By client that counts, seconds from the end of its contribution to that of the last one."""
+        done_at = {name: self.uploads[name].done_at for name in counted}
+        last = max(done_at.values(), default=0.0)
+        return {name: last - ended for name, ended in done_at.items()}
 
     def settle_left_out(self) -> None:
         """Who is `left_out` now is for good: has answered, and is neither counted nor late."""
