@@ -80,7 +80,9 @@ def _value(hint: Any, rng: random.Random) -> Any:
         case Whole(low, high):
             return rng.choice((low, high, max(low, min(high, rng.randint(-1, 9))), rng.randint(low, high)))
         case Real(low, high):
-            return rng.choice((low, high, 0.0, rng.uniform(-1.0, 1.0), rng.uniform(low / 2, high / 2)))
+            return rng.choice(
+                (low, high, 0.0, max(low, min(high, rng.uniform(-1.0, 1.0))), rng.uniform(low / 2, high / 2))
+            )
         case Text(longest, "any"):
             return "".join(chr(rng.randrange(1, 0xD7FF)) for _ in range(rng.randint(0, min(longest, 20))))
         case Text(longest, alphabet):
