@@ -13,11 +13,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from parablock import config, models, robust
 from parablock.aggregation import server_move, unfit
-from parablock.blocks import read_block
+from parablock.blocks import read_block, write_block
 from parablock.measurement import judge, products
 from parablock.participant_events import Arrived
 from parablock.schedule import Schedule
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     import numpy.typing as npt
 
     from parablock.config import Config
@@ -58,10 +58,17 @@ class Simulation:
     """The clients of a run, and what they have in common. Raises ValueError as `check` does.
 
     steps: of each client in every round, as adaptive K might choose them; None: `solver.steps` of all. forge: makes of
-    a round and its deltas, by number of the client, what is sent; None: just those.
+    a round and its deltas, by number of the client, what is sent; None: just those. disturbance: by how much of
+    themselves the values that training begins with are off, at one standard deviation (normal, seeded).
     """
 
-    def __init__(self, settings: Config, steps: Sequence[int] | None = None, forge: Forge | None = None) -> None:
+    def __init__(
+        self,
+        settings: Config,
+        steps: Sequence[int] | None = None,
+        forge: Forge | None = None,
+        disturbance: float = 0.0,
+    ) -> None:
         check(settings)
         self._settings = settings
         self._forge = forge or (lambda _round, deltas: deltas)
@@ -69,6 +76,8 @@ class Simulation:
         self.clients = [Client(settings, index, taken) for index, taken in enumerate(steps)]
         manifest, model = self.clients[0].setup.manifest, self.clients[0].setup.model
         self.blocks: list[Vector] = [read_block(model, block).numpy() for block in manifest.blocks]
+        if disturbance:
+            self._disturb(disturbance)
         self._versions = [-1] * len(self.blocks)
         self._server: dict[int, dict[str, Vector]] = {}
         schedule = Schedule.of(settings, len(self.blocks))
@@ -87,6 +96,15 @@ class Simulation:
         scores = total(client.evaluate() for client in self.clients)
         misses = [miss for client in self.clients for miss in client.misses]
         return Outcome(scores.loss, sum(misses) / len(misses), sum(client.synchronous for client in self.clients))
+
+    def _disturb(self, size: float) -> None:
+        """All clients begin with other values, the same ones."""
+        numbers = np.random.default_rng(self._settings.seed)
+        for number, block in enumerate(self.clients[0].setup.manifest.blocks):
+            factors = 1.0 + size * numbers.standard_normal(block.numel)
+            self.blocks[number] = values = self.blocks[number] * factors.astype(np.float32)
+            for client in self.clients:
+                write_block(client.setup.model, block, torch.from_numpy(values))
 
     def _commit(self, round: int, block: int, solved: Sequence[Solved]) -> None:
         deltas = {number: each.values.wait() for number, each in enumerate(solved) if each.values is not None}
@@ -167,10 +185,12 @@ class Client:
         return total(self._trainer.evaluate().values())
 
 
-def outcome(settings: Config, steps: Sequence[int] | None = None, forge: Forge | None = None) -> Outcome:
-    """Of a run on one torch thread, from its beginning to its end. steps, forge: as in `Simulation`."""
+def outcome(
+    settings: Config, steps: Sequence[int] | None = None, forge: Forge | None = None, disturbance: float = 0.0
+) -> Outcome:
+    """Of a run on one torch thread, from its beginning to its end. The arguments are `Simulation`'s."""
     _alone()
-    return Simulation(settings, steps, forge).run()
+    return Simulation(settings, steps, forge, disturbance).run()
 
 
 def pretrain(settings: Config, out: Path) -> None:

@@ -12,6 +12,8 @@ Case slow-one is parablock where the first client takes K / 2 steps a round: ada
 slow-one-fedbcd is fedbcd with such a client: what the steps that nobody takes cost alone. Case longer is parablock with
 a tenth more rounds, for which it still needs no more than 0.6 of fedbcd's time where M = C. With --variant there are
 cases of one's own: parablock with settings of their own, a mode among them (an optimizer, a server's, a baseline).
+A case with ~ is the one before it with starting values that are off by a millionth: what it does to a loss any change
+does, so that a gap of one seed tells no more than that of fedbcd~ leaves.
 Losses are those of simulated runs (`bench.simulation`): what a run of processes gives, without its time. Gaps are means
 over seeds with their 95 % confidence interval (Student's t on log ratios), held against a bar of 0.5 %.
 """
@@ -56,7 +58,13 @@ SLOW = {"slow-one": "parablock", "slow-one-fedbcd": REFERENCE}
 """Cases in which the first client takes half of the steps, and what they are otherwise."""
 
 LONGER = "longer"
-KNOWN = (REFERENCE, "parablock", "own", "stale", *SLOW, LONGER)
+DISTURBED = {f"{case}~": case for case in (REFERENCE, "parablock")}
+"""Cases that begin with other values, and what they are otherwise."""
+
+DISTURBANCE = 1e-6
+"""By how much of themselves those are off, at one standard deviation: some ten units in float32's last place."""
+
+KNOWN = (REFERENCE, "parablock", "own", "stale", *SLOW, LONGER, *DISTURBED)
 """The cases."""
 
 MIDDLE = (4, 8, 1.0)
@@ -136,8 +144,8 @@ class Plan:
         return (cell.steps // 2, *(cell.steps,) * (cell.clients - 1)) if case in SLOW else None
 
     def _like(self, case: str) -> str:
-        """The case of `bench.convergence_cases` that it is, but for `steps`, `variants` and more rounds."""
-        return "parablock" if case == LONGER or case in self.variants else SLOW.get(case, case)
+        """The case of `bench.convergence_cases` that it is, but for what makes it a case of its own here."""
+        return "parablock" if case == LONGER or case in self.variants else {**SLOW, **DISTURBED}.get(case, case)
 
     def sources(self, problem: Problem) -> list[str]:
         name, *more = problem.rows
@@ -167,7 +175,8 @@ def _outcomes(plan: Plan, folder: Path) -> dict[tuple[Cell, str, int], Outcome]:
 
     def task(cell: Cell, case: str, seed: int) -> Task[Outcome]:
         base = model if PROBLEMS[cell.problem].pretrained else "builtin"
-        arguments = plan.settings(cell, case, seed, base), plan.steps(cell, case)
+        disturbance = DISTURBANCE if case in DISTURBED else 0.0
+        arguments = plan.settings(cell, case, seed, base), plan.steps(cell, case), None, disturbance
         return Task(f"{cell.name}, {case}, seed {seed}", simulation.outcome, arguments)
 
     tasks = {

@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from bench.simulation import Outcome, Simulation
 from bench.simulations import Task
 from bench.staleness import Cell
 from parablock import config
+from parablock.blocks import read_block
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,6 +136,26 @@ def test_longer_is_a_tenth_more_rounds() -> None:
     assert plan.steps(CELL, "longer") is None
 
 
+@pytest.mark.parametrize("case", ["fedbcd", "parablock"])
+def test_a_disturbed_case_differs_in_where_it_begins_alone(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Task[Outcome]] = []
+
+    def ran(tasks: dict[tuple[Cell, str, int], Task[Outcome]], *_: object) -> dict[tuple[Cell, str, int], Outcome]:
+        asked.extend(tasks.values())
+        return dict.fromkeys(tasks, Outcome(1.0, 0.5, 0))
+
+    monkeypatch.setattr(simulations, "run", ran)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--problems", "builtin", "--clients", "2", "--steps", "1", "--seeds", "3"]
+    assert staleness.main([*arguments, "--cases", f"{case},{case}~"]) == 0
+    named = {task.name: task.arguments for task in asked}
+    as_it_is, disturbed = (named[f"builtin, 2 clients, K = 1, {each}, seed 3"] for each in (case, f"{case}~"))
+    assert as_it_is[:3] == disturbed[:3]
+    assert (as_it_is[3], disturbed[3]) == (0.0, staleness.DISTURBANCE)
+
+
 def test_a_variant_is_parablock_with_settings_of_its_own() -> None:
     asked = ["--variant", "sgd", "solver.optimizer=sgd", "solver.lr=0.3", "--variant", "fewer", "rounds=16"]
     plan = staleness._plan(staleness._parser().parse_args(["--data", ".", *asked]), None)
@@ -160,6 +182,17 @@ def test_the_guard_makes_rounds_synchronous() -> None:
     assert outcome.synchronous == 4, "two clients in rounds 2 and 3; nothing had landed before round 1"
     assert outcome.miss == 1.0
     assert [client.synchronous for client in made.clients] == [2, 2]
+
+
+def test_a_disturbance_is_the_same_for_all_clients_and_small() -> None:
+    given = config.load(None, BUILTIN)
+    plain, made, again = Simulation(given), Simulation(given, disturbance=1e-3), Simulation(given, disturbance=1e-3)
+    for number, block in enumerate(made.clients[0].setup.manifest.blocks):
+        values = made.blocks[number]
+        assert np.array_equal(values, again.blocks[number])
+        off = np.linalg.norm(values - plain.blocks[number]) / np.linalg.norm(plain.blocks[number])
+        assert 0.9e-3 < off < 1.1e-3
+        assert all(np.array_equal(read_block(client.setup.model, block), values) for client in made.clients)
 
 
 def test_steps_may_differ_between_clients() -> None:
