@@ -38,7 +38,7 @@ def plot(
     if linear_to is not None:
         axes.set_xscale("symlog", linthresh=linear_to)
     axes.set_yticks(range(len(groups)), groups)
-    axes.invert_yaxis()
+    axes.set_ylim(len(groups) - 0.5, -0.5)  # the first group on top
     axes.set_xlabel(f"{what}, with 95 % intervals; dashed: the bar")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
