@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parablock.adaptive_steps import MARGIN_SHARE, MARGIN_STEPS, AdaptiveSteps
+from parablock.messages import Offer
+from parablock.participant_events import Arrived
+from parablock.rounds import Round, Upload
 from parablock.sections import Solver
+from parablock.transfer import Incoming
+from workers.rounds import _exchange_s
 
 seconds = st.floats(1e-9, 1e9)
 
@@ -84,6 +89,43 @@ def test_the_round_that_hides_and_the_exchange_that_waits_for_the_one_before_fin
         choice.trained(0, steps, 1.0 * steps)
         choice.exchanged(0, link_s + max(link_s - steps, 0.0))
     assert choice.next(0, [0]) == 12
+
+
+def raced(step_s: dict[str, float], exchange_s: float, rounds: int = 40) -> tuple[dict[str, int], float]:
+    """The K of clients that train together, by name, and how long their rounds last in the end.
+
+    One round is in flight. A client's own way up takes `exchange_s`, one contribution after the other, and each block
+    comes down as the last one goes up.
+    """
+    choices = {name: adaptive() for name in step_s}
+    ended, up = dict.fromkeys(step_s, 0.0), dict.fromkeys(step_s, 0.0)
+    landed = [0.0, 0.0]
+    for number in range(rounds):
+        closing = Round(number, number % 4)
+        for name, choice in choices.items():
+            began = max(ended[name], landed[-2])
+            steps = choice.next(number % 4, [(number - 1) % 4])
+            ended[name] = began + steps * step_s[name]
+            choice.trained(number % 4, steps, ended[name] - began)
+            up[name] = max(up[name], ended[name]) + exchange_s
+            offer = Offer(number, number % 4, 1, 1, steps, 0.0)
+            closing.begin(name, Upload("", offer, Incoming(1, 1, 1), up[name], done_at=up[name]))
+        landed.append(max(up.values()))
+        for name, ahead_s in closing.ahead_s(list(step_s)).items():
+            arrived = Arrived(number, number % 4, 1, -1, len(step_s), True, landed[-2], landed[-1], ahead_s)
+            choices[name].exchanged(number % 4, _exchange_s((0.0, ended[name]), arrived))
+    taken = {name: choice.next(rounds % 4, [(rounds - 1) % 4]) for name, choice in choices.items()}
+    return taken, (landed[-1] - landed[-9]) / 8
+
+
+@pytest.mark.parametrize("slower", [1.5, 2.0, 3.0])
+def test_beside_a_slower_client_rounds_last_no_longer(slower: float) -> None:
+    """What the fast one waits for is not taken for its own exchange, which more steps would hide."""
+    alike, alike_s = raced({"a": 1.0, "b": 1.0}, exchange_s=12.0)
+    taken, round_s = raced({"a": 1.0, "b": slower}, exchange_s=12.0)
+    assert alike == {"a": 12, "b": 12}
+    assert taken == {"a": 12, "b": 12 / slower}
+    assert round_s == pytest.approx(alike_s)
 
 
 def test_before_the_first_exchange_it_is_the_steps_of_the_settings() -> None:
