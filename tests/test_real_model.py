@@ -2,7 +2,7 @@
 
     PARABLOCK_SMOLLM2=DIR python -m pytest -m slow tests/test_real_model.py
 
-DIR is made by ../shared/tools/make_smollm2.py. Takes half an hour on two cores.
+DIR is made by ../shared/tools/make_smollm2.py. Takes half an hour to an hour on two cores.
 """
 
 from __future__ import annotations
