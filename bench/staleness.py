@@ -12,8 +12,8 @@ Case slow-one is parablock where the first client takes K / 2 steps a round: ada
 slow-one-fedbcd is fedbcd with such a client: what the steps that nobody takes cost alone. Case longer is parablock with
 a tenth more rounds, for which it still needs no more than 0.6 of fedbcd's time where M = C. With --variant there are
 cases of one's own: parablock with settings of their own, a mode among them (an optimizer, a server's, a baseline).
-A case with ~ is the one before it with starting values that are off by a millionth: what it does to a loss any change
-does, so that a gap of one seed tells no more than that of fedbcd~ leaves.
+fedbcd~ and parablock~ begin with values that are off by a millionth: what that does to a loss any change does, however
+small, so that a gap tells something only where it is larger than fedbcd~'s.
 Losses are those of simulated runs (`bench.simulation`): what a run of processes gives, without its time. Gaps are means
 over seeds with their 95 % confidence interval (Student's t on log ratios), held against a bar of 0.5 %.
 """

@@ -301,7 +301,8 @@ class Commit:
     attempt: whose chunks are the new block. 0: those of a transfer in full, in float32. With a lossy codec the chunks
     of any other attempt hold the change since round `base`, the one that made the block's version before (−1: none).
     blocks, trains: as in Start, of the round that comes rounds in flight + 1 after this one. ahead_s: if counted, for
-    how long this worker's contribution had been complete when the last one that counts was; else 0.
+    how long this worker's contribution had been complete when the last one that counts was; else 0, and so where the
+    commit is told again in a new session.
     """
 
     round: Round

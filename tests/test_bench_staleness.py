@@ -186,10 +186,9 @@ def test_the_guard_makes_rounds_synchronous() -> None:
 
 def test_a_disturbance_is_the_same_for_all_clients_and_small() -> None:
     given = config.load(None, BUILTIN)
-    plain, made, again = Simulation(given), Simulation(given, disturbance=1e-3), Simulation(given, disturbance=1e-3)
+    plain, made = Simulation(given), Simulation(given, disturbance=1e-3)
     for number, block in enumerate(made.clients[0].setup.manifest.blocks):
         values = made.blocks[number]
-        assert np.array_equal(values, again.blocks[number])
         off = np.linalg.norm(values - plain.blocks[number]) / np.linalg.norm(plain.blocks[number])
         assert 0.9e-3 < off < 1.1e-3
         assert all(np.array_equal(read_block(client.setup.model, block), values) for client in made.clients)
